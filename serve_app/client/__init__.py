@@ -1,0 +1,1 @@
+"""The calling side: how workloads and commands reach the driver."""

@@ -1,0 +1,1 @@
+"""The driver: shards a population over the replicas and commits one durable outcome a row."""

@@ -1,0 +1,40 @@
+"""The engine's contract. Everything that serves or drives an engine uses this and nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from serve_app.schema import Chunk, Completion, EngineInfo
+
+# ASGI 3.0: scope, receive, send.
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Engine(Protocol):
+    """One model on one set of devices. Coroutines all run in the event loop that ran `start`."""
+
+    async def start(self) -> None:
+        """Load the model and return once a token was generated.
+
+        Raises BadSettings, ModelNotFound or NotEnoughMemory for what the user can mend, EngineFailed otherwise.
+        """
+
+    @property
+    def info(self) -> EngineInfo:
+        """What runs here; valid after `start`."""
+
+    def app(self) -> ASGIApp:
+        """The OpenAI-compatible HTTP application over this engine; valid after `start`."""
+
+    async def run(self, chunk: Chunk) -> tuple[Completion, ...]:
+        """One completion a prompt, in order. A prompt that the engine refuses gets a completion with `error`.
+
+        Raises EngineFailed when the engine is lost; nothing of the chunk is then done.
+        """
+
+    async def check_health(self) -> None:
+        """Return if the engine makes progress. Raises EngineFailed when it died or hangs."""
+
+    async def shutdown(self) -> None:
+        """Stop the engine and every process it started. May be called at any time, and twice."""

@@ -1,0 +1,110 @@
+"""A deterministic engine without a model, for tests and for clusters larger than the machine at hand.
+
+Answers are a hash of the prompt, so they are the same on every replica. Latency is a roofline: a fixed time
+a step plus a time a token that the prefix cache does not hold. Whatever it answers is marked simulated.
+The default coefficients were measured on vLLM 0.32 at TP=2 on two cores with SmolLM2-135M: 384 prompts of
+205 tokens (160 shared) at 24-26 rows/s, that is about 40 ms a row of 45 uncached tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.engine.protocol import ASGIApp
+from serve_app.errors import EngineFailed
+from serve_app.schema import Chunk, Completion, EngineInfo
+from serve_app.settings import SimulatedSettings
+
+
+class SimulatedEngine:
+    """See `engine.protocol.Engine`. `options` are those a vLLM engine would get; only names and sizes are read."""
+
+    def __init__(self, options: Mapping[str, Any], settings: SimulatedSettings) -> None:
+        self._options = options
+        self._settings = settings
+        self._prefixes: set[tuple[int, ...]] = set()
+        self._device = asyncio.Lock()
+        self._chunks = 0
+        self._failed = False
+
+    async def start(self) -> None:
+        return None
+
+    @property
+    def info(self) -> EngineInfo:
+        served = self._options.get("served_model_name") or self._options.get("model") or "simulated"
+        return EngineInfo(
+            model=served if isinstance(served, str) else str(served[0]),
+            engine_version="simulated",
+            tensor_parallel_size=int(self._options.get("tensor_parallel_size") or 1),
+            max_model_len=int(self._options.get("max_model_len") or 8192),
+            prefix_caching=True,
+            simulated=True,
+        )
+
+    def app(self) -> ASGIApp:
+        from fastapi import FastAPI
+
+        app = FastAPI(title="simulated engine")
+
+        @app.get("/health")
+        async def health() -> dict[str, bool]:
+            return {"simulated": True}
+
+        @app.get("/v1/models")
+        async def models() -> dict[str, Any]:
+            return {"object": "list", "data": [{"id": self.info.model, "object": "model", "owned_by": "simulated"}]}
+
+        return app
+
+    async def run(self, chunk: Chunk) -> tuple[Completion, ...]:
+        await self.check_health()
+        started = time.perf_counter()
+        cached = [self._cached_tokens(prompt) for prompt in chunk.prompts]
+        tokens = sum(len(prompt) - hit for prompt, hit in zip(chunk.prompts, cached, strict=True))
+        steps = math.ceil(len(chunk.prompts) / self._settings.max_num_seqs)
+        async with self._device:  # one device: chunks queue up for it
+            await asyncio.sleep((steps * self._settings.step_ms + tokens * self._settings.prefill_ms_per_token) / 1000)
+        self._chunks += 1
+        if self._settings.fail_after_chunks is not None and self._chunks > self._settings.fail_after_chunks:
+            self._failed = True
+            await self.check_health()
+        latency_ms = (time.perf_counter() - started) * 1000
+        return tuple(
+            _answer(prompt, chunk, hit, latency_ms) for prompt, hit in zip(chunk.prompts, cached, strict=True)
+        )
+
+    def _cached_tokens(self, prompt: tuple[int, ...]) -> int:
+        size, hit = self._settings.block_size, 0
+        for end in range(size, len(prompt), size):
+            if prompt[:end] in self._prefixes:
+                hit = end
+            else:
+                self._prefixes.add(prompt[:end])
+        return hit
+
+    async def check_health(self) -> None:
+        if self._failed:
+            raise EngineFailed("simulated: the engine failed as scripted")
+
+    async def shutdown(self) -> None:
+        self._failed = True
+
+
+def _answer(prompt: tuple[int, ...], chunk: Chunk, cached: int, latency_ms: float) -> Completion:
+    digest = hashlib.sha256(repr(prompt).encode()).digest()
+    weights = [1 + digest[i % len(digest)] for i in range(len(chunk.label_ids))]
+    return Completion(
+        text=None if chunk.label_ids else f"simulated-{digest.hex()[:8]}",
+        label_logprobs=tuple(math.log(0.9 * weight / sum(weights)) for weight in weights),
+        finish_reason="length",
+        prompt_tokens=len(prompt),
+        cached_tokens=cached,
+        completion_tokens=1,
+        latency_ms=latency_ms,
+    )

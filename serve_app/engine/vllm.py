@@ -1,0 +1,353 @@
+"""The adapter: vLLM's AsyncLLM with the multiprocessing executor, behind our engine protocol.
+
+The only module that imports vllm, and only once an engine starts. `vllm/__init__.py` exports a small
+supported API; all else used here moves between minor versions, so vLLM is pinned exactly and
+`tests/engine/test_vllm_api.py` imports every name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+
+from serve_app.engine.cpu import (
+    CoreClaim,
+    available_cores,
+    check_memory,
+    claim_cores,
+    kv_bytes_per_rank,
+    memory_bytes,
+    worker_bytes,
+)
+from serve_app.engine.options import check_options, known_options
+from serve_app.engine.protocol import ASGIApp
+from serve_app.errors import BadSettings, EngineFailed, ServeAppError
+from serve_app.models.catalog import check_heads, resolve_model, weight_bytes
+from serve_app.schema import Chunk, Completion, EngineInfo
+from serve_app.settings import HealthSettings
+
+logger = logging.getLogger(__name__)
+
+# A prefix is shared in whole blocks. vLLM's default of 128 tokens on CPU served 494 shared tokens out of
+# 526 at 18-21 rows/s, 32 at 41-50 (84.5 and 93.6 % of tokens cached). The CPU kernels want a multiple of 32.
+CPU_BLOCK_SIZE = 32
+
+
+class VLLMEngine:
+    """See `engine.protocol.Engine`. `options` are vLLM's, by vLLM's names; `replicas` share this host."""
+
+    def __init__(
+        self, options: Mapping[str, Any], health: HealthSettings, *, assigned_cpus: float = 1, replicas: int = 1
+    ) -> None:
+        check_options(options)
+        self._options = dict(options)
+        self._health = health
+        self._assigned_cpus = assigned_cpus
+        self._replicas = replicas
+        self._cores: CoreClaim | None = None
+        self._engine: Any = None
+        self._app: Any = None
+        self._info: EngineInfo | None = None
+        self._failed: str | None = None
+        self._sequence = 0
+        self._last_step = time.monotonic()
+        self._processes: list[psutil.Process] = []
+
+    # --- life ---
+
+    async def start(self) -> None:
+        options = self._prepare_options()
+        engine_options, frontend = split_options(options)
+        logger.info("starting vLLM: %s", engine_options)
+        try:
+            self._engine = self._build_engine(engine_options)
+            self._processes = psutil.Process().children(recursive=True)
+            self._app = await self._build_app({**engine_options, **frontend})
+            await asyncio.wait_for(self._generate_one(), self._health.start_timeout_s)
+        except BaseException as error:
+            await self.shutdown()
+            if isinstance(error, ServeAppError):
+                raise
+            if isinstance(error, (ValueError, AssertionError)):  # vLLM's validation of its own options
+                raise BadSettings(f"vLLM refused its options: {_first_line(error)}") from error
+            if isinstance(error, Exception):
+                raise EngineFailed(f"vLLM did not start: {_first_line(error)}") from error
+            raise
+        config = self._engine.vllm_config
+        self._info = EngineInfo(
+            model=self.served_name,
+            engine_version=f"vllm {vllm_version()}",
+            tensor_parallel_size=config.parallel_config.tensor_parallel_size,
+            max_model_len=config.model_config.max_model_len,
+            prefix_caching=bool(config.cache_config.enable_prefix_caching),
+            simulated=False,
+            tokenizer=str(config.model_config.tokenizer),
+            cpu_binding=self._cores.binding if self._cores else "",
+            worker_pids=tuple(p.pid for p in self._processes if "Worker" in _process_name(p)),
+        )
+
+    def _prepare_options(self) -> dict[str, Any]:
+        """The options with every default that depends on the model or the machine filled in."""
+        options = {**self._options, "distributed_executor_backend": "mp"}
+        served = options.get("served_model_name")
+        names = [served] if isinstance(served, str) else list(served or [options["model"]])
+        options["served_model_name"] = names
+        options["model"] = str(resolve_model(options["model"]))
+        ranks = int(options.get("tensor_parallel_size") or 1)
+        check_heads(options["model"], ranks)
+        if on_cpu():
+            self._fit_to_cpu(options, ranks)
+        return options
+
+    def _fit_to_cpu(self, options: dict[str, Any], ranks: int) -> None:
+        free, total = memory_bytes()
+        worker = worker_bytes(weight_bytes(options["model"]), ranks)
+        kv = kv_bytes_per_rank(
+            options.get("kv_cache_memory_bytes"), worker=worker, ranks=ranks, replicas=self._replicas, total=total
+        )
+        check_memory(worker + kv, kv, workers=ranks, free=free)
+        options["kv_cache_memory_bytes"] = kv
+        options.setdefault("block_size", CPU_BLOCK_SIZE)
+        if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:  # an operator's own binding stands
+            cores_per_rank = max(1, int(self._assigned_cpus) // ranks)
+            self._cores = claim_cores(ranks, cores_per_rank, cores=available_cores())
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = self._cores.binding
+            if self._cores.shared:
+                logger.warning("cores %s are shared with another replica", self._cores.binding)
+
+    def _build_engine(self, options: dict[str, Any]) -> Any:
+        from vllm import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        args = AsyncEngineArgs(**options)
+        # The context decides default batch sizes; the server's are the ones `vllm serve` has.
+        config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        return AsyncLLM.from_vllm_config(
+            config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            stat_loggers=[_progress_logger(self._on_step)],
+            enable_log_requests=args.enable_log_requests,
+            disable_log_stats=args.disable_log_stats,
+        )
+
+    async def _build_app(self, options: dict[str, Any]) -> Any:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+        for name, value in options.items():
+            setattr(args, name, value)
+        tasks = await self._engine.get_supported_tasks()
+        app = build_app(args, tasks, self._engine.model_config)
+        await init_app_state(self._engine, app.state, args, tasks)
+        app.state.server = None  # vLLM's error handler reads it, to stop uvicorn; Serve restarts the replica
+        return app
+
+    async def shutdown(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+        for process in self._processes:
+            if process.is_running():
+                process.kill()
+        if self._cores is not None:
+            self._cores.release()
+            self._cores = None
+
+    # --- use ---
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineFailed("the engine is not ready")
+        return self._info
+
+    @property
+    def served_name(self) -> str:
+        served = self._options.get("served_model_name") or self._options["model"]
+        return served if isinstance(served, str) else str(served[0])
+
+    def app(self) -> ASGIApp:
+        app: ASGIApp = self._app
+        return app
+
+    async def run(self, chunk: Chunk) -> tuple[Completion, ...]:
+        params = sampling_params(chunk)
+        tasks = [asyncio.ensure_future(self._complete(prompt, params, chunk)) for prompt in chunk.prompts]
+        try:
+            return tuple(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:  # if one raised, the others' requests are aborted
+                task.cancel()
+
+    async def _complete(self, prompt: tuple[int, ...], params: Any, chunk: Chunk) -> Completion:
+        from vllm import TokensPrompt
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        self._sequence += 1
+        started = time.perf_counter()
+        final = None
+        try:
+            if self._engine is None:
+                raise EngineFailed("the engine is not running")
+            async for output in self._engine.generate(
+                TokensPrompt(prompt_token_ids=list(prompt)),
+                params,
+                request_id=f"chunk-{chunk.chunk_id}-{self._sequence}",
+                priority=chunk.priority,
+            ):
+                final = output
+        except EngineDeadError as error:
+            self._failed = _first_line(error)
+            raise EngineFailed(f"the engine died: {self._failed}") from error
+        except (VLLMClientError, ValueError) as error:
+            return Completion(status="invalid", error=_first_line(error), prompt_tokens=len(prompt))
+        except EngineGenerateError as error:
+            return Completion(status="failed", error=_first_line(error.__cause__ or error), prompt_tokens=len(prompt))
+        if final is None or not final.finished:
+            return Completion(status="failed", error="the request ended without an answer", prompt_tokens=len(prompt))
+        return _completion(final, chunk.label_ids, (time.perf_counter() - started) * 1000)
+
+    # --- health ---
+
+    def _on_step(self) -> None:
+        self._last_step = time.monotonic()
+
+    async def check_health(self) -> None:
+        if self._engine is None or self._engine.errored:
+            raise EngineFailed(f"the engine died: {self._failed or 'see its log'}")
+        if dead := [p.pid for p in self._processes if not _alive(p)]:
+            raise EngineFailed(f"engine processes {dead} are gone")
+        # `AsyncLLM.check_health` only tests `errored`: a hung engine looks healthy. So ask for a token, and
+        # take any step, ours or another request's, as a sign of life.
+        asked = time.monotonic()
+        probe = asyncio.ensure_future(self._generate_one())
+        try:
+            while not probe.done():
+                await asyncio.wait([probe], timeout=0.2)
+                if self._last_step >= asked:
+                    return
+                if time.monotonic() - asked > self._health.stall_timeout_s:
+                    raise EngineFailed(f"the engine made no step in {self._health.stall_timeout_s:g} s")
+            probe.result()
+        finally:
+            probe.cancel()
+
+    async def _generate_one(self) -> None:
+        # Lower goes first: a probe does not wait behind a population.
+        completion = await self._complete((1,), sampling_params(Chunk(0, ((1,),), label_ids=(1,))), Chunk(0, (), priority=-1000))
+        if completion.error:
+            raise EngineFailed(f"the engine did not generate a token: {completion.error}")
+
+
+def vllm_version() -> str:
+    """The version of the installed vLLM; the CPU build is a distribution of its own name."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def on_cpu() -> bool:
+    """Whether the installed vLLM runs on CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(engine options, front-end options)."""
+    kinds = known_options()
+    engine = {name: value for name, value in options.items() if kinds[name] == "engine"}
+    return engine, {name: value for name, value in options.items() if kinds[name] != "engine"}
+
+
+def sampling_params(chunk: Chunk) -> Any:
+    """vLLM's SamplingParams for every prompt of the chunk."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    if chunk.label_ids:
+        # Exact log-probabilities over the whole vocabulary from one generated token. `prompt_logprobs` would
+        # give the same and turn the prefix cache off (vllm#42245).
+        return SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprob_token_ids=list(chunk.label_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+    sampling = chunk.sampling
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        stop=list(sampling.stop),
+        structured_outputs=StructuredOutputsParams(**sampling.structured) if sampling.structured else None,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _completion(output: Any, label_ids: tuple[int, ...], latency_ms: float) -> Completion:
+    answer = output.outputs[0]
+    logprobs: tuple[float, ...] = ()
+    if label_ids:
+        first = answer.logprobs[0]
+        logprobs = tuple(float(first[label].logprob) for label in label_ids)
+    return Completion(
+        text=None if label_ids else answer.text,
+        label_logprobs=logprobs,
+        finish_reason=answer.finish_reason,
+        prompt_tokens=len(output.prompt_token_ids),
+        cached_tokens=output.num_cached_tokens or 0,
+        completion_tokens=len(answer.token_ids),
+        latency_ms=latency_ms,
+    )
+
+
+def _progress_logger(on_step: Any) -> type:
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class ProgressLogger(StatLoggerBase):
+        """Called by vLLM after each engine step."""
+
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            pass
+
+        def record(self, *args: Any, **kwargs: Any) -> None:
+            on_step()
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+    return ProgressLogger
+
+
+def _process_name(process: psutil.Process) -> str:
+    try:
+        return " ".join([process.name(), *process.cmdline()])
+    except psutil.Error:
+        return ""
+
+
+def _alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:500]

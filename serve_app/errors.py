@@ -1,0 +1,56 @@
+"""Every error this project raises.
+
+    ServeAppError
+    ├── BadSettings           a field of config.yaml, of a command or of a request is wrong
+    │   ├── UnknownOption     an option that the engine does not have
+    │   └── ModelNotFound     the model's folder or name does not lead to a model
+    ├── NotEnoughMemory       the replica would not fit on this machine
+    ├── EngineFailed          the engine died or hangs; the replica must be replaced
+    ├── StoreError            a run's folder cannot be read or written
+    │   └── JobNotFound       no job of that id in the store
+    ├── JobConflict           the job is not in a state that allows the request
+    └── ServerUnavailable     the server does not answer, or answered with an error
+
+All of them carry one message that names what is wrong and how to mend it, and pickle as they are, since
+they cross Ray's process boundaries. A row that fails is no error here: it is an outcome (schema.py).
+"""
+
+
+class ServeAppError(Exception):
+    """Base of this project's errors."""
+
+
+class BadSettings(ServeAppError, ValueError):
+    """Raised when a field of a settings file, a command or a request is wrong."""
+
+
+class UnknownOption(BadSettings):
+    """Raised when the engine has no option of that name."""
+
+
+class ModelNotFound(BadSettings):
+    """Raised when the model's folder or name does not lead to a model."""
+
+
+class NotEnoughMemory(ServeAppError):
+    """Raised when weights and KV cache of a replica do not fit into the memory that is free."""
+
+
+class EngineFailed(ServeAppError):
+    """Raised when the engine died, hangs or was shut down; its replica must be replaced."""
+
+
+class StoreError(ServeAppError):
+    """Raised when a run's folder cannot be read or written."""
+
+
+class JobNotFound(StoreError):
+    """Raised when the store holds no job of that id."""
+
+
+class JobConflict(ServeAppError):
+    """Raised when a job's state does not allow what was asked (running twice, resuming a finished job)."""
+
+
+class ServerUnavailable(ServeAppError):
+    """Raised when the server does not answer, or answers with an error."""

@@ -1,0 +1,54 @@
+"""From the name of a model in the settings to where its weights are."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from serve_app.errors import BadSettings, ModelNotFound
+from serve_app.models import default
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def resolve_model(name: str) -> Path | str:
+    """The folder of a prepared model, the folder that `name` is, or a hub name as it is (vLLM fetches it).
+
+    Raises ModelNotFound when `name` is neither, or is a folder without a config.json.
+    """
+    if name == default.NAME:
+        return default.prepare()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFound(f"engine.model: {path} has no config.json, so it holds no model")
+        return path
+    if name.startswith(("/", "./", "../", "~")) or not HUB_NAME.fullmatch(name):
+        raise ModelNotFound(
+            f"engine.model: '{name}' is neither a folder, nor the prepared model '{default.NAME}', "
+            "nor a hub name of the form 'owner/name'"
+        )
+    return name
+
+
+def check_heads(model: Path | str, ranks: int) -> None:
+    """Raise BadSettings unless `ranks` divides the attention heads of the model in folder `model`."""
+    config = Path(model) / "config.json"
+    if not config.is_file():
+        return  # a hub name: vLLM fetches and checks it
+    try:
+        heads = json.loads(config.read_text()).get("num_attention_heads")
+    except ValueError as error:
+        raise ModelNotFound(f"engine.model: {config} is not JSON: {error}") from error
+    if isinstance(heads, int) and heads % ranks:
+        possible = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise BadSettings(
+            f"engine.tensor_parallel_size {ranks} does not divide the model's {heads} attention heads: "
+            f"use one of {possible}"
+        )
+
+
+def weight_bytes(model: Path | str) -> int:
+    """Bytes of the weights in folder `model`; 0 for a hub name, whose size is not known before it is fetched."""
+    return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))

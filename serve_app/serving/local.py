@@ -1,0 +1,137 @@
+"""A cluster on this machine for as long as a block of code: `serve run` as a child process, and nothing left after.
+
+Knows how to wait until every replica is ready, how to tell why it never will be, and how to find every process
+that it is answerable for: each carries RUN_MARKER in its environment, which children inherit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+
+from serve_app.errors import ServerUnavailable
+from serve_app.serving.config import ServeConfig
+
+RUN_MARKER = "SERVE_APP_RUN"
+STOP_TIMEOUT_S = 45.0
+# Processes tied to a parent (engine/lifeline.py) go within moments of it.
+SETTLE_S = 10.0
+
+
+@contextmanager
+def local_serve(
+    config: Path,
+    *,
+    log: Path,
+    on_wait: Callable[[str], None] = lambda message: None,
+    timeout_s: float = 900.0,
+    env: dict[str, str] | None = None,
+) -> Iterator[str]:
+    """Run the config file's applications and yield the base URL once all replicas are ready.
+
+    `on_wait` gets a line every few seconds while waiting. Raises ServerUnavailable, with the reason from the
+    log, when they do not come up; BadSettings for a config file that cannot work.
+    """
+    settings = ServeConfig.load(config)
+    settings.check()
+    marker = uuid.uuid4().hex
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("serve")), "run", str(config)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **serve_environment(), **(env or {}), RUN_MARKER: marker},
+            start_new_session=True,  # Ctrl-C reaches us, and we stop it in order
+        )
+    try:
+        _wait_until_ready(process, settings, log, on_wait, timeout_s)
+        yield settings.base_url
+    finally:
+        on_wait("stopping Ray and the replicas")
+        stop(process, marker)
+
+
+def serve_environment() -> dict[str, str]:
+    """What `serve run` needs in its environment so that nothing outlives it (see `serving/haproxy.py`)."""
+    folder = Path(sys.executable).parent
+    return {
+        "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "serve-app-haproxy"),
+    }
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], settings: ServeConfig, log: Path, on_wait: Callable[[str], None], timeout_s: float
+) -> None:
+    started = last_told = time.monotonic()
+    ready = 0
+    while True:
+        if process.poll() is not None:
+            raise ServerUnavailable(f"`serve run` ended before the replicas were ready: {failure_reason(log)}")
+        ready = replicas_ready(settings.base_url)
+        if ready >= settings.replicas:
+            return
+        now = time.monotonic()
+        if now - started > timeout_s:
+            raise ServerUnavailable(f"{ready} of {settings.replicas} replicas were ready after {timeout_s:g} s; see {log}")
+        if now - last_told > 5.0:
+            on_wait(f"starting replicas: {ready} of {settings.replicas} ready after {now - started:.0f} s")
+            last_told = now
+        time.sleep(0.5)
+
+
+def replicas_ready(base_url: str) -> int:
+    """How many replicas say that they can work; 0 as long as nothing answers."""
+    with suppress(httpx.HTTPError, ValueError, KeyError):
+        return len(httpx.get(f"{base_url}/v1/populations/replicas", timeout=5.0).json()["data"])
+    return 0
+
+
+def failure_reason(log: Path) -> str:
+    """The line of the log that says what went wrong: the last of one of our errors, else the last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    ours = [line for line in lines if "serve_app.errors." in line]
+    return (ours or lines or ["it printed nothing"])[-1].partition("serve_app.errors.")[2] or (lines or [""])[-1]
+
+
+def stop(process: subprocess.Popen[bytes], marker: str) -> list[int]:
+    """Stop `serve run` as Ctrl-C would and wait until all that it started is gone.
+
+    Returns the PIDs that had to be killed, which should be none.
+    """
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + SETTLE_S
+    while (left := marked_processes(marker)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for one in left:
+        with suppress(psutil.Error):
+            one.kill()
+    return [one.pid for one in left]
+
+
+def marked_processes(marker: str) -> list[psutil.Process]:
+    """Living processes that were started under this marker."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(RUN_MARKER) == marker and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

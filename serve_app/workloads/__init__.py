@@ -1,0 +1,1 @@
+"""Workloads: they turn rows into prompts and completions into results. They depend on the client and the schema only."""

@@ -1,0 +1,1 @@
+"""Click-through prediction over a synthetic population."""

@@ -1,0 +1,51 @@
+"""The prompt: what all profiles share first (task, ad, platform), the profile last, so that the prefix cache works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serve_app.errors import BadSettings
+from serve_app.schema import Row
+from serve_app.workloads.ctr.profiles import Profile
+
+# Part of each row's identity: change it with the wording.
+WORKLOAD = "ctr/v1"
+YES, NO = "Yes", "No"
+PLATFORMS = {
+    "facebook": "Facebook: the ad appears in the news feed, between posts of friends and groups.",
+    "tiktok": "TikTok: the ad appears as a short full-screen video between other short videos.",
+    "amazon": "Amazon: the ad appears as a sponsored product among search results, to someone who is shopping.",
+}
+
+
+def render_rows(profiles: Sequence[Profile], ad: str, platform: str) -> list[Row]:
+    """One chat a profile.
+
+    Raises BadSettings for an empty ad, an empty population or an unknown platform.
+    """
+    if not ad.strip():
+        raise BadSettings("--ad is empty: give the text of the ad")
+    if not profiles:
+        raise BadSettings("--population-size must be at least 1")
+    if platform not in PLATFORMS:
+        raise BadSettings(f"--ad-platform '{platform}' is unknown: use one of {', '.join(PLATFORMS)}")
+    shared = {
+        "role": "system",
+        "content": (
+            "You estimate whether a person clicks on an online ad. Most people ignore most ads; people click "
+            "when an ad fits their age, work, income, debts, family and health.\n"
+            f"Platform: {PLATFORMS[platform]}\n"
+            f"Ad: {ad.strip()}\n"
+            f"You are given one person's profile. Answer with one word, {YES} or {NO}: does this person click on the ad?"
+        ),
+    }
+    return [Row(profile.id, (shared, {"role": "user", "content": _describe(profile)})) for profile in profiles]
+
+
+def _describe(profile: Profile) -> str:
+    health = profile.illness if profile.health_status else "no condition"
+    return (
+        f"{profile.gender}, {profile.age}, {'married' if profile.is_married else 'not married'}, {profile.region}, "
+        f"{profile.occupation}, earns {profile.annual_salary} a year, owes {profile.liability_status}, "
+        f"health: {health}. Click?"
+    )

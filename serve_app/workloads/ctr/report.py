@@ -1,0 +1,107 @@
+"""The report of a run: figures as a mapping, as a table for a terminal, and as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+from rich.table import Table
+
+from serve_app.errors import StoreError
+from serve_app.workloads.ctr.predict import HIGH_CONFIDENCE, Prediction, cost, rates
+
+
+def figures(
+    status: dict[str, Any], predictions: list[Prediction], *, ad: str, platform: str, seed: int, price: float
+) -> dict[str, Any]:
+    """Everything that the report says. `price` is dollars for a replica's hour, as the user stated it."""
+    found = rates(predictions)
+    prompt_tokens = status["prompt_tokens"]
+    return {
+        "job_id": status["id"],
+        "state": status["state"],
+        "message": status["message"],
+        "simulated": status["simulated"],
+        "ad": ad,
+        "platform": platform,
+        "seed": seed,
+        "model": status["model"],
+        "rows": status["total"],
+        "ok": status["ok"],
+        "invalid": status["invalid"],
+        "failed": status["failed"],
+        "replicas_available": status["replicas_available"],
+        "replicas": status["replicas_chosen"],
+        "rows_per_replica": status["rows_per_replica"],
+        "rows_by_replica": status["rows_by_replica"],
+        "tp": status["tensor_parallel_size"],
+        "run_s": status["run_s"],
+        "rows_per_s": status["rows_per_s"],
+        "expected_clicks": found.expected_clicks,
+        "clicks": found.clicks,
+        "ctr": found.ctr,
+        "ctr_low": found.ctr_low,
+        "ctr_high": found.ctr_high,
+        "high_confidence_share": found.high_confidence_share,
+        "mean_label_mass": found.mean_label_mass,
+        "cached_token_share": status["cached_tokens"] / prompt_tokens if prompt_tokens else None,
+        "price_per_replica_hour": price,
+        **cost(status["run_s"], status["replicas_chosen"], price, found.answered),
+    }
+
+
+def as_table(report: dict[str, Any]) -> Table:
+    """The report for a terminal."""
+    title = f"Click-through prediction{' (SIMULATED ENGINE)' if report['simulated'] else ''}"
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in _lines(report):
+        table.add_row(name, value)
+    return table
+
+
+def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("job", f"{r['job_id']} ({r['state']})"),
+        ("ad", f"{r['ad']} (on {r['platform']})"),
+        ("model", f"{r['model']}, tensor parallel {r['tp']}"),
+        ("total profiles", f"{r['rows']:,} (seed {r['seed']})"),
+        ("answered / invalid / failed", f"{r['ok']:,} / {r['invalid']:,} / {r['failed']:,}"),
+        ("replicas available / chosen", f"{r['replicas_available']} / {r['replicas']}"),
+        ("profiles per replica", f"{r['rows_per_replica']:,} planned in equal shares"),
+        *((f"completed by {replica}", f"{rows:,}") for replica, rows in sorted(r["rows_by_replica"].items())),
+        ("total time", f"{r['run_s']:.1f} s ({r['rows_per_s']:.1f} profiles/s)"),
+        ("predicted clicks", f"{r['expected_clicks']:,.1f} expected; {r['clicks']:,} profiles above 50 %"),
+        ("CTR", _interval(r)),
+        (f"high confidence (≥ {HIGH_CONFIDENCE:.0%})", _percent(r["high_confidence_share"])),
+        ("label mass (Yes + No)", _percent(r["mean_label_mass"])),
+        ("prefix-cache hit share", _percent(r["cached_token_share"])),
+        ("cost", f"${r['cost']:.4f} at ${r['price_per_replica_hour']:g} per replica-hour"),
+        ("cost per 1,000", "-" if r["cost_per_1000"] is None else f"${r['cost_per_1000']:.4f}"),
+    ]
+
+
+def _interval(r: dict[str, Any]) -> str:
+    if r["ctr"] is None:
+        return "no row was answered"
+    return f"{r['ctr']:.2%} (95 % interval {r['ctr_low']:.2%} to {r['ctr_high']:.2%})"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def write(folder: Path, table: pa.Table, report: dict[str, Any]) -> list[Path]:
+    """Write results.parquet, results.csv and report.json; their paths. Raises StoreError."""
+    paths = [folder / name for name in ("results.parquet", "results.csv", "report.json")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pa_parquet.write_table(table, paths[0])
+        pa_csv.write_csv(table, paths[1])
+        paths[2].write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise StoreError(f"--out: cannot write {folder}: {error.strerror or error}") from error
+    return paths
