@@ -47,6 +47,7 @@ class JobSpec(BaseModel):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     structured: dict[str, Any] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict, description="the caller's own, given back as it is")
     job_id: str | None = Field(None, description="default: made from workload and time")
 
 
@@ -60,6 +61,7 @@ class JobStatus(BaseModel):
     workload: str = ""
     model: str = ""
     folder: str = ""
+    metadata: dict[str, Any] = {}
     simulated: bool = False
     total: int = 0
     ok: int = 0
@@ -132,10 +134,12 @@ class Jobs:
         """The job's state now. Raises JobNotFound."""
         if run := self._runs.get(job_id):
             return run.status
-        manifest = self._store.open(job_id).manifest()
+        job = self._store.open(job_id)
+        manifest, spec = job.manifest(), job.spec()
         # Written as running, and nobody runs it: the driver that did is gone.
         state = "interrupted" if manifest["state"] in ("queued", "running") else manifest["state"]
-        return JobStatus(**{**manifest["report"], "id": job_id, "state": state, "message": manifest["message"]})
+        known = {"id": job_id, "state": state, "message": manifest["message"], "metadata": spec["metadata"]}
+        return JobStatus(**{**manifest["report"], **known})
 
     def job(self, job_id: str) -> JobStore:
         """The job's files. Raises JobNotFound."""
@@ -174,7 +178,13 @@ class _Run:
         self._pending: list[Outcome] = []
         self._started = time.monotonic()
         self._done_now = 0
-        self.status = JobStatus(id=job_id, state="queued", message="waiting for its turn", folder=str(job.folder))
+        self.status = JobStatus(
+            id=job_id,
+            state="queued",
+            message="waiting for its turn",
+            folder=str(job.folder),
+            metadata=job.spec()["metadata"],
+        )
 
     async def execute(self) -> None:
         """Load, plan, render, dispatch and commit; then end the job."""

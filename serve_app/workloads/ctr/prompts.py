@@ -43,9 +43,10 @@ def render_rows(profiles: Sequence[Profile], ad: str, platform: str) -> list[Row
 
 
 def _describe(profile: Profile) -> str:
-    health = profile.illness if profile.health_status else "no condition"
+    # Short on purpose: these are the tokens that no cache saves.
+    family = "married" if profile.is_married else "single"
+    health = profile.illness if profile.health_status else "healthy"
     return (
-        f"{profile.gender}, {profile.age}, {'married' if profile.is_married else 'not married'}, {profile.region}, "
-        f"{profile.occupation}, earns {profile.annual_salary} a year, owes {profile.liability_status}, "
-        f"health: {health}. Click?"
+        f"{profile.gender}, {profile.age}, {family}, {profile.region}, {profile.occupation}, "
+        f"earns {profile.annual_salary}, owes {profile.liability_status}, {health}"
     )

@@ -1,0 +1,45 @@
+# make demo | test | serve | lint; each sets up what it needs. `make help` lists all targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+N ?= 1000
+AD ?= New smartphone launch
+CONFIG ?= config.yaml
+
+.PHONY: help setup demo test test-fast chaos lint serve bench lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# The stamp is as old as the pins it was made from, so that a changed pin installs again and nothing else does.
+.venv/ready: requirements.txt pyproject.toml cluster/setup.sh
+	@PYTHON="$(PYTHON)" cluster/setup.sh
+	@touch $@
+
+setup: .venv/ready ## own .venv with pinned packages, and the default model
+
+demo: .venv/ready ## score N profiles for AD on two real TP=2 replicas, then stop
+	@$(BIN)/serve-app demo --population-size "$(N)" --ad "$(AD)" --config "$(CONFIG)"
+
+serve: .venv/ready ## serve run config.yaml (Ctrl-C stops it)
+	@$(BIN)/serve-app serve "$(CONFIG)"
+
+test: lint ## all set-up, lint and all tests, real engine included
+	@$(BIN)/python -m pytest -q
+
+test-fast: .venv/ready ## the tests that start no engine
+	@$(BIN)/python -m pytest -q -m "not engine and not chaos"
+
+lint: .venv/ready ## ruff and strict typing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: .venv/ready ## the driver against offline vLLM, quick
+	@$(BIN)/python -m benchmarks.driver --quick --json driver.json
+
+lock: ## resolve requirements.txt again from pyproject.toml (needs uv)
+	@cluster/lock.sh
+
+clean: ## remove the environment; runs and the model's cache stay
+	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,238 @@
+"""The command line. Wires everything; nothing imports it. Heavy libraries are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from serve_app.errors import BadSettings, ServeAppError, ServerUnavailable
+
+if TYPE_CHECKING:
+    from serve_app.client.populations import PopulationClient
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+app = typer.Typer(
+    help="Whole-population LLM inference on Ray Serve and vLLM.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+console = Console(soft_wrap=True)
+
+BaseUrl = Annotated[str, typer.Option("--base-url", help="Where the server is.")]
+Config = Annotated[Path, typer.Argument(help="Serve config file.")]
+Ad = Annotated[str, typer.Option("--ad", help="Text of the ad.")]
+Platform = Annotated[str, typer.Option("--ad-platform", help="facebook, tiktok or amazon.")]
+Size = Annotated[int, typer.Option("--population-size", help="Number of synthetic profiles.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the population.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the runs; results go to a folder named by the job id.")]
+Price = Annotated[float, typer.Option("--price", help="Dollars for one replica's hour, for the cost.")]
+
+
+def main() -> None:
+    """Entry point: our own errors are one line, not a traceback."""
+    try:
+        app()
+    except ServeAppError as error:
+        console.print(f"error: {error}", style="bold red", markup=False)
+        sys.exit(2 if isinstance(error, BadSettings) else 1)
+
+
+@app.command()
+def ctr(
+    ad: Ad = "",
+    ad_platform: Platform = "facebook",
+    population_size: Size = 1000,
+    seed: Seed = 42,
+    resume: Annotated[str, typer.Option("--resume", metavar="JOB_ID", help="Go on with a job; takes its ad.")] = "",
+    out: Out = Path("runs"),
+    price: Price = 0.10,
+    base_url: BaseUrl = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
+) -> None:
+    """Predict click-through of an ad over a synthetic population, on a running server."""
+    started = time.monotonic()
+    report = run_ctr(
+        base_url,
+        ad=ad,
+        platform=ad_platform,
+        size=population_size,
+        seed=seed,
+        resume=resume,
+        out=out,
+        price=price,
+        output=Console(stderr=True, quiet=as_json, soft_wrap=True) if as_json else console,
+    )
+    finish(report, started)
+
+
+@app.command()
+def demo(
+    ad: Ad = "New smartphone launch",
+    ad_platform: Platform = "facebook",
+    population_size: Size = 1000,
+    seed: Seed = 42,
+    out: Out = Path("runs"),
+    price: Price = 0.10,
+    config: Annotated[Path, typer.Option("--config", help="Serve config file.")] = Path("config.yaml"),
+) -> None:
+    """Start Ray and the replicas on this machine, predict click-through, stop everything."""
+    from serve_app.serving.local import local_serve
+
+    started = time.monotonic()
+    check_ctr(ad, ad_platform, population_size, out)
+    log = out / "serve.log"
+    console.print(f"starting Ray and the replicas of {config} (log: {log})")
+    with local_serve(config, log=log, on_wait=lambda message: console.print(f"  {message}", markup=False)) as base_url:
+        start_s = time.monotonic() - started
+        console.print(f"replicas ready after {start_s:.0f} s")
+        report = run_ctr(
+            base_url,
+            ad=ad,
+            platform=ad_platform,
+            size=population_size,
+            seed=seed,
+            resume="",
+            out=out,
+            price=price,
+            output=console,
+        )
+    console.print(
+        f"time: start {start_s:.0f} s, run {report['run_s']:.0f} s, "
+        f"stop and the rest {time.monotonic() - started - start_s - report['run_s']:.0f} s"
+    )
+    finish(report, started)
+
+
+def check_ctr(ad: str, platform: str, size: int, out: Path) -> None:
+    """Raise BadSettings or StoreError before anything starts."""
+    from serve_app.serving.config import check_store
+    from serve_app.workloads.ctr.profiles import generate_profiles
+    from serve_app.workloads.ctr.prompts import render_rows
+
+    render_rows(generate_profiles(min(size, 1)), ad, platform)
+    check_store(out)
+
+
+def run_ctr(
+    base_url: str,
+    *,
+    ad: str,
+    platform: str,
+    size: int,
+    seed: int,
+    resume: str,
+    out: Path,
+    price: float,
+    output: Console,
+) -> dict[str, Any]:
+    """Submit or resume, follow, report and write the results; the report's figures."""
+    from serve_app.client.populations import PopulationClient
+    from serve_app.client.progress import JobProgress
+    from serve_app.workloads.ctr import report as ctr_report
+    from serve_app.workloads.ctr.predict import predict, table
+    from serve_app.workloads.ctr.profiles import generate_profiles
+
+    client = PopulationClient(base_url)
+    asked = {"ad": ad, "platform": platform, "size": size, "seed": seed}
+    if resume:
+        asked = client.status(resume)["metadata"]
+        if "ad" not in asked:
+            raise BadSettings(f"--resume: job '{resume}' was not submitted by `serve-app ctr`")
+        client.resume(resume)
+        job_id = resume
+    else:
+        job_id = submit_ctr(client, asked, out)
+    output.print(f"job {job_id}: {asked['size']:,} profiles, ad: {asked['ad']}", markup=False, highlight=False)
+    with JobProgress(output) as progress:
+        status = client.wait(job_id, progress)
+    outcomes = list(client.outcomes(job_id))
+    figures = ctr_report.figures(
+        status,
+        [predict(outcome) for outcome in outcomes],
+        ad=str(asked["ad"]),
+        platform=str(asked["platform"]),
+        seed=int(str(asked["seed"])),
+        price=price,
+    )
+    profiles = generate_profiles(int(str(asked["size"])), int(str(asked["seed"])))
+    paths = ctr_report.write(out / job_id, table(profiles, outcomes), figures)
+    output.print(ctr_report.as_table(figures))
+    output.print("results: " + ", ".join(map(str, paths)), markup=False)
+    return figures
+
+
+def submit_ctr(client: PopulationClient, asked: dict[str, Any], out: Path) -> str:
+    """Render the population and queue it; the job's id."""
+    from serve_app.workloads.ctr.profiles import generate_profiles
+    from serve_app.workloads.ctr.prompts import NO, WORKLOAD, YES, render_rows
+
+    check_ctr(asked["ad"], asked["platform"], asked["size"], out)
+    rows = render_rows(generate_profiles(asked["size"], asked["seed"]), asked["ad"], asked["platform"])
+    return client.submit(rows, workload=WORKLOAD, labels=[YES, NO], metadata=asked)
+
+
+def finish(report: dict[str, Any], started: float) -> None:
+    """Print the JSON line and leave with 1 if any row has no answer."""
+    keys = ("rows", "ok", "failed", "replicas", "tp", "rows_per_s", "ctr", "cached_token_share")
+    line = {key: report[key] for key in keys}
+    line["wall_s"] = round(time.monotonic() - started, 2)
+    if report["simulated"]:
+        line["simulated"] = True
+    print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+    if report["state"] != "completed":
+        raise ServerUnavailable(f"job {report['job_id']} ended {report['state']}: {report['message'] or 'see its results'}")
+
+
+@app.command()
+def serve(config: Config = Path("config.yaml")) -> None:
+    """Check a config file, then become `serve run` on it. Ctrl-C stops everything."""
+    from serve_app.serving.config import ServeConfig
+    from serve_app.serving.local import serve_environment
+
+    settings = ServeConfig.load(config)
+    settings.check()
+    console.print(
+        f"serving {settings.replicas} replica(s) at {settings.base_url}/v1; they take a minute or two to be ready. "
+        f"`serve-app check` tells when. Ctrl-C stops.",
+        markup=False,
+    )
+    os.environ.update(serve_environment())
+    os.execv(Path(sys.executable).with_name("serve"), ["serve", "run", str(config)])
+
+
+@app.command()
+def validate(config: Config = Path("config.yaml")) -> None:
+    """Check a config file against the installed vLLM and this machine, without starting anything."""
+    from serve_app.serving.config import ServeConfig
+
+    settings = ServeConfig.load(config)
+    settings.check()
+    console.print(f"{config}: {settings.replicas} replica(s), {settings.base_url}", markup=False)
+
+
+@app.command()
+def check(
+    base_url: BaseUrl = DEFAULT_URL,
+    replicas: Annotated[int, typer.Option(help="How many replicas there should be at least.")] = 1,
+) -> None:
+    """Verify a running server step by step."""
+    from serve_app.client.check import run_checks
+
+    failed = 0
+    for name, problem, detail in run_checks(base_url, replicas):
+        failed += problem is not None
+        mark = "[green]ok[/green]  " if problem is None else "[red]FAIL[/red]"
+        console.print(f"{mark} {name}: ", end="")
+        console.print(detail if problem is None else problem, markup=False, highlight=False)
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
