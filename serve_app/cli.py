@@ -1,4 +1,4 @@
-"""The command line. Wires everything; nothing imports it. Heavy libraries are imported by the command that needs them."""
+"""The command line. Wires everything; nothing imports it. A command imports the heavy libraries that it needs."""
 
 from __future__ import annotations
 
@@ -186,7 +186,9 @@ def finish(report: dict[str, Any], started: float) -> None:
         line["simulated"] = True
     print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
     if report["state"] != "completed":
-        raise ServerUnavailable(f"job {report['job_id']} ended {report['state']}: {report['message'] or 'see its results'}")
+        raise ServerUnavailable(
+            f"job {report['job_id']} ended {report['state']}: {report['message'] or 'see its results'}"
+        )
 
 
 @app.command()

@@ -98,11 +98,12 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo:
-    """A running replica: its Serve replica id, its process and its engine."""
+    """A running replica: its Serve replica id, its process, the ids of its GPUs and its engine."""
 
     replica_id: str
     node_id: str
     pid: int
+    accelerators: tuple[str, ...]
     engine: EngineInfo
 
 
@@ -150,11 +151,9 @@ class Outcome:
 
 
 def content_hash(request: Request, row: Row) -> str:
-    """Identity of a row's work: SHA-256 over workload, model, labels, sampling and the rendered prompt (hex, 32 digits).
+    """Identity of a row's work: SHA-256 over workload, model, labels, sampling and rendered prompt, 32 hex digits.
 
     The caller's id is no part of it: the same question asked under two ids is the same work.
     """
-    work = json.dumps(
-        [asdict(request), row.messages], ensure_ascii=False, sort_keys=True, separators=(",", ":")
-    )
+    work = json.dumps([asdict(request), row.messages], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(work.encode()).hexdigest()[:32]

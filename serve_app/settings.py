@@ -64,5 +64,7 @@ class DriverSettings(Frozen):
     max_rows_per_replica: int = Field(4096, ge=1)
     commit_rows: int = Field(1000, ge=1, description="commit at least after so many rows")
     commit_seconds: float = Field(1.0, gt=0, description="and at least so often")
-    priority: int = Field(10, description="vLLM's priority of population work; online requests have 0, lower goes first")
+    priority: int = Field(
+        10, description="vLLM's priority of population work; online requests have 0, lower goes first"
+    )
     replica_wait_s: float = Field(900.0, gt=0, description="how long a job waits for a replica before it fails")

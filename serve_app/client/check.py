@@ -126,4 +126,6 @@ class _Checks:
         if len(found) < self._replicas:
             raise _Problem(f"{len(found)} replica(s) are ready, {self._replicas} wanted")
         engine = found[0]["engine"] if found else {}
-        return f"{len(found)} ready, tensor parallel {engine.get('tensor_parallel_size')}, {engine.get('engine_version')}"
+        return (
+            f"{len(found)} ready, tensor parallel {engine.get('tensor_parallel_size')}, {engine.get('engine_version')}"
+        )

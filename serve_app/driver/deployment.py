@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
 
@@ -33,6 +34,11 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
     async def on_error(request: Request, error: ServeAppError) -> JSONResponse:
         code, kind = next((code, kind) for cls, code, kind in STATUS_CODES if isinstance(error, cls))
         return JSONResponse({"error": {"message": str(error), "type": kind, "code": code}}, status_code=code)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        problems = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+        return await on_error(request, BadSettings("; ".join(problems[:5])))
 
     @app.post("/", status_code=201)
     async def submit(spec: JobSpec) -> JobStatus:

@@ -8,7 +8,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -101,8 +100,9 @@ class Jobs:
 
         Raises BadSettings for a `custom_id` given twice, JobConflict for a job id in use, StoreError.
         """
-        if twice := [name for name, n in Counter(row.custom_id for row in spec.rows).items() if n > 1]:
-            raise BadSettings(f"rows: custom_id {twice[0]!r} is given {len(twice)} time(s) more than once")
+        (name, times), *_ = Counter(row.custom_id for row in spec.rows).most_common(1)
+        if times > 1:
+            raise BadSettings(f"rows: custom_id {name!r} is given {times} times; results are found by it")
         job_id = spec.job_id or f"{spec.workload.split('/')[0]}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:60].rstrip("-")
         if (self._store.root / job_id).exists():
             raise JobConflict(f"job '{job_id}' exists already: give another id, or resume it")
@@ -230,7 +230,10 @@ class _Run:
             ):
                 self._pending += [_outcome(rows[r.index], hashes[r.index], r, request) for r in results]
                 now = time.monotonic()
-                if len(self._pending) >= self._settings.commit_rows or now - last_commit >= self._settings.commit_seconds:
+                if (
+                    len(self._pending) >= self._settings.commit_rows
+                    or now - last_commit >= self._settings.commit_seconds
+                ):
                     await self._commit()
                     last_commit = now
         finally:
@@ -336,8 +339,3 @@ def _outcome(row: Row, digest: str, result: RowResult, request: Request) -> Outc
         latency_ms=round(completion.latency_ms, 3),
         finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
-
-
-def spec_from(rows: Sequence[Row], **request: Any) -> dict[str, Any]:
-    """The JSON body that submits `rows`."""
-    return {"rows": [asdict(row) for row in rows], **request}

@@ -54,7 +54,9 @@ class Store:
         """Ids of all jobs, newest first. Raises StoreError when the folder cannot be read."""
         try:
             found = [path.parent for path in self.root.glob("*/manifest.json")]
-            return [folder.name for folder in sorted(found, key=lambda f: (f / "job.json").stat().st_mtime, reverse=True)]
+            return [
+                folder.name for folder in sorted(found, key=lambda f: (f / "job.json").stat().st_mtime, reverse=True)
+            ]
         except OSError as error:
             raise StoreError(f"store: cannot read {self.root}: {error.strerror or error}") from error
 

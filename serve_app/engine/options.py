@@ -17,10 +17,13 @@ from typing import Any
 from serve_app.errors import BadSettings, UnknownOption
 
 # Where vLLM 0.32 defines its options. `tests/engine/test_vllm_api.py` fails when a release moves them.
+# A name that both have is the engine's, which comes last; the front end is given the engine's options too.
 OPTION_CLASSES = {
-    "engine": ("engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs")),
     "front end": ("entrypoints/launchers/cli_args.py", ("BaseFrontendArgs", "FrontendArgs")),
+    "engine": ("engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs")),
 }
+# Checked here, as a wrong one would otherwise show only when the engine starts; vLLM checks the rest.
+COUNTS = ("tensor_parallel_size", "block_size", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")
 # Serve owns the address, the number of front ends and the process model; vLLM must not be told otherwise.
 OWNED = {
     "host": "http_options.host in config.yaml",
@@ -69,7 +72,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise BadSettings(f"engine.{name} cannot be set here; use {OWNED[name]}")
     if not options.get("model"):
         raise BadSettings("engine.model is missing: give a prepared model's name, a folder or a hub name")
-    for name in ("tensor_parallel_size", "block_size", "max_num_seqs", "max_model_len", "kv_cache_memory_bytes"):
+    for name in COUNTS:
         value = options.get(name)
-        if value is not None and not (isinstance(value, int) and value >= 1) and not (name == "max_model_len"):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise BadSettings(f"engine.{name} must be a whole number of at least 1, not {value!r}")

@@ -75,9 +75,7 @@ class SimulatedEngine:
             self._failed = True
             await self.check_health()
         latency_ms = (time.perf_counter() - started) * 1000
-        return tuple(
-            _answer(prompt, chunk, hit, latency_ms) for prompt, hit in zip(chunk.prompts, cached, strict=True)
-        )
+        return tuple(_answer(prompt, chunk, hit, latency_ms) for prompt, hit in zip(chunk.prompts, cached, strict=True))
 
     def _cached_tokens(self, prompt: tuple[int, ...]) -> int:
         size, hit = self._settings.block_size, 0

@@ -246,7 +246,9 @@ class VLLMEngine:
 
     async def _generate_one(self) -> None:
         # Lower goes first: a probe does not wait behind a population.
-        completion = await self._complete((1,), sampling_params(Chunk(0, ((1,),), label_ids=(1,))), Chunk(0, (), priority=-1000))
+        completion = await self._complete(
+            (1,), sampling_params(Chunk(0, ((1,),), label_ids=(1,))), Chunk(0, (), priority=-1000)
+        )
         if completion.error:
             raise EngineFailed(f"the engine did not generate a token: {completion.error}")
 

@@ -104,9 +104,7 @@ def _convert(gguf: Path, out: Path, *, padded: bool) -> None:
     tokenizer.save_pretrained(out)
 
 
-def pad_heads(
-    weights: dict[str, torch.Tensor], *, head_dim: int, heads: int, kv_heads: int
-) -> dict[str, torch.Tensor]:
+def pad_heads(weights: dict[str, torch.Tensor], *, head_dim: int, heads: int, kv_heads: int) -> dict[str, torch.Tensor]:
     """Pad every attention layer to `heads` query and `kv_heads` key/value heads without changing the function.
 
     `weights` maps Llama parameter names to tensors: q/k/v_proj.weight are (heads·head_dim, hidden) and

@@ -15,11 +15,11 @@ def replicas(args: ReplicaSettings) -> Application:
 
     if args.simulated is None:
         check_options(args.engine)
-    return Replica.bind(args)
+    return Replica.bind(args)  # type: ignore[attr-defined]  # the decorator made it a Deployment
 
 
 def populations(args: DriverSettings) -> Application:
     """The driver under `/v1/populations`. It needs no device and answers while replicas start."""
     from serve_app.driver.deployment import Driver
 
-    return Driver.bind(args)
+    return Driver.bind(args)  # type: ignore[attr-defined]

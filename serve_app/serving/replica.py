@@ -34,7 +34,7 @@ class Replica:
     replica counts as ready only after it generated a token.
     """
 
-    async def __init__(self, settings: ReplicaSettings) -> None:
+    async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Serve awaits it
         context = serve.get_replica_context()
         self._replica_id = context.replica_id.unique_id
         assigned = ray.get_runtime_context().get_assigned_resources()
@@ -54,9 +54,9 @@ class Replica:
 
     async def describe(self) -> ReplicaInfo:
         """Who runs here."""
-        return ReplicaInfo(
-            self._replica_id, ray.get_runtime_context().get_node_id(), os.getpid(), self._engine.info
-        )
+        context = ray.get_runtime_context()
+        gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
+        return ReplicaInfo(self._replica_id, context.get_node_id(), os.getpid(), gpus, self._engine.info)
 
     async def check_health(self) -> None:
         """Serve calls this, and replaces the replica after it failed three times in a row."""

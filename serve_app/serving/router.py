@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TARGET = "replica_id"
 
 
-class TargetedRequestRouter(RequestRouter):  # type: ignore[misc]  # Ray ships no types for this class
+class TargetedRequestRouter(RequestRouter):
     """Power of two choices, unless the call has the keyword argument `replica_id`.
 
     A call for a replica that is gone goes to any other, rather than waiting for ever: its result says who ran it.

@@ -69,25 +69,37 @@ def table(profiles: Sequence[Profile], outcomes: Iterable[Outcome]) -> pa.Table:
     return pa.Table.from_pylist(records, schema=SCHEMA)
 
 
-SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "gender")),
-        ("age", pa.int64()),
-        *((name, pa.string()) for name in ("region", "occupation", "annual_salary", "liability_status")),
-        ("is_married", pa.bool_()),
-        ("health_status", pa.bool_()),
-        ("illness", pa.string()),
-        ("click", pa.bool_()),
-        *((name, pa.float64()) for name in ("p_click", "confidence", "label_mass")),
-        *((name, pa.string()) for name in ("status", "content_hash", "error")),
-        ("attempts", pa.int64()),
-        *((name, pa.string()) for name in ("replica", "model", "engine_version")),
-        ("simulated", pa.bool_()),
-        *((name, pa.int64()) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")),
-        ("latency_ms", pa.float64()),
-        ("finished_at", pa.string()),
-    ]
-)
+_TEXT, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_COLUMNS: dict[str, pa.DataType] = {
+    "id": _TEXT,
+    "gender": _TEXT,
+    "age": _COUNT,
+    "region": _TEXT,
+    "occupation": _TEXT,
+    "annual_salary": _TEXT,
+    "liability_status": _TEXT,
+    "is_married": _FLAG,
+    "health_status": _FLAG,
+    "illness": _TEXT,
+    "click": _FLAG,
+    "p_click": _REAL,
+    "confidence": _REAL,
+    "label_mass": _REAL,
+    "status": _TEXT,
+    "content_hash": _TEXT,
+    "error": _TEXT,
+    "attempts": _COUNT,
+    "replica": _TEXT,
+    "model": _TEXT,
+    "engine_version": _TEXT,
+    "simulated": _FLAG,
+    "prompt_tokens": _COUNT,
+    "cached_tokens": _COUNT,
+    "completion_tokens": _COUNT,
+    "latency_ms": _REAL,
+    "finished_at": _TEXT,
+}
+SCHEMA = pa.schema(_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)

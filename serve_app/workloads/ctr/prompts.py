@@ -36,7 +36,8 @@ def render_rows(profiles: Sequence[Profile], ad: str, platform: str) -> list[Row
             "when an ad fits their age, work, income, debts, family and health.\n"
             f"Platform: {PLATFORMS[platform]}\n"
             f"Ad: {ad.strip()}\n"
-            f"You are given one person's profile. Answer with one word, {YES} or {NO}: does this person click on the ad?"
+            "You are given one person's profile. "
+            f"Answer with one word, {YES} or {NO}: does this person click on the ad?"
         ),
     }
     return [Row(profile.id, (shared, {"role": "user", "content": _describe(profile)})) for profile in profiles]

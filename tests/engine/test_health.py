@@ -1,0 +1,59 @@
+"""Health against a stand-in for AsyncLLM: the adapter's reaction to an engine that dies or stands still."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serve_app.engine.vllm import VLLMEngine
+from serve_app.errors import EngineFailed
+from serve_app.settings import HealthSettings
+
+
+class Still:
+    """Takes requests and never answers."""
+
+    errored = False
+
+    async def generate(self, *args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(60)
+        yield None
+
+
+def engine(client: Any) -> VLLMEngine:
+    built = VLLMEngine({"model": "m"}, HealthSettings(stall_timeout_s=0.5))
+    built._engine = client
+    return built
+
+
+@pytest.mark.engine
+async def test_an_engine_that_makes_no_step_is_unhealthy() -> None:
+    with pytest.raises(EngineFailed, match=r"no step in 0\.5 s"):
+        await engine(Still()).check_health()
+
+
+@pytest.mark.engine
+async def test_an_engine_that_is_slow_but_steps_is_healthy() -> None:
+    built = engine(Still())
+    asyncio.get_running_loop().call_later(0.3, built._on_step)
+    await built.check_health()
+
+
+async def test_a_dead_engine_is_unhealthy() -> None:
+    with pytest.raises(EngineFailed, match="died"):
+        await engine(SimpleNamespace(errored=True)).check_health()
+
+
+async def test_a_lost_worker_process_is_unhealthy() -> None:
+    import subprocess
+
+    import psutil
+
+    built = engine(Still())
+    child = subprocess.Popen(["sleep", "60"])
+    built._processes = [psutil.Process(child.pid)]
+    child.kill()
+    child.wait()
+    with pytest.raises(EngineFailed, match=f"processes \\[{child.pid}\\] are gone"):
+        await built.check_health()
