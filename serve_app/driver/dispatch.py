@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -105,7 +105,7 @@ class Dispatcher:
         label_ids: tuple[int, ...] = (),
         sampling: Sampling | None = None,
         priority: int = 0,
-    ) -> AsyncIterator[list[RowResult]]:
+    ) -> AsyncGenerator[list[RowResult], None]:
         """Yield results as chunks finish, in any order, until each of `prompts` was reported once.
 
         Raises EngineFailed when there was no replica for `replica_wait_s`. Leaving the loop early cancels what runs.

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -177,6 +178,7 @@ class _Run:
         self._request: Request | None = None
         self._pending: list[Outcome] = []
         self._started = time.monotonic()
+        self._last_commit = self._started
         self._done_now = 0
         self.status = JobStatus(
             id=job_id,
@@ -223,21 +225,22 @@ class _Run:
             choose=lambda available: self._plan(len(rows), available).chosen,
             on_replicas=lambda available, used: self._on_replicas(len(rows), available, used),
         )
-        last_commit = time.monotonic()
+        results = dispatcher.run(
+            prompts, label_ids=label_ids, sampling=request.sampling, priority=self._settings.priority
+        )
+        self._last_commit = time.monotonic()
         try:
-            async for results in dispatcher.run(
-                prompts, label_ids=label_ids, sampling=request.sampling, priority=self._settings.priority
-            ):
-                self._pending += [_outcome(rows[r.index], hashes[r.index], r, request) for r in results]
-                now = time.monotonic()
-                if (
-                    len(self._pending) >= self._settings.commit_rows
-                    or now - last_commit >= self._settings.commit_seconds
-                ):
-                    await self._commit()
-                    last_commit = now
+            async with aclosing(results):  # however we leave, what runs is cancelled before the last commit
+                async for some in results:
+                    self._pending += [_outcome(rows[r.index], hashes[r.index], r, request) for r in some]
+                    if self._commit_is_due():
+                        await self._commit()
         finally:
             await self._commit()
+
+    def _commit_is_due(self) -> bool:
+        waited_s = time.monotonic() - self._last_commit
+        return len(self._pending) >= self._settings.commit_rows or waited_s >= self._settings.commit_seconds
 
     def _render(
         self, source: str, rows: Sequence[Row], labels: tuple[str, ...]
@@ -268,11 +271,18 @@ class _Run:
         )
 
     async def _commit(self) -> None:
+        self._last_commit = time.monotonic()
         outcomes, self._pending = self._pending, []
-        if outcomes:
-            # Shielded: a cancel must not leave us unsure of what was written.
-            await asyncio.shield(asyncio.to_thread(self._job.commit, outcomes))
-            self._count(outcomes)
+        if not outcomes:
+            return
+        writing = asyncio.create_task(asyncio.to_thread(self._job.commit, outcomes))
+        try:
+            await asyncio.shield(writing)
+        finally:
+            # A cancel must not leave a writer behind that another write of the manifest could cross.
+            await asyncio.wait([writing])
+            if writing.exception() is None:
+                self._count(outcomes)
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
         status = self.status

@@ -16,6 +16,11 @@ import signal
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+def die_with_parent(number: signal.Signals) -> None:
+    """Ask the kernel to send this process the signal when the thread that started it ends. Survives exec."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
+
+
 def tie_to_parent() -> None:
     """Die with the parent process, if this process is a child that `multiprocessing` started.
 
@@ -25,7 +30,6 @@ def tie_to_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        return
+    die_with_parent(signal.SIGKILL)
     if os.getppid() != parent.pid:  # the parent went before we could ask
         os.kill(os.getpid(), signal.SIGKILL)

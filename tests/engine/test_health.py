@@ -1,9 +1,11 @@
 """Health against a stand-in for AsyncLLM: the adapter's reaction to an engine that dies or stands still."""
 
 import asyncio
+import subprocess
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from serve_app.engine.vllm import VLLMEngine
@@ -45,15 +47,15 @@ async def test_a_dead_engine_is_unhealthy() -> None:
         await engine(SimpleNamespace(errored=True)).check_health()
 
 
+def lost_process() -> psutil.Process:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        process = psutil.Process(child.pid)
+        child.kill()
+    return process
+
+
 async def test_a_lost_worker_process_is_unhealthy() -> None:
-    import subprocess
-
-    import psutil
-
     built = engine(Still())
-    child = subprocess.Popen(["sleep", "60"])
-    built._processes = [psutil.Process(child.pid)]
-    child.kill()
-    child.wait()
-    with pytest.raises(EngineFailed, match=f"processes \\[{child.pid}\\] are gone"):
+    built._processes = [lost := lost_process()]
+    with pytest.raises(EngineFailed, match=f"processes \\[{lost.pid}\\] are gone"):
         await built.check_health()
