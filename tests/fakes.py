@@ -41,6 +41,9 @@ class FakePool:
     async def replicas(self) -> list[ReplicaInfo]:
         return [replica(name) for name in self.names]
 
+    async def failure(self) -> str:
+        return ""
+
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
         self.open[replica_id] += 1
         self.most_open = max(self.most_open, *self.open.values())

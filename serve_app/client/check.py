@@ -62,8 +62,16 @@ class _Checks:
         except httpx.HTTPError as error:
             raise _Problem(f"{self._base_url} does not answer ({error}): is the server running there?") from error
         if response.status_code != 200:
-            raise _Problem(f"GET /health answered {response.status_code}: replicas may still be starting")
+            raise _Problem(f"GET /health answered {response.status_code}: {self._why_not()}")
         return self._base_url
+
+    def _why_not(self) -> str:
+        """What the driver knows of replicas that do not answer."""
+        try:
+            answer = httpx.get(f"{self._base_url}/v1/populations/replicas", timeout=30).json()
+            return answer["failure"] or "the replicas are starting"
+        except (httpx.HTTPError, ValueError, KeyError):
+            return "the driver does not answer either"
 
     def model_listed(self) -> str:
         models = [model.id for model in self._client.models.list().data]

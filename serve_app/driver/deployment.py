@@ -52,8 +52,9 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
 
     @app.get("/replicas")
     async def replicas() -> dict[str, Any]:
-        """The replicas that can work now."""
-        return {"object": "list", "data": [asdict(replica) for replica in await pool.replicas()]}
+        """The replicas that can work now, and why none will if Serve gave up on them."""
+        running = [asdict(replica) for replica in await pool.replicas()]
+        return {"object": "list", "data": running, "failure": "" if running else await pool.failure()}
 
     @app.get("/{job_id}")
     async def status(job_id: str) -> JobStatus:

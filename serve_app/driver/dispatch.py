@@ -33,6 +33,9 @@ class ReplicaPool(Protocol):
     async def replicas(self) -> list[ReplicaInfo]:
         """Those that can work now. Any exception means that it could not be found out."""
 
+    async def failure(self) -> str:
+        """Why there will be no replica without a change of settings; empty if that is not known."""
+
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
         """Have a replica compute the chunk. Any exception means that nothing of it was done."""
 

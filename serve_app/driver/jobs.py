@@ -253,6 +253,8 @@ class _Run:
         while time.monotonic() < deadline:
             if replicas := await self._pool.replicas():
                 return replicas[0]
+            if reason := await self._pool.failure():
+                raise ServeAppError(f"the replicas cannot start: {reason}")
             await asyncio.sleep(1.0)
         raise ServeAppError(f"no replica was ready within {self._settings.replica_wait_s:g} s")
 

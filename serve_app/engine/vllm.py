@@ -76,9 +76,9 @@ class VLLMEngine:
             if isinstance(error, ServeAppError):
                 raise
             if isinstance(error, (ValueError, AssertionError)):  # vLLM's validation of its own options
-                raise BadSettings(f"vLLM refused its options: {_first_line(error)}") from error
+                raise BadSettings(f"vLLM refused its options: {_summary(error)}") from error
             if isinstance(error, Exception):
-                raise EngineFailed(f"vLLM did not start: {_first_line(error)}") from error
+                raise EngineFailed(f"vLLM did not start: {_summary(error)}") from error
             raise
         config = self._engine.vllm_config
         self._info = EngineInfo(
@@ -209,12 +209,12 @@ class VLLMEngine:
             ):
                 final = output
         except EngineDeadError as error:
-            self._failed = _first_line(error)
+            self._failed = _summary(error)
             raise EngineFailed(f"the engine died: {self._failed}") from error
         except (VLLMClientError, ValueError) as error:
-            return Completion(status="invalid", error=_first_line(error), prompt_tokens=len(prompt))
+            return Completion(status="invalid", error=_summary(error), prompt_tokens=len(prompt))
         except EngineGenerateError as error:
-            return Completion(status="failed", error=_first_line(error.__cause__ or error), prompt_tokens=len(prompt))
+            return Completion(status="failed", error=_summary(error.__cause__ or error), prompt_tokens=len(prompt))
         if final is None or not final.finished:
             return Completion(status="failed", error="the request ended without an answer", prompt_tokens=len(prompt))
         return _completion(final, chunk.label_ids, (time.perf_counter() - started) * 1000)
@@ -350,6 +350,6 @@ def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:500]
+def _summary(error: BaseException) -> str:
+    """The error in one line."""
+    return " ".join(str(error).split())[:500] or type(error).__name__

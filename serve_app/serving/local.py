@@ -88,7 +88,9 @@ def _wait_until_ready(
     while True:
         if process.poll() is not None:
             raise ServerUnavailable(f"`serve run` ended before the replicas were ready: {failure_reason(log)}")
-        ready = replicas_ready(settings.base_url)
+        ready, failure = replicas_ready(settings.base_url)
+        if failure:
+            raise ServerUnavailable(f"the replicas cannot start: {failure} (log: {log})")
         if ready >= settings.replicas:
             return
         now = time.monotonic()
@@ -102,11 +104,12 @@ def _wait_until_ready(
         time.sleep(0.5)
 
 
-def replicas_ready(base_url: str) -> int:
-    """How many replicas say that they can work; 0 as long as nothing answers."""
+def replicas_ready(base_url: str) -> tuple[int, str]:
+    """How many replicas can work, and why none ever will; (0, "") as long as nothing answers."""
     with suppress(httpx.HTTPError, ValueError, KeyError):
-        return len(httpx.get(f"{base_url}/v1/populations/replicas", timeout=5.0).json()["data"])
-    return 0
+        answer = httpx.get(f"{base_url}/v1/populations/replicas", timeout=5.0).json()
+        return len(answer["data"]), answer["failure"]
+    return 0, ""
 
 
 def failure_reason(log: Path) -> str:
