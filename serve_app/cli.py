@@ -39,7 +39,7 @@ def main() -> None:
     try:
         app()
     except ServeAppError as error:
-        console.print(f"error: {error}", style="bold red", markup=False)
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False)
         sys.exit(2 if isinstance(error, BadSettings) else 1)
 
 
@@ -214,7 +214,7 @@ def validate(config: Config = Path("config.yaml")) -> None:
     from serve_app.serving.config import ServeConfig
 
     settings = ServeConfig.load(config)
-    settings.check()
+    settings.check(port=False)  # the server itself may be running
     console.print(f"{config}: {settings.replicas} replica(s), {settings.base_url}", markup=False)
 
 

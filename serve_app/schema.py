@@ -141,8 +141,8 @@ class Outcome:
     finished_at: str
 
     def to_json(self) -> str:
-        """One JSON line, without the line's end."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        """One JSON line, without the line's end, in ASCII: readers that split lines know more line ends than JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Outcome:

@@ -14,7 +14,8 @@ from serve_app.schema import Outcome, Row
 
 RUNNING = ("queued", "running")
 POLL_S = 0.5
-# A driver that restarts answers again within this time; the job goes on without us meanwhile.
+# A driver that restarts answers again within this time. It does not go on with jobs by itself: `wait` then
+# returns the state "interrupted", and `resume` continues.
 PATIENCE_S = 60.0
 ERRORS = {404: JobNotFound, 409: JobConflict, 400: BadSettings, 422: BadSettings}
 
@@ -57,24 +58,30 @@ class PopulationClient:
 
     def outcomes(self, job_id: str) -> Iterator[Outcome]:
         """Committed outcomes, also while the job runs."""
-        with self._http.stream("GET", f"/{job_id}/results") as response:
-            if response.is_error:
-                response.read()
-                raise _error(response)
-            for line in response.iter_lines():
-                yield Outcome.from_json(line)
+        try:
+            with self._http.stream("GET", f"/{job_id}/results") as response:
+                if response.is_error:
+                    response.read()
+                    raise _error(response)
+                for line in response.iter_lines():
+                    yield Outcome.from_json(line)
+        except httpx.HTTPError as error:
+            raise self._unavailable(error) from error
 
     def _call(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         try:
             response = self._http.request(method, path, **request)
         except httpx.HTTPError as error:
-            raise ServerUnavailable(
-                f"{self.base_url} does not answer ({error}): start it with `make serve`, or give --base-url"
-            ) from error
+            raise self._unavailable(error) from error
         if response.is_error:
             raise _error(response)
         body: dict[str, Any] = response.json()
         return body
+
+    def _unavailable(self, error: httpx.HTTPError) -> ServerUnavailable:
+        return ServerUnavailable(
+            f"{self.base_url} does not answer ({error}): start it with `make serve`, or give --base-url"
+        )
 
 
 def _error(response: httpx.Response) -> Exception:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -137,7 +136,8 @@ class Dispatcher:
         try:
             while True:
                 running = await self._running()
-                for gone in self._lanes.keys() - running:
+                ended = {name for name, lanes in self._lanes.items() if any(lane.done() for lane in lanes)}
+                for gone in (self._lanes.keys() - running) | ended:
                     await _cancel(self._lanes.pop(gone))
                 wanted = self._choose(len(running)) if running else 0
                 for replica_id in sorted(running - self._lanes.keys())[: max(0, wanted - len(self._lanes))]:
@@ -151,11 +151,14 @@ class Dispatcher:
                     told = now
                 if self._lanes:
                     last_seen = loop.time()
+                elif reason := await self._pool.failure():
+                    raise EngineFailed(f"the replicas cannot start: {reason}")
                 elif loop.time() - last_seen > self._settings.replica_wait_s:
                     raise EngineFailed(f"no replica was ready for {self._settings.replica_wait_s:g} s")
                 await asyncio.sleep(self._settings.refresh_s)
-        except Exception as error:
-            self._results.put_nowait(error)
+        except (Exception, asyncio.CancelledError) as error:
+            self._results.put_nowait(error if isinstance(error, Exception) else EngineFailed("dispatch was stopped"))
+            raise
 
     async def _running(self) -> set[str]:
         try:
@@ -179,10 +182,13 @@ class Dispatcher:
             )
             try:
                 result = await self._pool.run(replica_id, chunk)
-            except asyncio.CancelledError:
-                await self._give_back([work])
-                raise
-            except Exception as error:
+                if len(result.completions) != len(work.indices):
+                    raise EngineFailed(f"{len(result.completions)} answers to {len(work.indices)} prompts")
+            except (Exception, asyncio.CancelledError) as error:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    await self._give_back([work])
+                    raise
+                # Not ours: Ray raises CancelledError also for a call that was cancelled on the replica.
                 reason = f"{replica_id}: {_first_line(error)}"
                 logger.warning("chunk %d failed on %s", chunk.chunk_id, reason)
                 await self._retry(work, reason)
@@ -229,9 +235,11 @@ class Dispatcher:
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
     for task in tasks:
-        with suppress(asyncio.CancelledError, Exception):
-            await task
+        if not task.cancelled():
+            task.exception()  # seen: it was put into the results, or no longer matters
 
 
 def _first_line(error: BaseException) -> str:

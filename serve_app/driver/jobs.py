@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
+import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -19,13 +21,18 @@ from serve_app.driver.plan import Plan, make_plan
 from serve_app.driver.render import Renderer
 from serve_app.driver.store import JobStore, Store
 from serve_app.errors import BadSettings, JobConflict, ServeAppError
-from serve_app.schema import Outcome, ReplicaInfo, Request, Row, Sampling, content_hash
+from serve_app.schema import Completion, Outcome, ReplicaInfo, Request, Row, Sampling, content_hash
 from serve_app.settings import DriverSettings
 
 logger = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "interrupted", "completed", "completed_with_failures", "cancelled", "failed"]
 FINISHED: tuple[State, ...] = ("completed", "completed_with_failures")
+# What a resumed run takes over from the report of the run before it.
+KEPT = (
+    "model", "simulated", "tensor_parallel_size", "replicas_available", "replicas_chosen", "rows_per_replica",
+    "run_s", "rows_per_s",
+)  # fmt: skip
 
 
 class RowSpec(BaseModel):
@@ -52,7 +59,8 @@ class JobSpec(BaseModel):
 
 
 class JobStatus(BaseModel):
-    """What `GET /v1/populations/{id}` answers. Counts are of committed rows; figures of the present run."""
+    """What `GET /v1/populations/{id}` answers. Counts are of committed rows; the rate is of the present run, `run_s`
+    the time of all runs."""
 
     id: str
     object: str = "population"
@@ -104,9 +112,7 @@ class Jobs:
         (name, times), *_ = Counter(row.custom_id for row in spec.rows).most_common(1)
         if times > 1:
             raise BadSettings(f"rows: custom_id {name!r} is given {times} times; results are found by it")
-        job_id = spec.job_id or f"{spec.workload.split('/')[0]}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:60].rstrip("-")
-        if (self._store.root / job_id).exists():
-            raise JobConflict(f"job '{job_id}' exists already: give another id, or resume it")
+        job_id = spec.job_id or _new_id(spec.workload)
         rows = [Row(row.custom_id, row.messages) for row in spec.rows]
         job = self._store.create(job_id, spec.model_dump(exclude={"rows"}), rows)
         self._start(job_id, job)
@@ -124,7 +130,8 @@ class Jobs:
         task = self._tasks.get(job_id)
         if task is None:
             raise JobConflict(f"job '{job_id}' is not running")
-        task.cancel()
+        if not task.cancelling():  # once is enough: a second one could cut the last commit short
+            task.cancel()
         await asyncio.wait([task])
 
     def list(self) -> list[JobStatus]:
@@ -158,27 +165,38 @@ class Jobs:
     async def _in_turn(self, run: _Run) -> None:
         try:
             async with self._turn:
-                await run.execute()
+                with run.job.lock():
+                    await _to_its_end(run)
+        except JobConflict as error:  # another driver runs it, so its state is not ours to write
+            logger.error("%s", error)
         except asyncio.CancelledError:
-            run.end("cancelled", "cancelled by request")
-        except ServeAppError as error:
-            run.end("failed", str(error))
-        except Exception as error:  # a defect of ours must not leave a job that looks alive
-            logger.exception("job %s failed", run.status.id)
-            run.end("failed", f"{type(error).__name__}: {error}")
+            run.end("cancelled", "cancelled before its turn")
+
+
+async def _to_its_end(run: _Run) -> None:
+    try:
+        await run.execute()
+    except asyncio.CancelledError:
+        run.end("cancelled", "cancelled by request")
+    except ServeAppError as error:
+        run.end("failed", str(error))
+    except Exception as error:  # a defect of ours must not leave a job that looks alive
+        logger.exception("job %s failed", run.status.id)
+        run.end("failed", f"{type(error).__name__}: {error}")
 
 
 class _Run:
     """One run of a job over the rows that have no outcome yet."""
 
     def __init__(self, job_id: str, job: JobStore, settings: DriverSettings, pool: ReplicaPool) -> None:
-        self._job = job
+        self.job = job
         self._settings = settings
         self._pool = pool
         self._request: Request | None = None
         self._pending: list[Outcome] = []
         self._started = time.monotonic()
-        self._last_commit = self._started
+        self._run_before_s = 0.0
+        self._writing: asyncio.Task[None] | None = None
         self._done_now = 0
         self.status = JobStatus(
             id=job_id,
@@ -190,30 +208,38 @@ class _Run:
 
     async def execute(self) -> None:
         """Load, plan, render, dispatch and commit; then end the job."""
-        spec = JobSpec.model_construct(**self._job.spec())
-        rows, committed = await asyncio.to_thread(lambda: (self._job.rows(), list(self._job.outcomes())))
+        spec = JobSpec.model_construct(**self.job.spec())
+        rows, committed = await asyncio.to_thread(lambda: (self.job.rows(), list(self.job.outcomes())))
+        before = self.job.manifest()["report"]
+        self._update(**{name: before[name] for name in KEPT if name in before})
+        self._run_before_s = self.status.run_s
         self._count(committed)
         self._update(state="running", total=len(rows), workload=spec.workload, message="waiting for a replica")
-        self._job.set_state("running")
-        done = {outcome.custom_id for outcome in committed}
-        rows = [row for row in rows if row.custom_id not in done]
-        if rows:
-            await self._compute(spec, rows)
+        self.job.set_state("running")
+        done = {outcome.custom_id: outcome for outcome in committed}
+        if len(done) < len(rows):
+            replica = await self._first_replica()
+            request = Request(replica.engine.model, spec.workload, tuple(spec.labels), _sampling(spec))
+            _check_identity(request, rows, done)
+            await self._compute(request, replica, [row for row in rows if row.custom_id not in done])
         self.end("completed_with_failures" if self.status.failed or self.status.invalid else "completed", "")
 
-    async def _compute(self, spec: JobSpec, rows: Sequence[Row]) -> None:
-        replica = await self._first_replica()
+    async def _compute(self, request: Request, replica: ReplicaInfo, rows: Sequence[Row]) -> None:
         self._update(
             model=replica.engine.model,
             simulated=replica.engine.simulated,
             tensor_parallel_size=replica.engine.tensor_parallel_size,
             message="tokenising",
         )
-        request = Request(replica.engine.model, spec.workload, tuple(spec.labels), _sampling(spec))
-        prompts, label_ids = await asyncio.to_thread(self._render, replica.engine.tokenizer, rows, request.labels)
-        hashes = [content_hash(request, row) for row in rows]
+        rendered, label_ids = await asyncio.to_thread(_render, replica.engine.tokenizer, rows, request.labels)
         self._started = time.monotonic()
         self._update(message="")
+        for row, prompt in zip(rows, rendered, strict=True):
+            if isinstance(prompt, str):
+                refused = Completion(status="invalid", error=prompt)
+                self._pending.append(_outcome(row, RowResult(0, refused, None, 1), request))
+        rows = [row for row, prompt in zip(rows, rendered, strict=True) if not isinstance(prompt, str)]
+        prompts = [prompt for prompt in rendered if not isinstance(prompt, str)]
         dispatcher = Dispatcher(
             self._pool,
             DispatchSettings(
@@ -222,37 +248,38 @@ class _Run:
                 max_attempts=self._settings.max_attempts,
                 replica_wait_s=self._settings.replica_wait_s,
             ),
-            choose=lambda available: self._plan(len(rows), available).chosen,
+            choose=lambda available: self._plan(max(1, len(rows)), available).chosen,
             on_replicas=lambda available, used: self._on_replicas(len(rows), available, used),
         )
         results = dispatcher.run(
             prompts, label_ids=label_ids, sampling=request.sampling, priority=self._settings.priority
         )
-        self._last_commit = time.monotonic()
+        ticking = asyncio.create_task(self._commit_often())
         try:
             async with aclosing(results):  # however we leave, what runs is cancelled before the last commit
                 async for some in results:
-                    self._pending += [_outcome(rows[r.index], hashes[r.index], r, request) for r in some]
-                    if self._commit_is_due():
+                    self._pending += [_outcome(rows[r.index], r, request) for r in some]
+                    if len(self._pending) >= self._settings.commit_rows:
                         await self._commit()
+                    if ticking.done():
+                        await ticking  # a store that cannot be written ends the job
         finally:
+            ticking.cancel()
             await self._commit()
 
-    def _commit_is_due(self) -> bool:
-        waited_s = time.monotonic() - self._last_commit
-        return len(self._pending) >= self._settings.commit_rows or waited_s >= self._settings.commit_seconds
-
-    def _render(
-        self, source: str, rows: Sequence[Row], labels: tuple[str, ...]
-    ) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
-        renderer = Renderer(source)
-        return renderer.prompts(rows), renderer.label_ids(labels)
+    async def _commit_often(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.commit_seconds)
+            await self._commit()
 
     async def _first_replica(self) -> ReplicaInfo:
         deadline = time.monotonic() + self._settings.replica_wait_s
         while time.monotonic() < deadline:
-            if replicas := await self._pool.replicas():
-                return replicas[0]
+            try:
+                if replicas := await self._pool.replicas():
+                    return replicas[0]
+            except Exception as error:  # it could not be found out
+                logger.warning("cannot ask for replicas: %s", error)
             if reason := await self._pool.failure():
                 raise ServeAppError(f"the replicas cannot start: {reason}")
             await asyncio.sleep(1.0)
@@ -273,18 +300,21 @@ class _Run:
         )
 
     async def _commit(self) -> None:
-        self._last_commit = time.monotonic()
-        outcomes, self._pending = self._pending, []
-        if not outcomes:
-            return
-        writing = asyncio.create_task(asyncio.to_thread(self._job.commit, outcomes))
-        try:
-            await asyncio.shield(writing)
-        finally:
-            # A cancel must not leave a writer behind that another write of the manifest could cross.
-            await asyncio.wait([writing])
-            if writing.exception() is None:
-                self._count(outcomes)
+        # A cancel must not leave a writer behind that another write of the manifest could cross: it goes on, and
+        # whoever comes next waits for it.
+        while self._pending or self._writing is not None:
+            writing = self._writing = self._writing or asyncio.create_task(self._write())
+            try:
+                await asyncio.shield(writing)
+            finally:
+                if writing.done() and self._writing is writing:
+                    self._writing = None
+
+    async def _write(self) -> None:
+        while self._pending:
+            outcomes, self._pending = self._pending, []
+            self._count(outcomes)
+            await asyncio.to_thread(self.job.commit, outcomes, self.status.model_dump())
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
         status = self.status
@@ -304,12 +334,12 @@ class _Run:
             run_s = time.monotonic() - self._started
             rate = self._done_now / run_s
             left = self.status.total - self.status.done
-            self._update(rows_per_s=rate, run_s=run_s, eta_s=left / rate)
+            self._update(rows_per_s=rate, run_s=self._run_before_s + run_s, eta_s=left / rate)
 
     def end(self, state: State, message: str) -> None:
         """Record how the job ended, in the store and in the status."""
         self._update(state=state, message=message, eta_s=None)
-        self._job.set_state(state, message, self.status.model_dump())
+        self.job.set_state(state, message, self.status.model_dump())
 
     def _update(self, **values: Any) -> None:
         self.status = self.status.model_copy(update=values)
@@ -326,17 +356,40 @@ def _sampling(spec: JobSpec) -> Sampling:
     )
 
 
-def _outcome(row: Row, digest: str, result: RowResult, request: Request) -> Outcome:
+def _render(
+    source: str, rows: Sequence[Row], labels: tuple[str, ...]
+) -> tuple[list[tuple[int, ...] | str], tuple[int, ...]]:
+    renderer = Renderer(source)
+    return renderer.prompts(rows), renderer.label_ids(labels)
+
+
+def _check_identity(request: Request, rows: Sequence[Row], done: Mapping[str, Outcome]) -> None:
+    """Raise JobConflict when committed outcomes are answers to something else than what would run now."""
+    for row in rows:
+        outcome = done.get(row.custom_id)
+        if outcome is not None and outcome.content_hash != content_hash(request, row):
+            raise JobConflict(
+                f"row {row.custom_id!r} was answered by model '{outcome.model}' to another question than would run "
+                f"now on '{request.model}': serve that model again, or submit a new job"
+            )
+
+
+def _new_id(workload: str) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", workload.partition("/")[0].lower()).strip("-")[:40] or "job"
+    return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+
+
+def _outcome(row: Row, result: RowResult, request: Request) -> Outcome:
     completion, replica = result.completion, result.replica
     value: dict[str, Any] | None = None
     if completion.status == "ok" and request.labels:
         logprobs = dict(zip(request.labels, completion.label_logprobs, strict=True))
-        value = {"logprobs": logprobs}
+        value = {"logprobs": logprobs, "mass": math.fsum(map(math.exp, completion.label_logprobs))}
     elif completion.status == "ok":
         value = {"text": completion.text, "finish_reason": completion.finish_reason}
     return Outcome(
         custom_id=row.custom_id,
-        content_hash=digest,
+        content_hash=content_hash(request, row),
         status=completion.status,
         value=value,
         error=completion.error,

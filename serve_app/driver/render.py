@@ -17,14 +17,22 @@ class Renderer:
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
 
-    def prompts(self, rows: Sequence[Row]) -> list[tuple[int, ...]]:
-        """Token ids of each row's chat, with the template's opening of the answer."""
-        texts = [
-            self._tokenizer.apply_chat_template(list(row.messages), tokenize=False, add_generation_prompt=True)
-            for row in rows
-        ]
+    def prompts(self, rows: Sequence[Row]) -> list[tuple[int, ...] | str]:
+        """Token ids of each row's chat, with the template's opening of the answer; or why the template refuses it."""
+        texts = [self._text(row) for row in rows]
+        good = [text for text in texts if isinstance(text, str)]
         # The template writes the special tokens itself.
-        return [tuple(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        ids = iter(self._tokenizer(good, add_special_tokens=False)["input_ids"] if good else [])
+        return [tuple(next(ids)) if isinstance(text, str) else f"chat template: {text}" for text in texts]
+
+    def _text(self, row: Row) -> str | Exception:
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(row.messages), tokenize=False, add_generation_prompt=True
+            )
+            return text
+        except Exception as error:  # whatever the model's template raises: one row's matter, not the job's
+            return error
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
         """The one token of each label.

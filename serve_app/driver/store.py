@@ -11,15 +11,17 @@ So a SIGKILL at any instant loses no committed row and leaves at most one segmen
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from serve_app.errors import BadSettings, JobNotFound, StoreError
+from serve_app.errors import BadSettings, JobConflict, JobNotFound, StoreError
 from serve_app.schema import Outcome, Row
 
 JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
@@ -32,10 +34,12 @@ class Store:
         self.root = Path(root).expanduser().absolute()
 
     def create(self, job_id: str, spec: dict[str, Any], rows: Sequence[Row]) -> JobStore:
-        """Write a new job down, whole. Raises StoreError when the folder cannot be written."""
+        """Write a new job down, whole. Raises JobConflict if there is one, StoreError if it cannot be written."""
         job = JobStore(self._folder(job_id))
+        if (job.folder / "manifest.json").exists():
+            raise JobConflict(f"job '{job_id}' exists already: give another id, or resume it")
         try:
-            (job.folder / "segments").mkdir(parents=True, exist_ok=False)
+            (job.folder / "segments").mkdir(parents=True, exist_ok=True)
             _write_atomically(job.folder / "rows.jsonl", (json.dumps(asdict(row)) for row in rows))
             _write_atomically(job.folder / "job.json", [json.dumps(spec, indent=1)])
             job.set_state("queued")
@@ -92,13 +96,27 @@ class JobStore:
         for segment in self.manifest()["segments"]:
             yield from map(Outcome.from_json, self._lines(f"segments/{segment['name']}"))
 
-    def commit(self, outcomes: Sequence[Outcome]) -> None:
-        """Add outcomes, durably: when this returns they are on disk and every later reader sees them."""
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the job for one run. Raises JobConflict while another process, or run, does."""
+        with open(self.folder / "lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise JobConflict(f"job '{self.folder.name}' is being run by another driver") from error
+            yield
+
+    def commit(self, outcomes: Sequence[Outcome], report: dict[str, Any] | None = None) -> None:
+        """Add outcomes, durably: when this returns they are on disk and every later reader sees them.
+
+        `report` holds the figures of the run so far, and replaces the ones before. Raises StoreError.
+        """
         manifest = self.manifest()
         name = f"{len(manifest['segments']) + 1:06d}.jsonl"
         try:
             _write_atomically(self.folder / "segments" / name, (outcome.to_json() for outcome in outcomes))
             manifest["segments"].append({"name": name, "rows": len(outcomes)})
+            manifest["report"] = report or manifest["report"]
             self._replace_manifest(manifest)
         except OSError as error:
             raise StoreError(f"store: cannot write {self.folder}: {error.strerror or error}") from error

@@ -53,11 +53,11 @@ def claim_cores(ranks: int, cores_per_rank: int, *, cores: Sequence[int], lock_d
     `cores` are core ids. With fewer cores than one slot needs, ranks share cores.
     """
     folder = lock_dir or Path(tempfile.gettempdir()) / f"serve_app-cores-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     slots = max(1, len(cores) // (ranks * cores_per_rank))
     index = 0
     while True:  # ends: there are never as many locks held as numbers
-        lock = open(folder / f"claim-{index}.lock", "w")  # noqa: SIM115 - held for the replica's life
+        lock = open(folder / f"claim-{index}.lock", "a")  # noqa: SIM115 - held for the replica's life
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -29,6 +29,7 @@ OWNED = {
     "host": "http_options.host in config.yaml",
     "port": "http_options.port in config.yaml",
     "uds": "http_options in config.yaml",
+    "api_key": "an authenticating proxy in front: the key would not cover /v1/populations",
     "distributed_executor_backend": "nothing: the replica always uses the multiprocessing executor ('mp')",
 }
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from serve_app.engine.protocol import ASGIApp
 from serve_app.errors import EngineFailed
+from serve_app.models import default
+from serve_app.models.catalog import resolve_model
 from serve_app.schema import Chunk, Completion, EngineInfo
 from serve_app.settings import SimulatedSettings
 
@@ -45,6 +47,7 @@ class SimulatedEngine:
             max_model_len=int(self._options.get("max_model_len") or 8192),
             prefix_caching=True,
             simulated=True,
+            tokenizer=str(resolve_model(self._options.get("model") or default.NAME)),
         )
 
     def app(self) -> ASGIApp:

@@ -65,7 +65,7 @@ class VLLMEngine:
     async def start(self) -> None:
         options = self._prepare_options()
         engine_options, frontend = split_options(options)
-        logger.info("starting vLLM: %s", engine_options)
+        logger.info("starting vLLM with %s", ", ".join(sorted(engine_options)))  # not the values: hf_token is one
         try:
             self._engine = self._build_engine(engine_options)
             self._processes = psutil.Process().children(recursive=True)
@@ -306,6 +306,9 @@ def sampling_params(chunk: Chunk) -> Any:
 
 def _completion(output: Any, label_ids: tuple[int, ...], latency_ms: float) -> Completion:
     answer = output.outputs[0]
+    if answer.finish_reason in ("abort", "error"):
+        error = f"the engine ended the request: {answer.finish_reason}"
+        return Completion(status="failed", error=error, prompt_tokens=len(output.prompt_token_ids))
     logprobs: tuple[float, ...] = ()
     if label_ids:
         first = answer.logprobs[0]

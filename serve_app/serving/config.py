@@ -47,11 +47,13 @@ class ServeConfig:
             raise BadSettings(f"{path}: {error.strerror or error}") from error
         except yaml.YAMLError as error:
             raise BadSettings(f"{path} is not YAML: {error}") from error
-        applications = {app.get("name"): app for app in document.get("applications", [])}
+        if not isinstance(document, dict):
+            raise BadSettings(f"{path} is not a Serve config file: it has no fields")
+        applications = {app.get("name"): app for app in document.get("applications") or []}
         for name in (REPLICAS_APP, DRIVER_APP):
             if name not in applications:
                 raise BadSettings(f"{path}: there is no application named '{name}'")
-        http = document.get("http_options", {})
+        http = document.get("http_options") or {}
         replica_app, driver_app = applications[REPLICAS_APP], applications[DRIVER_APP]
         return cls(
             path=path,
@@ -62,7 +64,7 @@ class ServeConfig:
             driver_settings=_parse(DriverSettings, driver_app, path),
         )
 
-    def check(self) -> None:
+    def check(self, *, port: bool = True) -> None:
         """Check against the installed vLLM and this machine: options, model, tensor parallelism, port, store.
 
         Raises BadSettings, UnknownOption, ModelNotFound or NotEnoughMemory.
@@ -70,7 +72,8 @@ class ServeConfig:
         if self.replica_settings.simulated is None:
             check_options(self.replica_settings.engine)
             self._check_model()
-        self._check_port()
+        if port:
+            self._check_port()
         check_store(Path(self.driver_settings.store))
 
     def _check_model(self) -> None:
@@ -114,7 +117,8 @@ def _replicas(application: dict[str, Any]) -> int:
     for deployment in application.get("deployments", []):
         if deployment.get("name") == REPLICA_DEPLOYMENT:
             autoscaling = deployment.get("autoscaling_config") or {}
-            return int(autoscaling.get("min_replicas", deployment.get("num_replicas", 1)))
+            count = autoscaling.get("min_replicas", deployment.get("num_replicas", 1))
+            return max(1, count) if isinstance(count, int) else 1  # "auto" starts with one
     return 1
 
 

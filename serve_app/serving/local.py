@@ -115,8 +115,8 @@ def replicas_ready(base_url: str) -> tuple[int, str]:
 def failure_reason(log: Path) -> str:
     """The line of the log that says what went wrong: the last of one of our errors, else the last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    ours = [line for line in lines if "serve_app.errors." in line]
-    return (ours or lines or ["it printed nothing"])[-1].partition("serve_app.errors.")[2] or (lines or [""])[-1]
+    ours = [line.partition("serve_app.errors.")[2] for line in lines if "serve_app.errors." in line]
+    return (ours or lines or ["it printed nothing"])[-1]
 
 
 def stop(process: subprocess.Popen[bytes], marker: str) -> list[int]:

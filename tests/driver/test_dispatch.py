@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 from serve_app.driver.dispatch import Dispatcher, DispatchSettings, RowResult
 from serve_app.errors import EngineFailed
+from serve_app.schema import Chunk, ChunkResult
 from tests.fakes import FakePool
 
 FAST = DispatchSettings(chunk_rows=4, chunks_in_flight=2, max_attempts=6, refresh_s=0.001, replica_wait_s=0.2)
@@ -103,3 +105,26 @@ async def test_a_pool_that_cannot_be_asked_keeps_its_lanes() -> None:
             return await super().replicas()
 
     assert len(await dispatch(Mute(["a"]), prompts(300))) == 300
+
+
+async def test_a_call_cancelled_on_the_replica_is_a_failure_and_not_the_end_of_the_lane() -> None:
+    class Cancelling(FakePool):
+        async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+            self.calls["all"] += 1
+            if self.calls["all"] <= 3:
+                raise asyncio.CancelledError
+            return await super().run(replica_id, chunk)
+
+    results = await asyncio.wait_for(dispatch(Cancelling(["a"]), prompts(30)), 10)
+    assert sorted(result.index for result in results) == list(range(30))
+
+
+async def test_an_answer_of_the_wrong_length_is_a_failure_of_the_chunk() -> None:
+    class Short(FakePool):
+        async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+            result = await super().run(replica_id, chunk)
+            return replace(result, completions=result.completions[1:]) if self.calls[replica_id] == 1 else result
+
+    results = await asyncio.wait_for(dispatch(Short(["a"]), prompts(10)), 10)
+    assert sorted(result.index for result in results) == list(range(10))
+    assert {result.attempts for result in results} == {1, 2}

@@ -13,7 +13,7 @@ from serve_app.driver.deployment import build_app
 from serve_app.driver.jobs import Jobs, JobSpec
 from serve_app.errors import BadSettings, JobConflict
 from serve_app.models.default import prepare
-from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
+from serve_app.schema import Chunk, ChunkResult, Outcome, ReplicaInfo
 from serve_app.settings import DriverSettings
 from tests.fakes import FakePool, rows
 
@@ -150,3 +150,92 @@ async def test_the_control_routes_speak_of_errors_as_openai_does(make_jobs: Make
         assert len(results) == 1
         assert [job["id"] for job in (await client.get("/")).json()["data"]] == [job_id]
         assert len((await client.get("/replicas")).json()["data"]) == 1
+
+
+async def test_a_resumed_job_refuses_to_mix_answers_of_two_models(make_jobs: MakeJobs) -> None:
+    class Renamed(TokenPool):
+        async def replicas(self) -> list[ReplicaInfo]:
+            return [replace(r, engine=replace(r.engine, model="another")) for r in await super().replicas()]
+
+    pool = TokenPool(["a"])
+    pool.hold_s = 0.02
+    jobs = make_jobs(pool)
+    job_id = jobs.submit(spec(60))
+    while jobs.status(job_id).ok < 8:
+        await asyncio.sleep(0.005)
+    await jobs.cancel(job_id)
+    changed = make_jobs(Renamed(["a"]))
+    changed.resume(job_id)
+    status = await finished(changed, job_id)
+    assert status.state == "failed"
+    assert "answered by model 'fake'" in status.message
+
+
+async def test_two_drivers_never_run_one_job(make_jobs: MakeJobs) -> None:
+    pool = TokenPool(["a"])
+    pool.hold_s = 0.02
+    first, second = make_jobs(pool), make_jobs(TokenPool(["b"]))
+    job_id = first.submit(spec(80))
+    while first.status(job_id).ok < 8:
+        await asyncio.sleep(0.005)
+    second.resume(job_id)
+    status = await finished(first, job_id)
+    assert (status.state, status.ok) == ("completed", 80)
+    assert set(status.rows_by_replica) == {"a"}
+    assert len(list(first.job(job_id).outcomes())) == 80
+
+
+async def test_cancelling_twice_at_once_keeps_manifest_and_rows_together(make_jobs: MakeJobs) -> None:
+    pool = TokenPool(["a"])
+    pool.hold_s = 0.01
+    jobs = make_jobs(pool)
+    job_id = jobs.submit(spec(200))
+    while jobs.status(job_id).ok < 16:
+        await asyncio.sleep(0.001)
+    await asyncio.gather(jobs.cancel(job_id), jobs.cancel(job_id))
+    status = jobs.status(job_id)
+    assert status.state == "cancelled"
+    assert status.ok == len(list(jobs.job(job_id).outcomes()))
+
+
+async def test_a_row_that_the_template_refuses_is_invalid_alone(
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve_app.driver.render import Renderer
+
+    whole = Renderer._text
+
+    def refuse_one(self: Renderer, row: Any) -> str | Exception:
+        return ValueError("roles must alternate") if row.custom_id == "row-2" else whole(self, row)
+
+    monkeypatch.setattr(Renderer, "_text", refuse_one)
+    jobs = make_jobs(TokenPool(["a"]))
+    status = await finished(jobs, jobs.submit(spec(5)))
+    assert (status.state, status.ok, status.invalid) == ("completed_with_failures", 4, 1)
+    (bad,) = [outcome for outcome in jobs.job(status.id).outcomes() if outcome.status == "invalid"]
+    assert (bad.custom_id, bad.value) == ("row-2", None)
+    assert "roles must alternate" in (bad.error or "")
+
+
+@pytest.mark.parametrize("workload", ["My_Task/v1", "x" * 90, "///"])
+async def test_any_workload_name_gives_a_job_id(make_jobs: MakeJobs, workload: str) -> None:
+    jobs = make_jobs(TokenPool(["a"]))
+    ids = [jobs.submit(spec(1, workload=workload)) for _ in range(2)]
+    assert len(set(ids)) == 2
+    for job_id in ids:
+        await finished(jobs, job_id)
+
+
+async def test_results_of_any_text_reach_the_client_over_http(make_jobs: MakeJobs) -> None:
+    class Odd(TokenPool):
+        def _answer(self, prompt: tuple[int, ...]) -> Any:
+            return replace(super()._answer(prompt), text="a\u2028b\x85c\nd")
+
+    pool = Odd(["a"])
+    jobs = make_jobs(pool)
+    status = await finished(jobs, jobs.submit(spec(3)))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(build_app(jobs, pool)), base_url="http://test"
+    ) as client, client.stream("GET", f"/{status.id}/results") as response:
+        found = [Outcome.from_json(line) async for line in response.aiter_lines()]
+    assert [(outcome.value or {})["text"] for outcome in found] == ["a\u2028b\x85c\nd"] * 3

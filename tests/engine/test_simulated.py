@@ -12,11 +12,11 @@ FAST = SimulatedSettings(prefill_ms_per_token=0, step_ms=0)
 
 async def test_answers_depend_on_the_prompt_alone_and_are_marked_simulated() -> None:
     chunk = Chunk(1, ((1, 2, 3), (4, 5, 6)), label_ids=(7, 8))
-    one, two = [await SimulatedEngine({"model": "m"}, FAST).run(chunk) for _ in range(2)]
+    one, two = [await SimulatedEngine({}, FAST).run(chunk) for _ in range(2)]
     assert [c.label_logprobs for c in one] == [c.label_logprobs for c in two]
     assert one[0].label_logprobs != one[1].label_logprobs
     assert math.isclose(sum(math.exp(x) for x in one[0].label_logprobs), 0.9)
-    info = SimulatedEngine({"model": "m"}, FAST).info
+    info = SimulatedEngine({}, FAST).info
     assert info.simulated
     assert info.engine_version == "simulated"
 

@@ -103,7 +103,9 @@ def test_a_store_that_cannot_be_written_is_named(write: Callable[..., ServeConfi
         write(lambda d: d["applications"][1]["args"].update(store=str(tmp_path / "file" / "runs"))).check()
 
 
-@pytest.mark.parametrize(("text", "problem"), [("a: [", "is not YAML"), ("applications: []", "no application named")])
+@pytest.mark.parametrize(
+    ("text", "problem"), [("a: [", "is not YAML"), ("", "no fields"), ("applications:", "no application named")]
+)
 def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(BadSettings, match=problem):
@@ -127,7 +129,7 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path, argumen
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "COLUMNS": "300"}, check=False,
     )  # fmt: skip
     assert result.returncode != 0
-    assert problem in result.stdout
+    assert problem in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
 
 
