@@ -39,7 +39,7 @@ install_s=$((SECONDS - started))
 say "preparing the default model, compiling bytecode (up to a minute the first time)"
 started=$SECONDS
 # Bytecode of what the replicas import. Without it each of a dozen starting processes compiles it for itself:
-# the first start of two replicas took 180 s instead of 95 (two cores).
+# the first start of two replicas took 180 s instead of about 105 (two cores).
 .venv/bin/python -c '
 import vllm.entrypoints.launchers.api_server.app_state, vllm.entrypoints.launchers.app, vllm.entrypoints.generate.api_router
 import vllm.v1.engine.async_llm, vllm.v1.worker.cpu_worker, vllm.model_executor.models.llama, ray.serve.scripts
