@@ -29,9 +29,9 @@ Config = Annotated[Path, typer.Argument(help="Serve config file.")]
 Ad = Annotated[str, typer.Option("--ad", help="Text of the ad.")]
 Platform = Annotated[str, typer.Option("--ad-platform", help="facebook, tiktok or amazon.")]
 Size = Annotated[int, typer.Option("--population-size", help="Number of synthetic profiles.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the population.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the population.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the runs; results go to a folder named by the job id.")]
-Price = Annotated[float, typer.Option("--price", help="Dollars for one replica's hour, for the cost.")]
+Price = Annotated[float, typer.Option("--price", min=0.0, help="Dollars for one replica's hour, for the cost.")]
 
 
 def main() -> None:
@@ -57,17 +57,9 @@ def ctr(
 ) -> None:
     """Predict click-through of an ad over a synthetic population, on a running server."""
     started = time.monotonic()
-    report = run_ctr(
-        base_url,
-        ad=ad,
-        platform=ad_platform,
-        size=population_size,
-        seed=seed,
-        resume=resume,
-        out=out,
-        price=price,
-        output=Console(stderr=True, quiet=as_json, soft_wrap=True) if as_json else console,
-    )
+    asked = {"ad": ad, "platform": ad_platform, "size": population_size, "seed": seed}
+    output = Console(stderr=True, quiet=True) if as_json else console
+    report = run_ctr(base_url, asked, resume=resume, out=out, price=price, output=output)
     finish(report, started)
 
 
@@ -91,17 +83,8 @@ def demo(
     with local_serve(config, log=log, on_wait=lambda message: console.print(f"  {message}", markup=False)) as base_url:
         start_s = time.monotonic() - started
         console.print(f"replicas ready after {start_s:.0f} s")
-        report = run_ctr(
-            base_url,
-            ad=ad,
-            platform=ad_platform,
-            size=population_size,
-            seed=seed,
-            resume="",
-            out=out,
-            price=price,
-            output=console,
-        )
+        asked = {"ad": ad, "platform": ad_platform, "size": population_size, "seed": seed}
+        report = run_ctr(base_url, asked, out=out, price=price, output=console)
     console.print(
         f"time: start {start_s:.0f} s, run {report['run_s']:.0f} s, "
         f"stop and the rest {time.monotonic() - started - start_s - report['run_s']:.0f} s"
@@ -120,16 +103,7 @@ def check_ctr(ad: str, platform: str, size: int, out: Path) -> None:
 
 
 def run_ctr(
-    base_url: str,
-    *,
-    ad: str,
-    platform: str,
-    size: int,
-    seed: int,
-    resume: str,
-    out: Path,
-    price: float,
-    output: Console,
+    base_url: str, asked: dict[str, Any], *, out: Path, price: float, output: Console, resume: str = ""
 ) -> dict[str, Any]:
     """Submit or resume, follow, report and write the results; the report's figures."""
     from serve_app.client.populations import PopulationClient
@@ -139,7 +113,6 @@ def run_ctr(
     from serve_app.workloads.ctr.profiles import generate_profiles
 
     client = PopulationClient(base_url)
-    asked = {"ad": ad, "platform": platform, "size": size, "seed": seed}
     if resume:
         asked = client.status(resume)["metadata"]
         if "ad" not in asked:
@@ -155,12 +128,12 @@ def run_ctr(
     figures = ctr_report.figures(
         status,
         [predict(outcome) for outcome in outcomes],
-        ad=str(asked["ad"]),
-        platform=str(asked["platform"]),
-        seed=int(str(asked["seed"])),
+        ad=asked["ad"],
+        platform=asked["platform"],
+        seed=asked["seed"],
         price=price,
     )
-    profiles = generate_profiles(int(str(asked["size"])), int(str(asked["seed"])))
+    profiles = generate_profiles(asked["size"], asked["seed"])
     paths = ctr_report.write(out / job_id, table(profiles, outcomes), figures)
     output.print(ctr_report.as_table(figures))
     output.print("results: " + ", ".join(map(str, paths)), markup=False)

@@ -192,7 +192,6 @@ class _Run:
         self.job = job
         self._settings = settings
         self._pool = pool
-        self._request: Request | None = None
         self._pending: list[Outcome] = []
         self._started = time.monotonic()
         self._run_before_s = 0.0

@@ -234,8 +234,9 @@ async def test_results_of_any_text_reach_the_client_over_http(make_jobs: MakeJob
     pool = Odd(["a"])
     jobs = make_jobs(pool)
     status = await finished(jobs, jobs.submit(spec(3)))
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(build_app(jobs, pool)), base_url="http://test"
-    ) as client, client.stream("GET", f"/{status.id}/results") as response:
+    async with (
+        httpx.AsyncClient(transport=httpx.ASGITransport(build_app(jobs, pool)), base_url="http://test") as client,
+        client.stream("GET", f"/{status.id}/results") as response,
+    ):
         found = [Outcome.from_json(line) async for line in response.aiter_lines()]
     assert [(outcome.value or {})["text"] for outcome in found] == ["a\u2028b\x85c\nd"] * 3
