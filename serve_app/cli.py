@@ -159,8 +159,10 @@ def finish(report: dict[str, Any], started: float) -> None:
         line["simulated"] = True
     print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
     if report["state"] != "completed":
+        why = report["message"] or "see its results"
         raise ServerUnavailable(
-            f"job {report['job_id']} ended {report['state']}: {report['message'] or 'see its results'}"
+            f"job {report['job_id']} ended {report['state']}: {why}; `serve-app ctr --resume {report['job_id']}` "
+            "runs the rows that have no outcome"
         )
 
 
