@@ -208,10 +208,8 @@ class Dispatcher:
             self._work.extendleft(reversed(work))
             self._wake.notify_all()
 
-    async def _retry(self, work: _Work, reason: str, only: Sequence[int] | None = None) -> None:
+    async def _retry(self, work: _Work, reason: str) -> None:
         """Queue the work again, or report its rows as failed when it had all its attempts."""
-        if only is not None:
-            work = _Work(only, work.attempts, work.errors)
         again = work.after(reason)
         if again[0].attempts < self._settings.max_attempts:
             await self._give_back(again)
@@ -229,7 +227,7 @@ class Dispatcher:
         if done:
             self._results.put_nowait(done)
         for index, error in retry:
-            await self._retry(work, f"{result.replica.replica_id}: {error}", only=[index])
+            await self._retry(_Work([index], work.attempts, work.errors), f"{result.replica.replica_id}: {error}")
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:

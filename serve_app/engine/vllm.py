@@ -82,7 +82,7 @@ class VLLMEngine:
             raise
         config = self._engine.vllm_config
         self._info = EngineInfo(
-            model=self.served_name,
+            model=options["served_model_name"][0],
             engine_version=f"vllm {vllm_version()}",
             tensor_parallel_size=config.parallel_config.tensor_parallel_size,
             max_model_len=config.model_config.max_model_len,
@@ -171,11 +171,6 @@ class VLLMEngine:
         if self._info is None:
             raise EngineFailed("the engine is not ready")
         return self._info
-
-    @property
-    def served_name(self) -> str:
-        served = self._options.get("served_model_name") or self._options["model"]
-        return served if isinstance(served, str) else str(served[0])
 
     def app(self) -> ASGIApp:
         app: ASGIApp = self._app
