@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
 
 from serve_app.driver.dispatch import ReplicaPool
-from serve_app.driver.jobs import Jobs, JobSpec, JobStatus
+from serve_app.driver.jobs import Jobs
 from serve_app.driver.pool import HandlePool
+from serve_app.driver.spec import JobSpec, JobStatus
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP, DriverSettings
 

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from serve_app.driver.deployment import build_app
-from serve_app.driver.jobs import Jobs, JobSpec
+from serve_app.driver.jobs import Jobs
+from serve_app.driver.spec import JobSpec
 from serve_app.errors import BadSettings, JobConflict
 from serve_app.models.default import prepare
 from serve_app.schema import Chunk, ChunkResult, Outcome, ReplicaInfo
