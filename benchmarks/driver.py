@@ -1,35 +1,50 @@
-"""The driver against offline vLLM: the same prompts, the same engine settings, in turns in one run.
+"""The driver against its peers: the same rows, one replica's worth of engine on the same cores, in turns in one run.
 
-One replica at TP=2 behind Serve, fed by the driver, and `LLM.generate` in this process at TP=2 on the same cores.
-Each pass scores people that neither has seen (so only the shared prefix is cached), first one side, then the
-other, the order swapped at each pass. Both sides get token ids and both rates leave tokenising out: the driver's
-time is from its first chunk to its last commit, offline's is the call. The first pass is warm-up and not counted.
+Ours is one replica at TP=2 behind Serve, fed by the driver; peers are in `benchmarks/peers/`. Each pass scores people
+that no side has seen, so only the shared prefix is cached; the order of the sides rotates from pass to pass, only one
+side is busy at a time, starting is in no figure, and the first pass is warm-up. A ratio is the driver's rate over the
+peer's, in the same pass; the median over passes is reported.
+
+Against offline vLLM the driver's clock runs from its first chunk to its last commit, as offline gets its token ids
+ready-made; against all others from submitting the job over HTTP to hearing that it is complete.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from benchmarks.common import console, machine, publish
-from serve_app.client.populations import PopulationClient
-from serve_app.driver.render import Renderer
-from serve_app.engine.cpu import available_cores, binding
+from benchmarks.interactive import durability_cost, interactive_overhead
+from benchmarks.peers import SETTLE_S, Case, Pass, Peer
+from benchmarks.peers.http32 import Http32
+from benchmarks.peers.http_semaphore import HttpSemaphore
+from benchmarks.peers.offline import Offline
+from benchmarks.peers.ray_data import RayData
+from benchmarks.peers.run_batch import RunBatch
+from benchmarks.scale import PeakMemory
+from benchmarks.scale import run as run_simulated
+from benchmarks.simulated import InstantPool
+from serve_app.client.populations import RUNNING, PopulationClient
+from serve_app.driver.render import TokenRenderer
+from serve_app.errors import ServeAppError
 from serve_app.models.default import NAME, prepare
-from serve_app.schema import Row
+from serve_app.schema import Row, unpack_tokens
 from serve_app.serving.local import local_serve
 from serve_app.workloads.ctr.profiles import generate_profiles
 from serve_app.workloads.ctr.prompts import NO, WORKLOAD, YES, render_rows
 
-# Given to both sides: defaults differ between vLLM's server and its offline class.
+# Given to all sides: defaults differ between vLLM's server and its offline class.
 ENGINE = {
     "tensor_parallel_size": 2,
     "max_model_len": 4096,
@@ -39,30 +54,48 @@ ENGINE = {
     "block_size": 32,
     "enforce_eager": True,
 }
+PORT = 8765
+# ratio -> (peer, the driver's rate that it is compared with, aim)
+RATIOS = {
+    "driver_vs_offline": ("offline", "rows_per_s", 1.0),
+    "driver_vs_run_batch": ("run_batch", "wall_rows_per_s", 1.5),
+    "driver_vs_http32": ("http32", "wall_rows_per_s", 5.0),
+    "driver_vs_http32_scored": ("http32_scored", "wall_rows_per_s", 2.0),
+    "driver_vs_http_semaphore": ("http_semaphore", "wall_rows_per_s", None),
+    "driver_vs_ray_data": ("ray_data", "wall_rows_per_s", 1.5),
+}
+PEERS = tuple(peer for peer, _, _ in RATIOS.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=None, help="write the JSON line there too")
-    parser.add_argument("--quick", action="store_true", help="256 rows and 3 passes instead of 1,000 and 5")
+    parser.add_argument("--quick", action="store_true", help="256 rows and 3 passes instead of 512 and 5")
+    parser.add_argument(
+        "--peers", default="", help="only these, by comma: " + ", ".join(p for p, _, _ in RATIOS.values())
+    )
     args = parser.parse_args()
-    rows, passes = (256, 3) if args.quick else (1000, 5)
+    rows, passes = (256, 3) if args.quick else (512, 5)
     hardware = machine()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         config = write_config(Path(folder))
-        with local_serve(config, log=Path(folder) / "serve.log", on_wait=console.print) as base_url:
-            driver = DriverSide(base_url)
-            offline = OfflineSide()
-            measured = [one_pass(number, rows, driver, offline) for number in range(passes + 1)][1:]
-    report(measured, rows, hardware, args.json)
+        log = Path(folder) / "serve.log"
+        base_url = stack.enter_context(local_serve(config, log=log, on_wait=console.print))
+        sides = start_sides(base_url, rows, Path(folder), stack, only=[p for p in args.peers.split(",") if p])
+        idle = idle_cpu_share()
+        measured = [one_pass(number, rows, sides) for number in range(passes + 1)][1:]
+        own = asyncio.run(own_figures(Path(folder), rows))
+    own["rss_growth_mb_per_million_rows"] = memory_growth()
+    report(measured, rows, {**own, "idle_cluster_cores": idle, **hardware}, args.json)
 
 
 def write_config(folder: Path) -> Path:
     """config.yaml with one replica, the engine settings above and a store and port of its own."""
     document = yaml.safe_load(Path("config.yaml").read_text())
     replicas, populations = document["applications"]
-    document["http_options"]["port"] = 8765
-    replicas["args"]["engine"] = {"model": NAME, **ENGINE, "scheduling_policy": "priority"}
+    document["http_options"]["port"] = PORT
+    options = {"scheduling_policy": "priority", "enable_prompt_tokens_details": True}
+    replicas["args"]["engine"] = {"model": NAME, **ENGINE, **options}
     replicas["deployments"][0]["num_replicas"] = 1
     populations["args"]["store"] = str(folder / "runs")
     path = folder / "config.yaml"
@@ -70,84 +103,158 @@ def write_config(folder: Path) -> Path:
     return path
 
 
-class DriverSide:
-    """Rows through the driver and a replica."""
+class Driver:
+    """Rows through the driver and a replica; see `peers.Peer`."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, shared_tokens: int) -> None:
         self._client = PopulationClient(base_url)
+        self._shared_tokens = shared_tokens
 
-    def run(self, rows: Sequence[Row]) -> dict[str, float]:
+    def start(self) -> None:
+        """The server runs already."""
+
+    def run(self, rows: Sequence[Row]) -> Pass:
+        time.sleep(SETTLE_S)
         started = time.perf_counter()
         job_id = self._client.submit(rows, workload=WORKLOAD, labels=[YES, NO])
-        status = self._client.wait(job_id)
-        if status["ok"] != len(rows):
-            raise SystemExit(f"the driver's pass is void: {status}")
+        while (status := self._client.status(job_id))["state"] in RUNNING:
+            time.sleep(0.02)
+        wall_s = time.perf_counter() - started
+        outcomes = [o for o in self._client.outcomes(job_id) if o.value]
+        margins = [o.value["logprobs"][YES] - o.value["logprobs"][NO] for o in outcomes if o.value]
+        time.sleep(SETTLE_S)
         return {
+            "rows": len(rows),
+            "ok": len(outcomes),
+            "wall_s": wall_s,
             "rows_per_s": len(rows) / status["run_s"],
+            "wall_rows_per_s": len(rows) / wall_s,
             "cached_share": status["cached_tokens"] / status["prompt_tokens"],
-            "wall_s": time.perf_counter() - started,
+            "cached_share_of_shared_prefix": status["cached_tokens"] / (self._shared_tokens * len(rows)),
+            "margin": statistics.fmean(margins),
         }
 
-
-class OfflineSide:
-    """The same prompts through `LLM.generate`, as token ids."""
-
-    def __init__(self) -> None:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = binding(2, 1, slot=0, cores=available_cores())
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        from vllm import LLM, SamplingParams
-
-        folder = str(prepare())
-        self._renderer = Renderer(folder)
-        labels = self._renderer.label_ids([YES, NO])
-        self._params = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=list(labels), detokenize=False)
-        self._llm: Any = LLM(model=folder, distributed_executor_backend="mp", disable_log_stats=True, **ENGINE)
-
-    def run(self, rows: Sequence[Row]) -> dict[str, float]:
-        prompts = [{"prompt_token_ids": list(ids)} for ids in self._renderer.prompts(rows)]
-        started = time.perf_counter()
-        outputs = self._llm.generate(prompts, self._params, use_tqdm=False)
-        wall_s = time.perf_counter() - started
-        tokens = sum(len(output.prompt_token_ids) for output in outputs)
-        cached = sum(output.num_cached_tokens or 0 for output in outputs)
-        return {"rows_per_s": len(rows) / wall_s, "cached_share": cached / tokens, "wall_s": wall_s}
+    def stop(self) -> None:
+        """Whoever started the server stops it."""
 
 
-def one_pass(number: int, count: int, driver: DriverSide, offline: OfflineSide) -> dict[str, dict[str, float]]:
-    """Both sides on the same, new people."""
-    rows = render_rows(generate_profiles(count, seed=1000 + number), "New smartphone launch", "facebook")
-    sides: list[tuple[str, DriverSide | OfflineSide]] = [("driver", driver), ("offline", offline)]
-    result = {name: side.run(rows) for name, side in (sides if number % 2 else sides[::-1])}
-    console.print(f"pass {number}: " + ", ".join(f"{n} {r['rows_per_s']:.1f} rows/s" for n, r in result.items()))
+def start_sides(base_url: str, rows: int, folder: Path, stack: ExitStack, *, only: list[str]) -> dict[str, Peer]:
+    """The driver and every peer that can run here, ready; those that cannot are named and left out."""
+    model = str(prepare())
+    renderer = TokenRenderer(model)
+    case = Case(model, ENGINE, (YES, NO), renderer.label_ids((YES, NO)))
+    makers: dict[str, Callable[[], Peer]] = {
+        "offline": lambda: Offline(case, log=folder / "offline.log"),
+        "run_batch": lambda: RunBatch(case, log=folder / "run_batch.log"),
+        "http32": lambda: Http32(base_url, case, generate=True),
+        "http32_scored": lambda: Http32(base_url, case, generate=False),
+        "http_semaphore": lambda: HttpSemaphore(base_url, case),
+        "ray_data": lambda: RayData(case, log=folder / "ray_data.log", rows_per_pass=rows),
+    }
+    sides: dict[str, Peer] = {"driver": Driver(base_url, shared_tokens(renderer))}
+    for name, make in makers.items():
+        if only and name not in only:
+            continue
+        console.print(f"starting {name}")
+        try:
+            peer = make()
+            stack.callback(peer.stop)
+            peer.start()
+            sides[name] = peer
+        except ServeAppError as error:
+            console.print(f"{name} is left out: {error}", markup=False)
+    return sides
+
+
+def people(number: int, count: int) -> list[Row]:
+    """Rows that no pass but this one has."""
+    return render_rows(generate_profiles(count, seed=1000 + number), "New smartphone launch", "facebook")
+
+
+def shared_tokens(renderer: TokenRenderer) -> int:
+    """Tokens that all prompts share, in whole blocks: no cache can hold more of them."""
+    prompts = [prompt for prompt in renderer.prompts(people(0, 64)) if isinstance(prompt, bytes)]
+    first, last = unpack_tokens(min(prompts)), unpack_tokens(max(prompts))
+    common = next(i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return common // int(ENGINE["block_size"]) * int(ENGINE["block_size"])
+
+
+def one_pass(number: int, count: int, sides: dict[str, Peer]) -> dict[str, Pass]:
+    """All sides on the same, new people."""
+    rows = people(number, count)
+    names = list(sides)
+    turn = number % len(names)
+    result = {}
+    for name in names[turn:] + names[:turn]:
+        result[name] = sides[name].run(rows)
+        if result[name]["ok"] != count:
+            console.print(f"[red]{name}: {result[name]['ok']} of {count} rows answered[/red]")
+    shown = ", ".join(f"{name} {_rate(one):.1f}" for name, one in result.items())
+    console.print(f"pass {number}, rows/s: {shown}")
     return result
 
 
-def report(measured: list[dict[str, dict[str, float]]], rows: int, hardware: dict[str, Any], path: Path | None) -> None:
-    ratios = [one["driver"]["rows_per_s"] / one["offline"]["rows_per_s"] for one in measured]
-    median = {side: statistics.median(one[side]["rows_per_s"] for one in measured) for side in ("driver", "offline")}
-    cached = {side: statistics.median(one[side]["cached_share"] for one in measured) for side in ("driver", "offline")}
-    result = {
-        "driver_vs_offline": round(statistics.median(ratios), 4),
-        "driver_vs_offline_passes": [round(ratio, 4) for ratio in ratios],
-        "driver_rows_per_s": round(median["driver"], 2),
-        "offline_rows_per_s": round(median["offline"], 2),
-        "driver_cached_share": round(cached["driver"], 4),
-        "offline_cached_share": round(cached["offline"], 4),
-        "rows_per_pass": rows,
-        "passes": len(measured),
-        "workload": f"{WORKLOAD}, one token, two labels",
-        "engine": {"model": NAME, **ENGINE},
-        **hardware,
+def idle_cpu_share(seconds: float = 5.0) -> float:
+    """Cores that this machine spends while every side waits: it is taken from whoever is measured."""
+    psutil.cpu_percent(None)
+    time.sleep(seconds)
+    return round(psutil.cpu_percent(None) / 100 * (psutil.cpu_count() or 1), 3)
+
+
+async def own_figures(folder: Path, rows: int) -> dict[str, Any]:
+    """What has no peer: a commit's price and an interactive call's overhead, from this process by handle."""
+    console.print("durability and interactive calls")
+    return {
+        **await durability_cost(folder, [people(2000 + i, 2 * rows) for i in range(7)]),
+        **await interactive_overhead([people(3000 + i, 512) for i in range(9)]),
     }
-    lines = [
-        [str(i + 1), *(f"{one[side]['rows_per_s']:.1f}" for side in ("driver", "offline")), f"{ratio:.3f}"]
-        for i, (one, ratio) in enumerate(zip(measured, ratios, strict=True))
-    ]
-    lines.append(
-        ["median", f"{median['driver']:.1f}", f"{median['offline']:.1f}", f"{result['driver_vs_offline']:.3f}"]
-    )
-    title = f"driver against offline LLM.generate, rows/s ({rows} rows a pass, {hardware['bf16_gflops']} GFLOP/s bf16)"
-    publish(title, ["pass", "driver", "offline", "ratio"], lines, result, path)
+
+
+def memory_growth(rows: int = 1_000_000) -> float:
+    """MB a million rows by which the driver grows in one long job, with replicas that answer at once."""
+    with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
+        asyncio.run(run_simulated(Path(folder), InstantPool(8), rows))
+        return round(memory.slope(rows) * 1e6, 2)
+
+
+def report(measured: list[dict[str, Pass]], rows: int, others: dict[str, Any], path: Path | None) -> None:
+    """Print and save."""
+    result: dict[str, Any] = {}
+    lines = []
+    for ratio, (peer, rate, wanted) in RATIOS.items():
+        if peer not in measured[0]:
+            continue
+        ratios = [_number(one["driver"][rate]) / _number(one[peer]["rows_per_s"]) for one in measured]
+        result[ratio] = round(statistics.median(ratios), 4)
+        result[f"{ratio}_passes"] = [round(one, 4) for one in ratios]
+        pace = statistics.median(_number(one[peer]["rows_per_s"]) for one in measured)
+        aimed = "" if wanted is None else f"{wanted:g}"
+        lines.append([peer, f"{pace:.1f}", f"{result[ratio]:.2f}", f"{min(ratios):.2f}–{max(ratios):.2f}", aimed])
+    shares = [_number(one["driver"]["cached_share_of_shared_prefix"]) for one in measured]
+    result["cached_share_of_shared_prefix"] = round(statistics.median(shares), 4)
+    result |= {f"{name}_passes": [one[name] for one in measured] for name in measured[0]}
+    result |= {"rows_per_pass": rows, "passes": len(measured), "workload": f"{WORKLOAD}, one token, two labels"}
+    result |= {"engine": {"model": NAME, **ENGINE}, **others}
+    pace = statistics.median(_number(one["driver"]["wall_rows_per_s"]) for one in measured)
+    lines.insert(0, ["driver", f"{pace:.1f}", "", "", ""])
+    for key, aim in (
+        ("cached_share_of_shared_prefix", "0.98"),
+        ("durability_cost", "0.98"),
+        ("interactive_overhead_ms", ""),
+        ("rss_growth_mb_per_million_rows", ""),
+        ("idle_cluster_cores", ""),
+    ):
+        lines.append([key, "", f"{result[key]:.3f}", "", aim])
+    title = f"the driver and its peers ({rows} rows a pass, {others['bf16_gflops']} GFLOP/s bf16)"
+    publish(title, ["", "rows/s", "driver is × as fast", "passes", "aim"], lines, result, path)
+
+
+def _rate(one: Pass) -> float:
+    return _number(one.get("wall_rows_per_s") or one["rows_per_s"])
+
+
+def _number(value: float | None) -> float:
+    return float(value or 0.0)
 
 
 if __name__ == "__main__":

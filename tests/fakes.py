@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 
 from serve_app.errors import EngineFailed
-from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo, Row
+from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo, Row, unpack_tokens
 
 ENGINE = EngineInfo("fake", "fake 1", 2, 4096, True, True)
 
@@ -24,8 +24,8 @@ class FakePool:
         names: list[str],
         *,
         faults: dict[str, list[bool]] | None = None,
-        poison: set[tuple[int, ...]] | None = None,
-        flaky: dict[tuple[int, ...], int] | None = None,
+        poison: set[bytes] | None = None,
+        flaky: dict[bytes, int] | None = None,
     ) -> None:
         self.names = list(names)
         self.faults = faults or {}
@@ -35,6 +35,8 @@ class FakePool:
         self.sizes: list[int] = []
         self.open: Counter[str] = Counter()
         self.most_open = 0
+        self.served: list[tuple[str, Chunk]] = []
+        self.waiting = 0
 
     hold_s = 0.0
 
@@ -45,9 +47,10 @@ class FakePool:
         return ""
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        self.open[replica_id] += 1
+        self.open[replica_id] += len(chunk.prompts)
         self.most_open = max(self.most_open, *self.open.values())
         self.sizes.append(len(chunk.prompts))
+        self.served.append((replica_id, chunk))
         try:
             await asyncio.sleep(self.hold_s)
             fault = self.faults.get(replica_id, [])
@@ -57,15 +60,21 @@ class FakePool:
                 raise EngineFailed(f"{replica_id} is lost")
             if self.poison & set(chunk.prompts):
                 raise EngineFailed(f"{replica_id} died of poison")
-            return ChunkResult(chunk.chunk_id, replica(replica_id), tuple(map(self._answer, chunk.prompts)))
+            answers = tuple(self._answer(prompt, chunk) for prompt in chunk.prompts)
+            return ChunkResult(chunk.chunk_id, replica(replica_id), answers, self.waiting)
         finally:
-            self.open[replica_id] -= 1
+            self.open[replica_id] -= len(chunk.prompts)
 
-    def _answer(self, prompt: tuple[int, ...]) -> Completion:
+    def _answer(self, prompt: bytes, chunk: Chunk) -> Completion:
         if self.flaky[prompt] > 0:
             self.flaky[prompt] -= 1
             return Completion(status="failed", error="flaky")
-        return Completion(text=f"{prompt}", prompt_tokens=len(prompt), completion_tokens=1)
+        return Completion(
+            text=str(unpack_tokens(prompt)),
+            label_logprobs=tuple(-1.0 - i for i in range(len(chunk.label_ids))),
+            prompt_tokens=len(prompt) // 4,
+            completion_tokens=1,
+        )
 
 
 def rows(count: int) -> list[Row]:

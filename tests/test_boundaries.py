@@ -15,7 +15,7 @@ ALLOWED = {
     "models": FOUNDATION,
     "engine": FOUNDATION | {"models"},
     "driver": FOUNDATION,
-    "client": FOUNDATION,
+    "client": FOUNDATION | {"driver"},  # the same dispatch, without a job
     "workloads": FOUNDATION | {"client"},
     "serving": FOUNDATION | {"engine", "driver", "models"},
     "cli": FOUNDATION | {"client", "workloads", "serving", "models"},

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServerUnavailable
 from serve_app.schema import Outcome, Row
 
 RUNNING = ("queued", "running")
 POLL_S = 0.5
-# A driver that restarts answers again within this time. It does not go on with jobs by itself: `wait` then
-# returns the state "interrupted", and `resume` continues.
+# A driver that restarts answers again, and goes on with its jobs, within this time.
 PATIENCE_S = 60.0
 ERRORS = {404: JobNotFound, 409: JobConflict, 400: BadSettings, 422: BadSettings}
 
@@ -27,10 +28,34 @@ class PopulationClient:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self._http = httpx.Client(base_url=f"{self.base_url}/v1/populations", timeout=timeout_s)
 
-    def submit(self, rows: Sequence[Row], **request: Any) -> str:
-        """Queue rows; the job's id. `request` holds JobSpec's other fields (workload, labels, max_tokens, …)."""
-        body = {"rows": [asdict(row) for row in rows], **request}
-        return str(self._call("POST", "/", json=body)["id"])
+    def submit(self, rows: Sequence[Row] = (), **request: Any) -> str:
+        """Queue rows, or what `request` names as `source` or `generator`; the job's id.
+
+        `request` holds JobSpec's fields (workload, labels, prompt, max_tokens, …). Raises BadSettings that names
+        the wrong one.
+        """
+        if rows:
+            request["rows"] = [
+                {"custom_id": row.custom_id, "messages": row.messages}
+                if row.prompt is None
+                else {"custom_id": row.custom_id, "prompt": row.prompt}
+                for row in rows
+            ]
+        return str(self._call("POST", "/", content=msgspec.json.encode(request), headers=_JSON)["id"])
+
+    def upload(self, path: Path, **request: Any) -> str:
+        """Queue the rows of a local CSV, JSONL or Parquet file, which is sent along; the job's id."""
+        try:
+            with open(path, "rb") as file:
+                form = {"data": {"spec": json.dumps(request)}, "files": {"file": (path.name, file)}}
+                return str(self._call("POST", "/", timeout=None, **form)["id"])
+        except OSError as error:
+            raise BadSettings(f"{path}: {error.strerror or error}") from error
+
+    def list(self) -> list[dict[str, Any]]:
+        """All jobs' statuses, newest first."""
+        found: list[dict[str, Any]] = self._call("GET", "/")["data"]
+        return found
 
     def status(self, job_id: str) -> dict[str, Any]:
         """The job's state, counts and figures. Raises JobNotFound."""
@@ -39,6 +64,14 @@ class PopulationClient:
     def resume(self, job_id: str) -> dict[str, Any]:
         """Run what has no outcome. Raises JobNotFound."""
         return self._call("POST", f"/{job_id}/resume")
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Stop the job; what is committed stays. Raises JobNotFound, or JobConflict when it is not running."""
+        return self._call("POST", f"/{job_id}/cancel")
+
+    def delete(self, job_id: str) -> None:
+        """Remove the job and its results. Raises JobNotFound, or JobConflict while it runs."""
+        self._call("DELETE", f"/{job_id}")
 
     def wait(self, job_id: str, on_status: Callable[[dict[str, Any]], None] = lambda status: None) -> dict[str, Any]:
         """Follow the job to its end, whatever that is; the last status."""
@@ -56,15 +89,21 @@ class PopulationClient:
                     return status
             time.sleep(POLL_S)
 
-    def outcomes(self, job_id: str) -> Iterator[Outcome]:
-        """Committed outcomes, also while the job runs."""
+    def outcomes(self, job_id: str, *, after: int = 0) -> Iterator[Outcome]:
+        """Committed outcomes but the first `after`, also while the job runs."""
+        rest = b""
+        for block in self.results(job_id, "jsonl", after=after):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from map(Outcome.from_json, lines)
+
+    def results(self, job_id: str, form: str = "jsonl", *, after: int = 0) -> Iterator[bytes]:
+        """The same as bytes of a JSONL, CSV or Parquet file."""
         try:
-            with self._http.stream("GET", f"/{job_id}/results") as response:
+            with self._http.stream("GET", f"/{job_id}/results", params={"format": form, "after": after}) as response:
                 if response.is_error:
                     response.read()
                     raise _error(response)
-                for line in response.iter_lines():
-                    yield Outcome.from_json(line)
+                yield from response.iter_bytes()
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
 
@@ -75,13 +114,16 @@ class PopulationClient:
             raise self._unavailable(error) from error
         if response.is_error:
             raise _error(response)
-        body: dict[str, Any] = response.json()
+        body: dict[str, Any] = response.json() if response.content else {}
         return body
 
     def _unavailable(self, error: httpx.HTTPError) -> ServerUnavailable:
         return ServerUnavailable(
             f"{self.base_url} does not answer ({error}): start it with `make serve`, or give --base-url"
         )
+
+
+_JSON = {"content-type": "application/json"}
 
 
 def _error(response: httpx.Response) -> Exception:

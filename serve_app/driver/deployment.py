@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+from pathlib import PurePath
+from typing import Any, BinaryIO
 
+import msgspec
+import pydantic
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve
+from sse_starlette import EventSourceResponse
+from starlette.datastructures import UploadFile
 
+from serve_app.driver.demand import Demand
 from serve_app.driver.dispatch import ReplicaPool
+from serve_app.driver.job import make_dispatcher
 from serve_app.driver.jobs import Jobs
 from serve_app.driver.pool import HandlePool
+from serve_app.driver.results import MEDIA_TYPES, stream_results
+from serve_app.driver.runner import RemotePart
 from serve_app.driver.spec import JobSpec, JobStatus
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP, DriverSettings
@@ -25,6 +38,11 @@ STATUS_CODES: tuple[tuple[type[ServeAppError], int, str], ...] = (
     (BadSettings, 400, "invalid_request_error"),
     (ServeAppError, 500, "server_error"),
 )
+RUNNING = ("queued", "running")
+EVENT_EVERY_S = 0.5
+# A job's wish for replicas is told this often: within it, a cluster at zero begins to start.
+DEMAND_EVERY_S = 1.0
+logger = logging.getLogger(__name__)
 
 
 def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
@@ -38,40 +56,57 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
-        return await on_error(request, BadSettings("; ".join(problems[:5])))
+        return await on_error(request, _invalid(error.errors(), skip=1))
 
-    @app.post("/", status_code=201)
-    async def submit(spec: JobSpec) -> JobStatus:
-        """Queue a population."""
-        return jobs.status(jobs.submit(spec))
+    @app.post("/", status_code=201, openapi_extra={"requestBody": _REQUEST_BODY})
+    async def submit(request: Request) -> JobStatus:
+        """Queue a population: a JSON body, or a form of `spec` (the JSON) and `file` (CSV, JSONL or Parquet)."""
+        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            async with request.form() as form:
+                spec, file = form.get("spec", "{}"), form.get("file")
+                if not isinstance(file, UploadFile) or not isinstance(spec, str):
+                    raise BadSettings("give the form fields spec (JSON) and file")
+                name = f"input-{PurePath(file.filename or 'rows.jsonl').name}"
+                parsed = _spec(spec, source=f"job:{name}")
+                return await start(parsed, (name, file.file))
+        parsed = _spec(await request.body())
+        if parsed.source.startswith("job:"):
+            raise BadSettings("source: 'job:' names an uploaded file; send the file in a form, or give a path or URL")
+        return await start(parsed)
+
+    async def start(spec: JobSpec, upload: tuple[str, BinaryIO] | None = None) -> JobStatus:
+        job_id = await asyncio.to_thread(jobs.prepare, spec, upload)
+        jobs.start(job_id)
+        return jobs.status(job_id)
 
     @app.get("/")
     async def jobs_list() -> dict[str, Any]:
         """All jobs, newest first."""
-        return {"object": "list", "data": jobs.list()}
+        return {"object": "list", "data": await asyncio.to_thread(jobs.list)}
 
     @app.get("/replicas")
     async def replicas() -> dict[str, Any]:
         """The replicas that can work now, and why none will if Serve gave up on them."""
-        running = [asdict(replica) for replica in await pool.replicas()]
+        running = [msgspec.to_builtins(replica) for replica in await pool.replicas()]
         return {"object": "list", "data": running, "failure": "" if running else await pool.failure()}
 
     @app.get("/{job_id}")
     async def status(job_id: str) -> JobStatus:
-        """State, counts, rate and ETA."""
+        """State, counts, rate, ETA and cost."""
         return jobs.status(job_id)
 
+    @app.get("/{job_id}/events")
+    async def events(job_id: str) -> EventSourceResponse:
+        """The status as server-sent events (`status`), whenever it changes, until the job ends (`end`)."""
+        jobs.status(job_id)
+        return EventSourceResponse(_events(jobs, job_id))
+
     @app.get("/{job_id}/results")
-    def results(job_id: str) -> StreamingResponse:
-        """Committed outcomes as JSON lines, also while the job runs."""
-        job = jobs.job(job_id)
-
-        def lines() -> Iterator[str]:
-            for outcome in job.outcomes():
-                yield outcome.to_json() + "\n"
-
-        return StreamingResponse(lines(), media_type="application/jsonl")
+    def results(job_id: str, format: str = "jsonl", after: int = 0) -> StreamingResponse:
+        """Committed outcomes in the order of commit, also while the job runs; `after` leaves out the first ones."""
+        lines = stream_results(jobs.job(job_id), format, after=after)
+        name = f'attachment; filename="{job_id}.{format}"'
+        return StreamingResponse(lines, media_type=MEDIA_TYPES[format], headers={"content-disposition": name})
 
     @app.post("/{job_id}/resume")
     async def resume(job_id: str) -> JobStatus:
@@ -85,7 +120,49 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
         await jobs.cancel(job_id)
         return jobs.status(job_id)
 
+    @app.delete("/{job_id}", status_code=204)
+    async def delete(job_id: str) -> Response:
+        """Remove the job and its results."""
+        await jobs.delete(job_id)
+        return Response(status_code=204)
+
     return app
+
+
+_REQUEST_BODY = {"content": {"application/json": {"schema": JobSpec.model_json_schema()}}, "required": True}
+
+
+def _spec(body: str | bytes, **known: Any) -> JobSpec:
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise BadSettings(f"the request's body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise BadSettings("the request's body is not a JSON object")
+    try:
+        return JobSpec.model_validate({**fields, **known})
+    except pydantic.ValidationError as error:
+        raise _invalid(error.errors()) from error
+
+
+def _invalid(errors: Any, skip: int = 0) -> BadSettings:
+    problems = [": ".join(filter(None, [".".join(map(str, e["loc"][skip:])), e["msg"]])) for e in errors]
+    return BadSettings("; ".join(problems[:5]))
+
+
+async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:
+    last = ""
+    while True:
+        with suppress(JobNotFound):
+            status = jobs.status(job_id)
+            if (data := status.model_dump_json()) != last:
+                last = data
+                yield {"event": "status", "data": data}
+            if status.state in RUNNING:
+                await asyncio.sleep(EVENT_EVERY_S)
+                continue
+        yield {"event": "end", "data": last}
+        return
 
 
 @serve.deployment(
@@ -98,10 +175,31 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
 class Driver:
     """Owns the jobs. Needs no device; dispatches to the replicas by handle."""
 
-    def __init__(self, settings: DriverSettings) -> None:
-        handle = serve.get_deployment_handle(REPLICA_DEPLOYMENT, REPLICAS_APP)
-        self._pool = HandlePool(handle)
-        self._jobs = Jobs(settings, self._pool)
+    async def __init__(self, settings: DriverSettings) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._pool = HandlePool(serve.get_deployment_handle(REPLICA_DEPLOYMENT, REPLICAS_APP))
+        self._dispatcher = await make_dispatcher(self._pool, settings).__aenter__()
+        remote = partial(RemotePart, settings) if settings.max_runners > 1 else None
+        self._jobs = Jobs(settings, self._dispatcher, remote)
+        self._jobs.recover()
+        self._demand = Demand()
+        self._telling = asyncio.create_task(self._tell_demand())
+
+    async def _tell_demand(self) -> None:
+        """Wish for replicas as long as jobs run, and find out why they are not there."""
+        while True:
+            wanted = self._jobs.replicas_wanted()
+            self._demand.set(wanted)
+            try:
+                short = len(self._dispatcher.workers) < wanted
+                self._dispatcher.note = await self._demand.waiting_reason() if short else ""
+            except Exception as error:  # the controller does not answer: a job goes on without the reason
+                logger.warning("cannot ask why replicas are missing: %s", error)
+            await asyncio.sleep(DEMAND_EVERY_S)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self._jobs, self._pool)
+
+    async def __del__(self) -> None:
+        self._telling.cancel()
+        await self._jobs.close()
+        await self._dispatcher.__aexit__()

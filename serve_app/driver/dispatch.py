@@ -1,20 +1,28 @@
-"""Dispatch: replicas pull small chunks of rows; what a lost replica had goes to another.
+"""Dispatch: the window of every running replica is kept full of small chunks, pulled from whatever streams are open.
 
-Knows chunks, replicas and attempts. Does not know Ray (see `pool.py`), prompts or files. A row's index is its
-place in the population handed in; each index is reported exactly once, as a completion or as failed.
+Knows rows, chunks, replicas and attempts. Does not know Ray (see `pool.py`), what a prompt means, or files. Durable
+jobs and interactive calls are streams of the same dispatcher: each row put into a stream comes out of it exactly
+once, as a completion or as failed, in any order.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+import math
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+import msgspec
+
+from serve_app.driver.queue import Item, RowQueue
 from serve_app.errors import EngineFailed
-from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo, Sampling
+from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +30,14 @@ logger = logging.getLogger(__name__)
 # takes no good rows with it: 64 rows are single after three cuts.
 WHOLE_ATTEMPTS = 2
 PIECES = 4
-# Longest pause of a lane after failures. Serve replaces a replica that is really lost well within it.
+# Longest pause of a replica after failures. Serve replaces one that is really lost well within it.
 MAX_BACKOFF_S = 30.0
+# Additive increase, multiplicative decrease of a replica's window, by the engine's queue (factors: AIBrix's batch
+# gateway). More than this share of the window waiting in the engine is a queue that only delays others.
+QUEUE_SHARE = 0.5
+OVERLOADED, SLOW = 0.9, 0.8
+# A replica that left the cluster finishes what it has, unless it takes longer than this.
+LEAVE_TIMEOUT_S = 60.0
 
 
 class ReplicaPool(Protocol):
@@ -39,205 +53,380 @@ class ReplicaPool(Protocol):
         """Have a replica compute the chunk. Any exception means that nothing of it was done."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowResult:
-    """What became of the row at `index`: a completion by `replica`, or no replica could compute it (`error`)."""
+class RowResult(msgspec.Struct, frozen=True):
+    """What became of the row put in as `key`: a completion by `replica`, or no replica could compute it (`error`)."""
 
-    index: int
+    key: Any
     completion: Completion
     replica: ReplicaInfo | None
     attempts: int
 
 
-@dataclass(slots=True)
-class _Work:
-    indices: Sequence[int]
-    attempts: int = 0
-    errors: list[str] = field(default_factory=list)
-
-    def after(self, error: str) -> list[_Work]:
-        """The pieces to try next."""
-        errors = [*self.errors, error]
-        attempts = self.attempts + 1
-        size = len(self.indices)
-        step = size if attempts < WHOLE_ATTEMPTS else -(-size // PIECES)
-        return [_Work(self.indices[i : i + step], attempts, list(errors)) for i in range(0, size, step)]
-
-
 @dataclass(frozen=True, slots=True)
 class DispatchSettings:
-    """Sizes of chunks and windows; see `settings.DriverSettings`."""
+    """Sizes, in rows; see `settings.DriverSettings`. `backlog_rows` bounds what a stream holds in memory."""
 
     chunk_rows: int = 64
-    chunks_in_flight: int = 3
+    min_chunk_rows: int = 4
+    window_rows: int = 192
+    max_window_rows: int = 1024
+    backlog_rows: int = 16_384
     max_attempts: int = 5
-    refresh_s: float = 1.0
+    refresh_s: float = 0.5
     replica_wait_s: float = 900.0
 
 
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A replica and what is open on it."""
+
+    replica: ReplicaInfo
+    window: float
+    open_rows: int = 0
+    failures: int = 0
+    paused_until: float = 0.0
+    left_at: float | None = None
+    rows_done: int = 0
+    calls: dict[asyncio.Task[None], Sequence[Item]] = field(default_factory=dict)
+
+    def room(self, now: float) -> bool:
+        """Whether it takes another chunk now."""
+        return self.left_at is None and now >= self.paused_until and self.open_rows < self.window
+
+    def adapt(self, waiting: int, settings: DispatchSettings) -> None:
+        """Grow the window while the engine asks for more, shrink it when our rows only stand in its queue."""
+        self.failures = 0
+        if waiting > self.window * QUEUE_SHARE:
+            self.window = max(settings.chunk_rows, self.window * OVERLOADED)
+        elif waiting == 0 and self.open_rows >= self.window - settings.chunk_rows:  # the window is what limits
+            self.window = min(settings.max_window_rows, self.window + settings.chunk_rows)
+
+    def back_off(self, now: float, settings: DispatchSettings) -> float:
+        """Pause it, longer at each failure in a row; the pause in seconds."""
+        self.failures += 1
+        self.window = max(settings.chunk_rows, self.window * SLOW)
+        pause_s = float(min(settings.refresh_s * 2**self.failures, MAX_BACKOFF_S))
+        self.paused_until = now + pause_s
+        return pause_s
+
+
+class Stream:
+    """Rows of one caller. Put rows, say `finish`, and iterate over the results; both at once, from two tasks."""
+
+    def __init__(self, dispatcher: Dispatcher, queue: RowQueue, limit: Callable[[int], int]) -> None:
+        self._dispatcher = dispatcher
+        self.queue = queue
+        self.limit = limit
+        self._results: asyncio.Queue[list[RowResult] | Exception] = asyncio.Queue()
+        self._room = asyncio.Event()
+        self.finished = False
+        self.outstanding = 0
+
+    async def put(self, rows: Iterable[tuple[Any, bytes, int]], *, last: bool = False) -> None:
+        """Add rows: (key, prompt, expected tokens). Waits while the backlog is full; one put is never cut.
+
+        `last` is a `finish` that is known in time to size the chunks by it.
+        """
+        items = [Item(self, key, prompt, expected) for key, prompt, expected in rows]
+        while self.outstanding and self.outstanding + len(items) > self._dispatcher.backlog_rows:
+            self._room.clear()
+            await self._room.wait()
+        self.outstanding += len(items)
+        self.queue.add(items)
+        if last:
+            self.finish()
+        self._dispatcher.pump()
+
+    def finish(self) -> None:
+        """There are no more rows."""
+        self.finished = True
+        self._results.put_nowait([])
+
+    def report(self, results: list[RowResult] | Exception) -> None:
+        """For the dispatcher: hand results, or why there will be none, to whoever iterates."""
+        self._results.put_nowait(results)
+
+    async def __aiter__(self) -> AsyncIterator[list[RowResult]]:
+        """Results as chunks finish, until all rows are out. Raises EngineFailed when no replica can be had."""
+        while not (self.finished and self.outstanding == 0):
+            results = await self._results.get()
+            if isinstance(results, Exception):
+                raise results
+            if results:
+                yield results
+                self.outstanding -= len(results)
+                self._room.set()
+
+    def close(self) -> None:
+        """Drop what is left: queued rows are forgotten, and chunks that hold no other stream's rows cancelled."""
+        self._dispatcher.drop(self)
+
+
 class Dispatcher:
-    """One population's dispatch. `choose` says how many of so many available replicas to use.
+    """Use as an async context manager. All methods run in the event loop that entered it."""
 
-    `on_replicas(available, used)` is told whenever either changes; used 0 means that the job waits.
-    """
-
-    def __init__(
-        self,
-        pool: ReplicaPool,
-        settings: DispatchSettings,
-        *,
-        choose: Callable[[int], int],
-        on_replicas: Callable[[int, int], None] = lambda available, used: None,
-    ) -> None:
+    def __init__(self, pool: ReplicaPool, settings: DispatchSettings) -> None:
         self._pool = pool
         self._settings = settings
-        self._choose = choose
-        self._on_replicas = on_replicas
-        self._work: deque[_Work] = deque()
-        self._wake = asyncio.Condition()
-        self._results: asyncio.Queue[list[RowResult] | BaseException] = asyncio.Queue()
-        self._lanes: dict[str, list[asyncio.Task[None]]] = {}
+        self._workers: dict[str, Worker] = {}
+        self._queues: dict[bytes, RowQueue] = {}
+        self._streams: set[Stream] = set()
+        self._waiting: set[asyncio.Future[ReplicaInfo]] = set()
+        self._watchers = 0
         self._chunk_id = 0
-        self._open_rows = 0
+        self._supervisor: asyncio.Task[None] | None = None
+        self._kick = asyncio.Event()
+        self._last_seen = self._refreshed = -math.inf
+        # Why there are not more replicas, if somebody knows: for people to read.
+        self.note = ""
 
-    async def run(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        *,
-        label_ids: tuple[int, ...] = (),
-        sampling: Sampling | None = None,
-        priority: int = 0,
-    ) -> AsyncGenerator[list[RowResult], None]:
-        """Yield results as chunks finish, in any order, until each of `prompts` was reported once.
+    async def __aenter__(self) -> Dispatcher:
+        self._kick = asyncio.Event()
+        # In a context of its own: see `_start`.
+        self._supervisor = asyncio.create_task(self._supervise(), context=contextvars.Context())
+        return self
 
-        Raises EngineFailed when there was no replica for `replica_wait_s`. Leaving the loop early cancels what runs.
+    async def __aexit__(self, *_: object) -> None:
+        calls = [call for worker in self._workers.values() for call in worker.calls]
+        tasks = [task for task in (self._supervisor, *calls) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._workers.clear()
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The replicas that take work now."""
+        return [worker for worker in self._workers.values() if worker.left_at is None]
+
+    @property
+    def backlog_rows(self) -> int:
+        """What one stream may hold: enough that no window runs dry while the caller prepares more rows."""
+        return max(self._settings.backlog_rows, int(4 * sum(worker.window for worker in self._workers.values())))
+
+    def stream(self, template: Chunk, *, limit: Callable[[int], int] = lambda available: available) -> Stream:
+        """Open a stream of rows that are all asked as `template` says; at most `limit(available)` replicas work.
+
+        Rows of streams with equal templates share chunks.
         """
-        order = sorted(range(len(prompts)), key=prompts.__getitem__)  # neighbours share the longest prefixes
-        size = self._settings.chunk_rows
-        self._work = deque(_Work(order[i : i + size]) for i in range(0, len(order), size))
-        self._open_rows = len(prompts)
-        template = Chunk(0, (), label_ids, sampling or Sampling(), priority)
-        supervisor = asyncio.create_task(self._supervise(prompts, template))
+        kind = msgspec.json.encode(template)
+        queue = self._queues.setdefault(kind, RowQueue(template))
+        stream = Stream(self, queue, limit)
+        now = time.monotonic()
+        if not self._streams:
+            self._last_seen = now
+        self._streams.add(stream)
+        queue.streams.add(stream)
+        if now - self._refreshed > self._settings.refresh_s:  # interactive calls open streams by the thousand
+            self._kick.set()
+        return stream
+
+    async def replica(self) -> ReplicaInfo:
+        """Any replica that can work, as soon as there is one. Raises EngineFailed as a stream does."""
+        if self.workers and time.monotonic() - self._refreshed <= self._settings.refresh_s:
+            return self.workers[0].replica
+        self._last_seen = time.monotonic() if not self._waiting and not self._streams else self._last_seen
+        waiter: asyncio.Future[ReplicaInfo] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiter)
+        self._kick.set()
         try:
-            while self._open_rows:
-                results = await self._results.get()
-                if isinstance(results, BaseException):
-                    raise results
-                self._open_rows -= len(results)
-                yield results
+            return await waiter
         finally:
-            await _cancel([supervisor, *(lane for lanes in self._lanes.values() for lane in lanes)])
+            self._waiting.discard(waiter)
 
-    async def _supervise(self, prompts: Sequence[tuple[int, ...]], template: Chunk) -> None:
-        """Keep lanes open to the chosen replicas: drop those that left, take those that came."""
-        loop = asyncio.get_running_loop()
-        last_seen = loop.time()
-        told = (-1, -1)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep knowing the replicas, though no stream of this dispatcher may need them."""
+        self._watchers += 1
+        self._kick.set()
         try:
-            while True:
-                running = await self._running()
-                ended = {name for name, lanes in self._lanes.items() if any(lane.done() for lane in lanes)}
-                for gone in (self._lanes.keys() - running) | ended:
-                    await _cancel(self._lanes.pop(gone))
-                wanted = self._choose(len(running)) if running else 0
-                for replica_id in sorted(running - self._lanes.keys())[: max(0, wanted - len(self._lanes))]:
-                    self._lanes[replica_id] = [
-                        asyncio.create_task(self._lane(replica_id, prompts, template))
-                        for _ in range(self._settings.chunks_in_flight)
-                    ]
-                now = (len(running), len(self._lanes))
-                if now != told:
-                    self._on_replicas(*now)
-                    told = now
-                if self._lanes:
-                    last_seen = loop.time()
-                elif reason := await self._pool.failure():
-                    raise EngineFailed(f"the replicas cannot start: {reason}")
-                elif loop.time() - last_seen > self._settings.replica_wait_s:
-                    raise EngineFailed(f"no replica was ready for {self._settings.replica_wait_s:g} s")
-                await asyncio.sleep(self._settings.refresh_s)
+            yield
+        finally:
+            self._watchers -= 1
+
+    def drop(self, stream: Stream) -> None:
+        """Forget a stream; see `Stream.close`."""
+        if stream not in self._streams:
+            return
+        self._streams.remove(stream)
+        stream.queue.discard(stream)
+        stream.queue.streams.discard(stream)
+        self._queues = {kind: queue for kind, queue in self._queues.items() if queue.streams}
+        for worker in self._workers.values():
+            for call, items in worker.calls.items():
+                if all(item.stream not in self._streams for item in items):
+                    call.cancel()
+
+    # --- giving work ---
+
+    def pump(self) -> None:
+        """Give chunks to replicas that have room, the idlest first and one at a time, so that all get some."""
+        while any(queue.rows for queue in self._queues.values()):
+            now = time.monotonic()
+            ready = sorted((w for w in self._workers.values() if w.room(now)), key=lambda worker: worker.open_rows)
+            if not sum([self._give(worker) for worker in ready]):
+                return
+
+    def _give(self, worker: Worker) -> bool:
+        for kind, queue in sorted(self._queues.items(), key=lambda entry: entry[1].template.priority):
+            if not queue.rows or not self._may_use(queue, worker):
+                continue
+            items = queue.pull(worker.replica.replica_id, self._chunk_size(queue))
+            if items:
+                # Queues of one priority take turns.
+                self._queues[kind] = self._queues.pop(kind)
+                self._start(worker, queue, items)
+                return True
+        return False
+
+    def _may_use(self, queue: RowQueue, worker: Worker) -> bool:
+        if worker.replica.replica_id in queue.users:
+            return True
+        available = len(self.workers)
+        return len(queue.users) < max((stream.limit(available) for stream in queue.streams), default=0)
+
+    def _chunk_size(self, queue: RowQueue) -> int:
+        if not all(stream.finished for stream in queue.streams):
+            return self._settings.chunk_rows
+        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): the less is left, the smaller the chunks, so that
+        # all replicas end together.
+        share = -(-queue.rows // (2 * max(1, len(self._workers))))
+        return min(self._settings.chunk_rows, max(self._settings.min_chunk_rows, share))
+
+    def _start(self, worker: Worker, queue: RowQueue, items: list[Item]) -> None:
+        worker.open_rows += len(items)
+        # In a context of its own: a call made in an HTTP request of Serve would carry that request's id, and Serve's
+        # router tells calls apart by it (seen: calls never routed, the router spinning).
+        call = asyncio.create_task(self._call(worker, queue, items), context=contextvars.Context())
+        worker.calls[call] = items
+        call.add_done_callback(lambda done: self._ended(worker, done))
+
+    def _ended(self, worker: Worker, call: asyncio.Task[None]) -> None:
+        items = worker.calls.pop(call)
+        worker.open_rows -= len(items)
+        if not call.cancelled() and (error := call.exception()) is not None:
+            logger.error("defect in dispatch", exc_info=error)
+            for stream in {item.stream for item in items}:
+                stream.report(EngineFailed(f"defect in dispatch: {error!r}"))
+        self.pump()
+
+    async def _call(self, worker: Worker, queue: RowQueue, items: list[Item]) -> None:
+        replica_id = worker.replica.replica_id
+        self._chunk_id += 1
+        prompts = tuple(item.prompt for item in items)
+        chunk = msgspec.structs.replace(queue.template, chunk_id=self._chunk_id, prompts=prompts)
+        try:
+            result = await self._pool.run(replica_id, chunk)
+            if len(result.completions) != len(items):
+                raise EngineFailed(f"{len(result.completions)} answers to {len(items)} prompts")
         except (Exception, asyncio.CancelledError) as error:
-            self._results.put_nowait(error if isinstance(error, Exception) else EngineFailed("dispatch was stopped"))
-            raise
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                self._return(queue, items)
+                raise
+            # Not ours: Ray raises CancelledError also for a call that was cancelled on the replica.
+            reason = f"{replica_id}: {_first_line(error)}"
+            logger.warning("chunk %d failed on %s", chunk.chunk_id, reason)
+            pause_s = worker.back_off(time.monotonic(), self._settings)
+            asyncio.get_running_loop().call_later(pause_s, self.pump)
+            self._retry(queue, items, reason)
+            self._kick.set()  # is it still there?
+        else:
+            worker.rows_done += len(items)
+            worker.adapt(result.waiting, self._settings)
+            self._finish(queue, items, result)
 
-    async def _running(self) -> set[str]:
+    # --- taking results ---
+
+    def _finish(self, queue: RowQueue, items: Sequence[Item], result: ChunkResult) -> None:
+        done: dict[Stream, list[RowResult]] = defaultdict(list)
+        for item, completion in zip(items, result.completions, strict=True):
+            if completion.status == "failed":
+                self._retry(queue, [item], f"{result.replica.replica_id}: {completion.error or 'unknown error'}")
+            else:
+                done[item.stream].append(RowResult(item.key, completion, result.replica, item.attempts + 1))
+        for stream, results in done.items():
+            stream.report(results)
+
+    def _retry(self, queue: RowQueue, items: Sequence[Item], reason: str) -> None:
+        """Queue the rows again, in pieces after a while, or report them as failed when they had all attempts."""
+        for item in items:
+            item.attempts += 1
+            item.errors = (*item.errors, reason)
+        if max(item.attempts for item in items) < self._settings.max_attempts:
+            whole = items[0].attempts < WHOLE_ATTEMPTS
+            step = len(items) if whole else -(-len(items) // PIECES)
+            for start in range(0, len(items), step):
+                self._return(queue, items[start : start + step])
+            return
+        for item in items:
+            failed = Completion(status="failed", error="; ".join(item.errors))
+            item.stream.report([RowResult(item.key, failed, None, item.attempts)])
+
+    def _return(self, queue: RowQueue, items: Sequence[Item]) -> None:
+        queue.give_back([item for item in items if item.stream in self._streams])
+
+    # --- knowing the replicas ---
+
+    async def _supervise(self) -> None:
+        """Learn of replicas that came and went, and tell the streams when there is none for too long."""
+        while True:
+            busy = bool(self._streams or self._waiting or self._watchers)
+            if busy:
+                try:
+                    await self._refresh()
+                except Exception:
+                    logger.exception("defect in dispatch")
+            self._kick.clear()
+            # Idle, ask nobody; a new stream or a lost chunk asks at once.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(
+                    self._settings.refresh_s if busy else None
+                ):  # not wait_for, which can swallow a cancel (cpython#86296)
+                    await self._kick.wait()
+
+    async def _refresh(self) -> None:
+        now = self._refreshed = time.monotonic()
         try:
-            return {replica.replica_id for replica in await self._pool.replicas()}
+            running = {replica.replica_id: replica for replica in await self._pool.replicas()}
         except Exception as error:  # no answer is not a no: what works goes on, and a lost replica fails its chunks
             logger.warning("cannot ask for replicas: %s", error)
-            return set(self._lanes)
+        else:
+            self._follow(running, now)
+        if self.workers:
+            self._last_seen = now
+            for waiter in self._waiting:
+                if not waiter.done():
+                    waiter.set_result(self.workers[0].replica)
+            self.pump()
+        elif reason := await self._pool.failure():
+            self._tell(EngineFailed(f"the replicas cannot start: {reason}"))
+        elif now - self._last_seen > self._settings.replica_wait_s:
+            self._tell(EngineFailed(f"no replica was ready for {self._settings.replica_wait_s:g} s"))
 
-    async def _lane(self, replica_id: str, prompts: Sequence[tuple[int, ...]], template: Chunk) -> None:
-        """Pull work for one replica, more slowly the more chunks fail on it in a row."""
-        failures = 0
-        while True:
-            work = await self._next_work()
-            self._chunk_id += 1
-            chunk = Chunk(
-                self._chunk_id,
-                tuple(prompts[i] for i in work.indices),
-                template.label_ids,
-                template.sampling,
-                template.priority,
-            )
-            try:
-                result = await self._pool.run(replica_id, chunk)
-                if len(result.completions) != len(work.indices):
-                    raise EngineFailed(f"{len(result.completions)} answers to {len(work.indices)} prompts")
-            except (Exception, asyncio.CancelledError) as error:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    await self._give_back([work])
-                    raise
-                # Not ours: Ray raises CancelledError also for a call that was cancelled on the replica.
-                reason = f"{replica_id}: {_first_line(error)}"
-                logger.warning("chunk %d failed on %s", chunk.chunk_id, reason)
-                await self._retry(work, reason)
-                failures += 1
-                await asyncio.sleep(min(self._settings.refresh_s * 2**failures, MAX_BACKOFF_S))
+    def _follow(self, running: dict[str, ReplicaInfo], now: float) -> None:
+        for replica_id, replica in running.items():
+            if replica_id not in self._workers:
+                self._workers[replica_id] = Worker(replica, float(self._settings.window_rows))
+            self._workers[replica_id].left_at = None
+        for replica_id, worker in list(self._workers.items()):
+            if replica_id in running:
                 continue
-            failures = 0
-            await self._finish(work, result)
+            if worker.left_at is None:
+                worker.left_at = now
+                for queue in self._queues.values():
+                    queue.forget(replica_id)
+            if not worker.calls:
+                del self._workers[replica_id]
+            elif now - worker.left_at > LEAVE_TIMEOUT_S:
+                for call in worker.calls:
+                    call.cancel()
 
-    async def _next_work(self) -> _Work:
-        async with self._wake:
-            await self._wake.wait_for(lambda: len(self._work) > 0)
-            return self._work.popleft()
-
-    async def _give_back(self, work: Sequence[_Work]) -> None:
-        async with self._wake:
-            self._work.extendleft(reversed(work))
-            self._wake.notify_all()
-
-    async def _retry(self, work: _Work, reason: str) -> None:
-        """Queue the work again, or report its rows as failed when it had all its attempts."""
-        again = work.after(reason)
-        if again[0].attempts < self._settings.max_attempts:
-            await self._give_back(again)
-            return
-        failed = Completion(status="failed", error="; ".join(again[0].errors))
-        self._results.put_nowait([RowResult(i, failed, None, again[0].attempts) for i in work.indices])
-
-    async def _finish(self, work: _Work, result: ChunkResult) -> None:
-        done, retry = [], []
-        for index, completion in zip(work.indices, result.completions, strict=True):
-            if completion.status == "failed":
-                retry.append((index, completion.error or "unknown error"))
-            else:
-                done.append(RowResult(index, completion, result.replica, work.attempts + 1))
-        if done:
-            self._results.put_nowait(done)
-        for index, error in retry:
-            await self._retry(_Work([index], work.attempts, work.errors), f"{result.replica.replica_id}: {error}")
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # seen: it was put into the results, or no longer matters
+    def _tell(self, error: EngineFailed) -> None:
+        for stream in self._streams:
+            stream.report(error)
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(error)
 
 
 def _first_line(error: BaseException) -> str:

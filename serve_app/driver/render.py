@@ -1,38 +1,66 @@
-"""From rows to token ids, once, in the driver: the replicas' event loops do no text work for populations."""
+"""From rows to what an engine takes, once, in the driver: the replicas' event loops do no text work for populations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
+
+import msgspec
 
 from serve_app.errors import BadSettings
-from serve_app.schema import Row
+from serve_app.schema import EngineInfo, Row, pack_tokens
 
 
-class Renderer:
-    """The model's own tokenizer and chat template. `source` is a folder or hub name, as EngineInfo.tokenizer says."""
+class Renderer(Protocol):
+    """Makes prompts (`schema.Chunk.prompts`) of rows."""
+
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+        """One prompt a row, or (a str) why there is none."""
+
+    def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
+        """What stands for the labels in a chunk. Raises BadSettings for labels that cannot be told apart."""
+
+
+def make_renderer(engine: EngineInfo, *, external: bool = False) -> Renderer:
+    """What the engine takes."""
+    if external:
+        return MessageRenderer()
+    if engine.simulated and not engine.tokenizer:
+        return CharacterRenderer()
+    return TokenRenderer(engine.tokenizer)
+
+
+class TokenRenderer:
+    """Token ids by the model's own tokenizer and chat template. `source` is a folder or hub name."""
 
     def __init__(self, source: str) -> None:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
 
-    def prompts(self, rows: Sequence[Row]) -> list[tuple[int, ...] | str]:
-        """Token ids of each row's chat, with the template's opening of the answer; or why the template refuses it."""
-        texts = [self._text(row) for row in rows]
-        good = [text for text in texts if isinstance(text, str)]
-        # The template writes the special tokens itself.
-        ids = iter(self._tokenizer(good, add_special_tokens=False)["input_ids"] if good else [])
-        return [tuple(next(ids)) if isinstance(text, str) else f"chat template: {text}" for text in texts]
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+        """Plain text gets the tokenizer's special tokens, a chat those that its template writes."""
+        prompts: list[bytes | str] = [""] * len(rows)
+        chats: list[tuple[int, str]] = []
+        texts: list[tuple[int, str]] = []
+        for i, row in enumerate(rows):
+            if row.prompt is not None:
+                texts.append((i, row.prompt))
+                continue
+            try:
+                chats.append((i, self._chat(row)))
+            except Exception as error:  # whatever the model's template raises: one row's matter, not the job's
+                prompts[i] = f"chat template: {error}"
+        for some, special in ((chats, False), (texts, True)):
+            if some:
+                encoded = self._tokenizer([text for _, text in some], add_special_tokens=special)["input_ids"]
+                for (i, _), ids in zip(some, encoded, strict=True):
+                    prompts[i] = pack_tokens(ids) if ids else "the prompt is empty"
+        return prompts
 
-    def _text(self, row: Row) -> str | Exception:
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(row.messages), tokenize=False, add_generation_prompt=True
-            )
-            return text
-        except Exception as error:  # whatever the model's template raises: one row's matter, not the job's
-            return error
+    def _chat(self, row: Row) -> str:
+        text: str = self._tokenizer.apply_chat_template(list(row.messages), tokenize=False, add_generation_prompt=True)
+        return text
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
         """The one token of each label.
@@ -46,3 +74,32 @@ class Renderer:
         if len({tokens[0] for tokens in ids}) < len(labels):
             raise BadSettings(f"labels: {list(labels)} are not all different tokens")
         return tuple(tokens[0] for tokens in ids)
+
+
+class MessageRenderer:
+    """Messages or text as JSON, for an external provider that has its own tokenizer."""
+
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+        return [msgspec.json.encode(row.messages if row.prompt is None else row.prompt) for row in rows]
+
+    def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
+        if len(set(labels)) < len(labels):
+            raise BadSettings(f"labels: {list(labels)} are not all different")
+        return tuple(range(len(labels)))
+
+
+class CharacterRenderer:
+    """A token a character (its code point), for simulated engines that name no tokenizer."""
+
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+        # UTF-32 in big-endian order is what `pack_tokens` makes of code points.
+        return [(_text(row) or "?").encode("utf-32-be", "replace") for row in rows]
+
+    def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
+        if len({label[:1] for label in labels if label}) < len(labels):
+            raise BadSettings(f"labels: {list(labels)} do not all begin with a character of their own")
+        return tuple(ord(label[0]) for label in labels)
+
+
+def _text(row: Row) -> str:
+    return row.prompt if row.prompt is not None else "\n".join(message["content"] for message in row.messages)

@@ -1,234 +1,215 @@
-"""One run of a job: load, plan, render, dispatch, commit, and the status that can be watched meanwhile."""
+"""One run of one part of a job: read, render, dispatch and commit the rows that have no outcome yet.
+
+Knows rows and outcomes. Does not know jobs, their states or who asked (see `job.py`); runs in the driver or in a
+process of its own (see `runner.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import hashlib
 import math
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from itertools import islice
 
-from serve_app.driver.dispatch import Dispatcher, DispatchSettings, ReplicaPool, RowResult
-from serve_app.driver.plan import Plan, make_plan
-from serve_app.driver.render import Renderer
-from serve_app.driver.spec import JobSpec, JobStatus, State
-from serve_app.driver.store import JobStore
-from serve_app.errors import JobConflict, ServeAppError
-from serve_app.schema import Completion, Outcome, ReplicaInfo, Request, Row, Sampling, content_hash
+import msgspec
+
+from serve_app.driver.commit import Committer
+from serve_app.driver.dispatch import Dispatcher, RowResult, Stream
+from serve_app.driver.idmap import IdMap
+from serve_app.driver.render import Renderer, make_renderer
+from serve_app.driver.reuse import Reuse
+from serve_app.driver.sources import Source
+from serve_app.driver.spec import JobSpec
+from serve_app.driver.store import OutcomeLog
+from serve_app.driver.tally import Tally
+from serve_app.errors import BadSettings, JobConflict
+from serve_app.schema import Chunk, Completion, Identity, Outcome, ReplicaInfo, Request, Row
 from serve_app.settings import DriverSettings
 
-logger = logging.getLogger(__name__)
-
-# What a resumed run takes over from the report of the run before it.
-KEPT = (
-    "model", "simulated", "tensor_parallel_size", "replicas_available", "replicas_chosen", "rows_per_replica",
-    "run_s", "rows_per_s",
-)  # fmt: skip
+# Rows are read and rendered in blocks: the first is small, so that the replicas begin at once, and later ones large,
+# so that shared prefixes meet.
+FIRST_BLOCK, LARGEST_BLOCK, GROWTH = 256, 8192, 4
 
 
-class Run:
-    """One run of a job over the rows that have no outcome yet."""
+class Block(msgspec.Struct):
+    """Rows ready for dispatch, and outcomes that need none (unreadable or refused rows, reused answers)."""
 
-    def __init__(self, job_id: str, job: JobStore, settings: DriverSettings, pool: ReplicaPool) -> None:
-        self.job = job
+    rows: list[tuple[tuple[str, str], bytes, int]] = []
+    known: list[Outcome] = []
+    last: bool = False
+
+
+class PartRun:
+    """Runs rows [`start`, `stop`) of `source`. `limit(available)` is how many replicas may work on it."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        source: Source,
+        log: OutcomeLog,
+        dispatcher: Dispatcher,
+        settings: DriverSettings,
+        *,
+        span: tuple[int, int],
+        limit: Callable[[int], int],
+        reuse: Reuse | None = None,
+    ) -> None:
+        self._spec = spec
+        self._source = source
+        self._log = log
+        self._dispatcher = dispatcher
         self._settings = settings
-        self._pool = pool
-        self._pending: list[Outcome] = []
-        self._started = time.monotonic()
+        self._span = span
+        self._limit = limit
+        self._reuse = reuse
+        self._committed: IdMap | None = None
         self._run_before_s = 0.0
-        self._writing: asyncio.Task[None] | None = None
-        self._done_now = 0
-        self.status = JobStatus(
-            id=job_id,
-            state="queued",
-            message="waiting for its turn",
-            folder=str(job.folder),
-            metadata=job.spec()["metadata"],
+        self._started: float | None = None
+        self._unsure = False
+        self._committer = Committer(
+            self._commit, rows=settings.commit_rows, seconds=settings.commit_seconds, patience_s=settings.store_wait_s
         )
+        self.tally = Tally()
+        self.message = ""
 
     async def execute(self) -> None:
-        """Load, plan, render, dispatch and commit; then end the job."""
-        spec = JobSpec.model_construct(**self.job.spec())
-        rows, committed = await asyncio.to_thread(lambda: (self.job.rows(), list(self.job.outcomes())))
-        before = self.job.manifest()["report"]
-        self._update(**{name: before[name] for name in KEPT if name in before})
-        self._run_before_s = self.status.run_s
-        self._count(committed)
-        self._update(state="running", total=len(rows), workload=spec.workload, message="waiting for a replica")
-        self.job.set_state("running")
-        done = {outcome.custom_id: outcome for outcome in committed}
-        if len(done) < len(rows):
-            replica = await self._first_replica()
-            request = Request(replica.engine.model, spec.workload, tuple(spec.labels), _sampling(spec))
-            _check_identity(request, rows, done)
-            await self._compute(request, replica, [row for row in rows if row.custom_id not in done])
-        self.end("completed_with_failures" if self.status.failed or self.status.invalid else "completed", "")
+        """Return when every row of the part has a committed outcome.
 
-    async def _compute(self, request: Request, replica: ReplicaInfo, rows: Sequence[Row]) -> None:
-        self._update(
-            model=replica.engine.model,
-            simulated=replica.engine.simulated,
-            tensor_parallel_size=replica.engine.tensor_parallel_size,
-            message="tokenising",
-        )
-        rendered, label_ids = await asyncio.to_thread(_render, replica.engine.tokenizer, rows, request.labels)
-        self._started = time.monotonic()
-        self._update(message="")
-        for row, prompt in zip(rows, rendered, strict=True):
-            if isinstance(prompt, str):
-                refused = Completion(status="invalid", error=prompt)
-                self._pending.append(_outcome(row, RowResult(0, refused, None, 1), request))
-        rows = [row for row, prompt in zip(rows, rendered, strict=True) if not isinstance(prompt, str)]
-        prompts = [prompt for prompt in rendered if not isinstance(prompt, str)]
-        dispatcher = Dispatcher(
-            self._pool,
-            DispatchSettings(
-                chunk_rows=self._settings.chunk_rows,
-                chunks_in_flight=self._settings.chunks_in_flight,
-                max_attempts=self._settings.max_attempts,
-                replica_wait_s=self._settings.replica_wait_s,
-            ),
-            choose=lambda available: self._plan(max(1, len(rows)), available).chosen,
-            on_replicas=lambda available, used: self._on_replicas(len(rows), available, used),
-        )
-        results = dispatcher.run(
-            prompts, label_ids=label_ids, sampling=request.sampling, priority=self._settings.priority
-        )
-        ticking = asyncio.create_task(self._commit_often())
+        Raises EngineFailed without replicas, BadSettings for what the model cannot be asked, JobConflict when
+        another driver took the part over or the rows changed since the last run, StoreError.
+        """
+        await asyncio.to_thread(self._open)
+        start, stop = self._span
+        if self.tally.done >= stop - start:
+            return
+        self.message = "waiting for a replica"
+        replica = await self._dispatcher.replica()
+        self.message = "reading"
+        request, renderer, template = await asyncio.to_thread(self._prepare, replica)
+        stream = self._dispatcher.stream(template, limit=self._limit)
         try:
-            async with aclosing(results):  # however we leave, what runs is cancelled before the last commit
-                async for some in results:
-                    self._pending += [_outcome(rows[r.index], r, request) for r in some]
-                    if len(self._pending) >= self._settings.commit_rows:
-                        await self._commit()
-                    if ticking.done():
-                        await ticking  # a store that cannot be written ends the job
+            async with asyncio.TaskGroup() as tasks:
+                committing = tasks.create_task(self._committer.run())
+                tasks.create_task(self._feed(stream, request, renderer))
+                async for results in stream:
+                    await self._committer.put(self._outcomes(results, request))
+                committing.cancel()
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         finally:
-            ticking.cancel()
-            await self._commit()
+            stream.close()
+            await self._committer.flush()
 
-    async def _commit_often(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.commit_seconds)
-            await self._commit()
+    def _open(self) -> None:
+        self._log.begin()
+        self.tally = msgspec.convert(self._log.report, Tally) if self._log.report else Tally()
+        self.tally.now_s, self.tally.now_by_replica = 0.0, {}
+        self._run_before_s = self.tally.run_s
+        self._committed = self._log.committed() if self._log.rows else None
 
-    async def _first_replica(self) -> ReplicaInfo:
-        deadline = time.monotonic() + self._settings.replica_wait_s
-        while time.monotonic() < deadline:
-            try:
-                if replicas := await self._pool.replicas():
-                    return replicas[0]
-            except Exception as error:  # it could not be found out
-                logger.warning("cannot ask for replicas: %s", error)
-            if reason := await self._pool.failure():
-                raise ServeAppError(f"the replicas cannot start: {reason}")
-            await asyncio.sleep(1.0)
-        raise ServeAppError(f"no replica was ready within {self._settings.replica_wait_s:g} s")
+    def _prepare(self, replica: ReplicaInfo) -> tuple[Request, Renderer, Chunk]:
+        spec, engine = self._spec, replica.engine
+        served = spec.provider.model if spec.provider else engine.model
+        if spec.model is not None and spec.model != served:
+            raise BadSettings(f"model '{spec.model}' is not served here, '{served}' is: name that one, or none")
+        renderer = make_renderer(engine, external=spec.provider is not None)
+        self.tally.model, self.tally.simulated = served, engine.simulated
+        self.tally.tensor_parallel_size = engine.tensor_parallel_size
+        priority = self._settings.priority if spec.priority is None else spec.priority
+        template = Chunk(0, (), renderer.label_ids(spec.labels), spec.sampling, priority)
+        return Request(served, spec.workload, spec.labels, spec.sampling), renderer, template
 
-    def _plan(self, rows: int, available: int) -> Plan:
-        low, high = self._settings.min_rows_per_replica, self._settings.max_rows_per_replica
-        return make_plan(rows, available, min_rows=low, max_rows=high)
+    # --- rows in ---
 
-    def _on_replicas(self, rows: int, available: int, used: int) -> None:
-        plan = self._plan(rows, available)
-        self._update(
-            replicas_available=available,
-            # The most that worked at once: a replica that is being replaced was chosen all the same.
-            replicas_chosen=max(used, self.status.replicas_chosen),
-            rows_per_replica=self.status.rows_per_replica or plan.rows_per_replica,
-            message="" if used else "waiting for a replica",
-        )
+    async def _feed(self, stream: Stream, request: Request, renderer: Renderer) -> None:
+        blocks = self._blocks(request, renderer)
+        while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+            if self._started is None:
+                self._started, self.message = time.monotonic(), ""
+            await self._committer.put(block.known)
+            await stream.put(block.rows, last=block.last)
+        stream.finish()
 
-    async def _commit(self) -> None:
-        # A cancel must not leave a writer behind that another write of the manifest could cross: it goes on, and
-        # whoever comes next waits for it.
-        while self._pending or self._writing is not None:
-            writing = self._writing = self._writing or asyncio.create_task(self._write())
-            try:
-                await asyncio.shield(writing)
-            finally:
-                if writing.done() and self._writing is writing:
-                    self._writing = None
+    def _blocks(self, request: Request, renderer: Renderer) -> Iterator[Block]:
+        """Rendered rows that have no outcome yet."""
+        identity = Identity(request)
+        rows = self._source.rows(*self._span)
+        size = FIRST_BLOCK
+        largest = min(LARGEST_BLOCK, max(1, self._settings.backlog_rows // 2))
+        while some := list(islice(rows, min(size, largest))):
+            block = self._block(some, identity, request, renderer)
+            block.last = len(some) < min(size, largest)
+            yield block
+            size *= GROWTH
 
-    async def _write(self) -> None:
-        while self._pending:
-            outcomes, self._pending = self._pending, []
-            self._count(outcomes)
-            await asyncio.to_thread(self.job.commit, outcomes, self.status.model_dump())
+    def _block(self, rows: list[Row], identity: Identity, request: Request, renderer: Renderer) -> Block:
+        keys = [(row.custom_id, identity.content_hash(row)) for row in rows]
+        new = self._without_committed(keys)
+        block = Block()
+        if self._reuse is not None:
+            answered = self._reuse.find([keys[i][1] for i in new if rows[i].error is None])
+            for i in new:
+                if (outcome := answered.get(keys[i][1])) is not None:
+                    block.known.append(msgspec.structs.replace(outcome, custom_id=keys[i][0]))
+            new = [i for i in new if keys[i][1] not in answered]
+        good = [i for i in new if rows[i].error is None]
+        prompts = dict(zip(good, renderer.prompts([rows[i] for i in good]), strict=True))
+        for i in new:
+            prompt = prompts.get(i, rows[i].error or "")
+            if isinstance(prompt, bytes):
+                block.rows.append((keys[i], prompt, rows[i].expected_tokens))
+            else:
+                refused = RowResult(keys[i], Completion(status="invalid", error=prompt), None, 0)
+                block.known += self._outcomes([refused], request)
+        return block
 
-    def _count(self, outcomes: Sequence[Outcome]) -> None:
-        status = self.status
-        by_status = Counter(outcome.status for outcome in outcomes)
-        by_replica = Counter(outcome.replica for outcome in outcomes if outcome.replica)
-        self._update(
-            ok=status.ok + by_status["ok"],
-            invalid=status.invalid + by_status["invalid"],
-            failed=status.failed + by_status["failed"],
-            rows_by_replica=dict(Counter(status.rows_by_replica) + by_replica),
-            prompt_tokens=status.prompt_tokens + sum(o.prompt_tokens for o in outcomes),
-            cached_tokens=status.cached_tokens + sum(o.cached_tokens for o in outcomes),
-            completion_tokens=status.completion_tokens + sum(o.completion_tokens for o in outcomes),
-        )
-        if self.status.state == "running":
-            self._done_now += len(outcomes)
-            run_s = time.monotonic() - self._started
-            rate = self._done_now / run_s
-            left = self.status.total - self.status.done
-            self._update(rows_per_s=rate, run_s=self._run_before_s + run_s, eta_s=left / rate)
+    def _without_committed(self, keys: Sequence[tuple[str, str]]) -> list[int]:
+        if self._committed is None:
+            return list(range(len(keys)))
+        found = self._committed.lookup([hashlib.sha256(custom_id.encode()).digest()[:16] for custom_id, _ in keys])
+        for (custom_id, content_hash), before in zip(keys, found, strict=True):
+            if before is not None and before != int(content_hash[:16], 16):
+                raise JobConflict(
+                    f"row {custom_id!r} was answered as another question than would be asked now: serve the model "
+                    "and give the data that the job began with, or submit a new job"
+                )
+        return [i for i, before in enumerate(found) if before is None]
 
-    def end(self, state: State, message: str) -> None:
-        """Record how the job ended, in the store and in the status."""
-        self._update(state=state, message=message, eta_s=None)
-        self.job.set_state(state, message, self.status.model_dump())
+    # --- outcomes out ---
 
-    def _update(self, **values: Any) -> None:
-        self.status = self.status.model_copy(update=values)
+    def _outcomes(self, results: Sequence[RowResult], request: Request) -> list[Outcome]:
+        finished_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return [_outcome(result, request, finished_at) for result in results]
 
-
-def _sampling(spec: JobSpec) -> Sampling:
-    return Sampling(
-        max_tokens=spec.max_tokens,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        seed=spec.seed,
-        stop=tuple(spec.stop),
-        structured=spec.structured,
-    )
-
-
-def _render(
-    source: str, rows: Sequence[Row], labels: tuple[str, ...]
-) -> tuple[list[tuple[int, ...] | str], tuple[int, ...]]:
-    renderer = Renderer(source)
-    return renderer.prompts(rows), renderer.label_ids(labels)
-
-
-def _check_identity(request: Request, rows: Sequence[Row], done: Mapping[str, Outcome]) -> None:
-    """Raise JobConflict when committed outcomes are answers to something else than what would run now."""
-    for row in rows:
-        outcome = done.get(row.custom_id)
-        if outcome is not None and outcome.content_hash != content_hash(request, row):
-            raise JobConflict(
-                f"row {row.custom_id!r} was answered by model '{outcome.model}' to another question than would run "
-                f"now on '{request.model}': serve that model again, or submit a new job"
-            )
+    def _commit(self, outcomes: Sequence[Outcome]) -> None:
+        tally = self.tally.copy()
+        tally.count(outcomes)
+        if self._started is not None:
+            tally.now_s = time.monotonic() - self._started
+            tally.run_s = self._run_before_s + tally.now_s
+        # After an error it is not known whether the commit has reached the store: an answer may have been lost.
+        if not (self._unsure and self._log.begin_again()):
+            self._unsure = True
+            self._log.append(outcomes, msgspec.to_builtins(tally))
+        self._unsure = False
+        self.tally = tally  # only what is on disk counts
 
 
-def _outcome(row: Row, result: RowResult, request: Request) -> Outcome:
+def _outcome(result: RowResult, request: Request, finished_at: str) -> Outcome:
     completion, replica = result.completion, result.replica
-    value: dict[str, Any] | None = None
+    custom_id, content_hash = result.key
+    value = None
     if completion.status == "ok" and request.labels:
         logprobs = dict(zip(request.labels, completion.label_logprobs, strict=True))
         value = {"logprobs": logprobs, "mass": math.fsum(map(math.exp, completion.label_logprobs))}
     elif completion.status == "ok":
         value = {"text": completion.text, "finish_reason": completion.finish_reason}
     return Outcome(
-        custom_id=row.custom_id,
-        content_hash=content_hash(request, row),
+        custom_id=custom_id,
+        content_hash=content_hash,
         status=completion.status,
         value=value,
         error=completion.error,
@@ -241,5 +222,5 @@ def _outcome(row: Row, result: RowResult, request: Request) -> Outcome:
         cached_tokens=completion.cached_tokens,
         completion_tokens=completion.completion_tokens,
         latency_ms=round(completion.latency_ms, 3),
-        finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        finished_at=finished_at,
     )

@@ -4,38 +4,108 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-State = Literal["queued", "running", "interrupted", "completed", "completed_with_failures", "cancelled", "failed"]
+from serve_app.schema import Sampling
+
+State = Literal["queued", "running", "completed", "completed_with_failures", "cancelled", "failed"]
 FINISHED: tuple[State, ...] = ("completed", "completed_with_failures")
+Format = Literal["csv", "jsonl", "parquet"]
 
 
-class RowSpec(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    custom_id: str = Field(min_length=1)
-    messages: tuple[dict[str, str], ...] = Field(min_length=1)
 
 
-class JobSpec(BaseModel):
-    """Body of `POST /v1/populations`. With `labels` each row is scored, without it text is generated."""
+class Message(Body):
+    """A chat message; `content` may hold `{column}` fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    rows: tuple[RowSpec, ...] = Field(min_length=1)
+    role: str = Field(min_length=1)
+    content: str
+
+
+class Generator(Body):
+    """Rows made by a workload that is installed here (entry points `serve_app.generators`)."""
+
+    name: str = Field(min_length=1)
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Price(Body):
+    """Dollars. Own replicas cost time, external providers cost tokens."""
+
+    replica_hour: float = Field(0.0, ge=0)
+    input_per_million_tokens: float = Field(0.0, ge=0)
+    output_per_million_tokens: float = Field(0.0, ge=0)
+
+
+class Provider(Body):
+    """An external OpenAI-compatible endpoint that answers the rows instead of our replicas.
+
+    The key is read from the driver's environment: it is never part of a job.
+    """
+
+    base_url: str = Field(pattern="^https?://", description="with /v1, as OpenAI clients have it")
+    model: str = Field(min_length=1)
+    api_key_env: str = Field("", description="environment variable of the driver that holds the key")
+    concurrency: int = Field(1, ge=1, description="requests open at once; 1 is sequential")
+    batch_rows: int = Field(8, ge=1, description="rows handed over, and committed, together")
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    max_retries: int = Field(6, ge=0, description="of one request, with backoff, or as Retry-After says")
+    timeout_s: float = Field(120.0, gt=0)
+
+
+class JobSpec(Body):
+    """Body of `POST /v1/populations`.
+
+    The population is one of `rows`, `source` and `generator`. A row is {"custom_id", "messages"} or {"custom_id",
+    "prompt"}, or, with a template in `prompt` or `messages`, any columns that the template's `{column}` fields name.
+    With `labels` each row is scored, without it text is generated.
+    """
+
+    rows: tuple[dict[str, Any], ...] = ()
+    source: str = Field("", description="path or URL of a CSV, JSONL or Parquet file that the driver can read")
+    format: Format | None = Field(None, description="of `source`; default: by its name's ending")
+    generator: Generator | None = None
+    id_column: str = Field("custom_id", min_length=1, description="without it in the data, ids are row-1, row-2, …")
+    length_column: str = Field("", description="column with the answer's expected length in tokens; longest go first")
+    prompt: str | None = Field(None, description="template of plain text")
+    messages: tuple[Message, ...] = Field((), description="template of a chat")
     workload: str = Field("prompts", min_length=1, description="name and version, part of each row's identity")
-    labels: tuple[str, ...] = ()
+    model: str | None = Field(None, description="the served model's name; default: the one that is served")
+    labels: tuple[str, ...] = Field((), max_length=128)
     max_tokens: int = Field(16, ge=1)
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = None
     stop: tuple[str, ...] = ()
     structured: dict[str, Any] | None = None
+    priority: int | None = Field(None, description="vLLM's; lower goes first, online requests have 0")
+    price: Price = Price()
+    reuse: bool = Field(False, description="take answers to the same questions from the store's other jobs")
+    provider: Provider | None = None
     metadata: dict[str, Any] = Field(default_factory=dict, description="the caller's own, given back as it is")
     job_id: str | None = Field(None, description="default: made from workload and time")
 
+    @model_validator(mode="after")
+    def _one_population(self) -> JobSpec:
+        given = [name for name in ("rows", "source", "generator") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"give one of rows, source and generator; got {', '.join(given) or 'none'}")
+        if self.prompt is not None and self.messages:
+            raise ValueError("give prompt or messages, not both")
+        return self
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling fields."""
+        return Sampling(self.max_tokens, self.temperature, self.top_p, self.seed, tuple(self.stop), self.structured)
+
 
 class JobStatus(BaseModel):
-    """What `GET /v1/populations/{id}` answers. Counts are of committed rows; the rate is of the present run, `run_s`
-    the time of all runs."""
+    """What `GET /v1/populations/{id}` answers. Counts are of committed rows; rates are of the present run, `run_s`
+    the time of all runs. `total` is 0 until the population was counted."""
 
     id: str
     object: str = "population"
@@ -50,17 +120,22 @@ class JobStatus(BaseModel):
     ok: int = 0
     invalid: int = 0
     failed: int = 0
+    reused: int = 0
     replicas_available: int = 0
     replicas_chosen: int = 0
+    replicas_wanted: int = 0
     rows_per_replica: int = 0
     tensor_parallel_size: int = 0
     rows_by_replica: dict[str, int] = {}
+    rows_per_s_by_replica: dict[str, float] = {}
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    cached_share: float = 0.0
     rows_per_s: float = 0.0
     eta_s: float | None = None
     run_s: float = 0.0
+    cost: float = 0.0
 
     @property
     def done(self) -> int:

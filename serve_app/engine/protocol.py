@@ -33,6 +33,10 @@ class Engine(Protocol):
         Raises EngineFailed when the engine is lost; nothing of the chunk is then done.
         """
 
+    @property
+    def waiting(self) -> int:
+        """Requests of anybody that stand in the engine's queue, not yet scheduled."""
+
     async def check_health(self) -> None:
         """Return if the engine makes progress. Raises EngineFailed when it died or hangs."""
 

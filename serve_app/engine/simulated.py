@@ -12,15 +12,18 @@ import asyncio
 import hashlib
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from serve_app.engine.protocol import ASGIApp
 from serve_app.errors import EngineFailed
-from serve_app.models import default
 from serve_app.models.catalog import resolve_model
 from serve_app.schema import Chunk, Completion, EngineInfo
 from serve_app.settings import SimulatedSettings
+
+# See `schema.pack_tokens`.
+TOKEN_BYTES = 4
 
 
 class SimulatedEngine:
@@ -29,7 +32,8 @@ class SimulatedEngine:
     def __init__(self, options: Mapping[str, Any], settings: SimulatedSettings) -> None:
         self._options = options
         self._settings = settings
-        self._prefixes: set[tuple[int, ...]] = set()
+        self._blocks: OrderedDict[int, None] = OrderedDict()  # the least recently used first
+        self._waiting = 0
         self._device = asyncio.Lock()
         self._chunks = 0
         self._failed = False
@@ -47,7 +51,7 @@ class SimulatedEngine:
             max_model_len=int(self._options.get("max_model_len") or 8192),
             prefix_caching=True,
             simulated=True,
-            tokenizer=str(resolve_model(self._options.get("model") or default.NAME)),
+            tokenizer=str(resolve_model(self._options["model"])) if self._options.get("model") else "",
         )
 
     def app(self) -> ASGIApp:
@@ -69,9 +73,11 @@ class SimulatedEngine:
         await self.check_health()
         started = time.perf_counter()
         cached = [self._cached_tokens(prompt) for prompt in chunk.prompts]
-        tokens = sum(len(prompt) - hit for prompt, hit in zip(chunk.prompts, cached, strict=True))
+        tokens = sum(len(prompt) // TOKEN_BYTES - hit for prompt, hit in zip(chunk.prompts, cached, strict=True))
         steps = math.ceil(len(chunk.prompts) / self._settings.max_num_seqs)
+        self._waiting += len(chunk.prompts)
         async with self._device:  # one device: chunks queue up for it
+            self._waiting -= len(chunk.prompts)
             await asyncio.sleep((steps * self._settings.step_ms + tokens * self._settings.prefill_ms_per_token) / 1000)
         self._chunks += 1
         if self._settings.fail_after_chunks is not None and self._chunks > self._settings.fail_after_chunks:
@@ -80,14 +86,24 @@ class SimulatedEngine:
         latency_ms = (time.perf_counter() - started) * 1000
         return tuple(_answer(prompt, chunk, hit, latency_ms) for prompt, hit in zip(chunk.prompts, cached, strict=True))
 
-    def _cached_tokens(self, prompt: tuple[int, ...]) -> int:
-        size, hit = self._settings.block_size, 0
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    def _cached_tokens(self, prompt: bytes) -> int:
+        """Tokens of the leading blocks that are in the cache; afterwards all of the prompt's whole blocks are."""
+        size, hit, unbroken = self._settings.block_size * TOKEN_BYTES, 0, True
         for end in range(size, len(prompt), size):
-            if prompt[:end] in self._prefixes:
+            block = hash(prompt[:end])
+            unbroken = unbroken and block in self._blocks
+            if unbroken:
                 hit = end
+                self._blocks.move_to_end(block)
             else:
-                self._prefixes.add(prompt[:end])
-        return hit
+                self._blocks[block] = None
+        while len(self._blocks) > self._settings.kv_blocks:
+            self._blocks.popitem(last=False)
+        return hit // TOKEN_BYTES
 
     async def check_health(self) -> None:
         if self._failed:
@@ -97,14 +113,14 @@ class SimulatedEngine:
         self._failed = True
 
 
-def _answer(prompt: tuple[int, ...], chunk: Chunk, cached: int, latency_ms: float) -> Completion:
-    digest = hashlib.sha256(repr(prompt).encode()).digest()
+def _answer(prompt: bytes, chunk: Chunk, cached: int, latency_ms: float) -> Completion:
+    digest = hashlib.sha256(prompt).digest()
     weights = [1 + digest[i % len(digest)] for i in range(len(chunk.label_ids))]
     return Completion(
         text=None if chunk.label_ids else f"simulated-{digest.hex()[:8]}",
         label_logprobs=tuple(math.log(0.9 * weight / sum(weights)) for weight in weights),
         finish_reason="length",
-        prompt_tokens=len(prompt),
+        prompt_tokens=len(prompt) // TOKEN_BYTES,
         cached_tokens=cached,
         completion_tokens=1,
         latency_ms=latency_ms,

@@ -30,7 +30,7 @@ from serve_app.engine.options import check_options, known_options
 from serve_app.engine.protocol import ASGIApp
 from serve_app.errors import BadSettings, EngineFailed, ServeAppError
 from serve_app.models.catalog import check_heads, resolve_model, weight_bytes
-from serve_app.schema import Chunk, Completion, EngineInfo
+from serve_app.schema import Chunk, Completion, EngineInfo, pack_tokens, unpack_tokens
 from serve_app.settings import HealthSettings
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class VLLMEngine:
         self._failed: str | None = None
         self._sequence = 0
         self._last_step = time.monotonic()
+        self._waiting = 0
         self._processes: list[psutil.Process] = []
 
     # --- life ---
@@ -185,19 +186,24 @@ class VLLMEngine:
             for task in tasks:  # if one raised, the others' requests are aborted
                 task.cancel()
 
-    async def _complete(self, prompt: tuple[int, ...], params: Any, chunk: Chunk) -> Completion:
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    async def _complete(self, prompt: bytes, params: Any, chunk: Chunk) -> Completion:
         from vllm import TokensPrompt
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._sequence += 1
         started = time.perf_counter()
+        token_ids = unpack_tokens(prompt)
         final = None
         try:
             if self._engine is None:
                 raise EngineFailed("the engine is not running")
             async for output in self._engine.generate(
-                TokensPrompt(prompt_token_ids=list(prompt)),
+                TokensPrompt(prompt_token_ids=token_ids),
                 params,
                 request_id=f"chunk-{chunk.chunk_id}-{self._sequence}",
                 priority=chunk.priority,
@@ -207,17 +213,21 @@ class VLLMEngine:
             self._failed = _summary(error)
             raise EngineFailed(f"the engine died: {self._failed}") from error
         except (VLLMClientError, ValueError) as error:
-            return Completion(status="invalid", error=_summary(error), prompt_tokens=len(prompt))
+            return Completion(status="invalid", error=_summary(error), prompt_tokens=len(token_ids))
         except EngineGenerateError as error:
-            return Completion(status="failed", error=_summary(error.__cause__ or error), prompt_tokens=len(prompt))
+            return Completion(status="failed", error=_summary(error.__cause__ or error), prompt_tokens=len(token_ids))
         if final is None or not final.finished:
-            return Completion(status="failed", error="the request ended without an answer", prompt_tokens=len(prompt))
+            return Completion(
+                status="failed", error="the request ended without an answer", prompt_tokens=len(token_ids)
+            )
         return _completion(final, chunk.label_ids, (time.perf_counter() - started) * 1000)
 
     # --- health ---
 
-    def _on_step(self) -> None:
+    def _on_step(self, waiting: int | None) -> None:
         self._last_step = time.monotonic()
+        if waiting is not None:
+            self._waiting = waiting
 
     async def check_health(self) -> None:
         if self._engine is None or self._engine.errored:
@@ -241,9 +251,8 @@ class VLLMEngine:
 
     async def _generate_one(self) -> None:
         # Lower goes first: a probe does not wait behind a population.
-        completion = await self._complete(
-            (1,), sampling_params(Chunk(0, ((1,),), label_ids=(1,))), Chunk(0, (), priority=-1000)
-        )
+        probe = Chunk(0, (), label_ids=(1,), priority=-1000)
+        completion = await self._complete(pack_tokens([1]), sampling_params(probe), probe)
         if completion.error:
             raise EngineFailed(f"the engine did not generate a token: {completion.error}")
 
@@ -323,13 +332,13 @@ def _progress_logger(on_step: Any) -> type:
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class ProgressLogger(StatLoggerBase):
-        """Called by vLLM after each engine step."""
+        """Called by vLLM after each engine step; the scheduler's figures are not in every call."""
 
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
             pass
 
-        def record(self, *args: Any, **kwargs: Any) -> None:
-            on_step()
+        def record(self, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
+            on_step(None if scheduler_stats is None else scheduler_stats.num_waiting_reqs)
 
         def log_engine_initialized(self) -> None:
             pass

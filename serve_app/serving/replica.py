@@ -9,6 +9,7 @@ from ray import serve
 
 from serve_app.engine.protocol import ASGIApp, Engine
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
+from serve_app.serving.sharding import Answer, HandlePeers, Piece, Sharding, answer_piece
 from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
 
 
@@ -35,13 +36,16 @@ class Replica:
 
     async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Serve awaits it
         context = serve.get_replica_context()
+        self._sharding = settings.sharding
         self._replica_id = context.replica_id.unique_id
         assigned = ray.get_runtime_context().get_assigned_resources()
         self._engine = build_engine(settings, assigned_cpus=assigned.get("CPU", 1), replicas=context.world_size)
         await self._engine.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return self._engine.app()
+        context = serve.get_replica_context()
+        peers = HandlePeers(serve.get_deployment_handle(context.deployment, context.app_name))
+        return Sharding(self._engine.app(), peers, self._replica_id, self._sharding)
 
     async def run_chunk(self, chunk: Chunk, *, replica_id: str | None = None) -> ChunkResult:
         """Complete every prompt of the chunk. `replica_id` is for the router; the result says who ran it.
@@ -49,7 +53,11 @@ class Replica:
         Raises EngineFailed when the engine is lost; nothing of the chunk is then done.
         """
         completions = await self._engine.run(chunk)
-        return ChunkResult(chunk.chunk_id, await self.describe(), completions)
+        return ChunkResult(chunk.chunk_id, await self.describe(), completions, self._engine.waiting)
+
+    async def complete(self, piece: Piece, *, replica_id: str | None = None) -> Answer:
+        """Answer a part of a peer's HTTP request (`sharding.py`). `replica_id` is for the router."""
+        return await answer_piece(self._engine.app(), piece, self._replica_id)
 
     async def describe(self) -> ReplicaInfo:
         """Who runs here."""

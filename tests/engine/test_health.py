@@ -38,7 +38,7 @@ async def test_an_engine_that_makes_no_step_is_unhealthy() -> None:
 @pytest.mark.engine
 async def test_an_engine_that_is_slow_but_steps_is_healthy() -> None:
     built = engine(Still())
-    asyncio.get_running_loop().call_later(0.3, built._on_step)
+    asyncio.get_running_loop().call_later(0.3, built._on_step, None)
     await built.check_health()
 
 

@@ -1,6 +1,5 @@
 import math
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.csv as pa_csv
@@ -8,6 +7,7 @@ import pyarrow.parquet as pa_parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from scipy import stats
 
 from serve_app.errors import BadSettings

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 from scipy import stats
 
@@ -53,7 +54,7 @@ def table(profiles: Sequence[Profile], outcomes: Iterable[Outcome]) -> pa.Table:
     for profile in profiles:
         outcome = by_id.get(profile.id)
         prediction = predict(outcome) if outcome else Prediction(None, None)
-        provenance = asdict(outcome) if outcome else {"status": "missing"}
+        provenance = msgspec.structs.asdict(outcome) if outcome else {"status": "missing"}
         provenance.pop("custom_id", None)
         provenance.pop("value", None)
         records.append(

@@ -7,7 +7,9 @@ health as given below. `health_status` true means that the person *has* a condit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 
 import numpy as np
 
@@ -29,6 +31,10 @@ CONDITION = 0.16
 ILLNESSES = ("Hypertension", "Diabetes", "Asthma", "Arthritis", "Depression", "Migraine", "Heart disease")
 
 
+# People drawn together. Part of what a seed means: with another number, it gives other people.
+BLOCK = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """One person. Salary and liability are US dollars a year and in all, as buckets."""
@@ -47,32 +53,47 @@ class Profile:
 
 def generate_profiles(size: int, seed: int = 42) -> list[Profile]:
     """`size` profiles. The same seed gives the same people, and a longer population starts with the shorter one."""
-    # A generator a person, not one for all: else the n-th person would depend on how many are drawn.
-    return [_draw(index, np.random.default_rng((seed, index))) for index in range(size)]
+    return list(islice(draw_profiles(seed), size))
 
 
-def _draw(index: int, rng: np.random.Generator) -> Profile:
-    ill = bool(rng.random() < CONDITION)
-    return Profile(
-        id=f"profile-{index:07d}",
-        gender=_choice(rng, GENDERS),
-        age=_age(rng),
-        region=REGIONS[rng.integers(len(REGIONS))],
-        occupation=OCCUPATIONS[rng.integers(len(OCCUPATIONS))],
-        annual_salary=_choice(rng, SALARIES),
-        liability_status=_choice(rng, LIABILITIES),
-        is_married=bool(rng.random() < MARRIED),
-        health_status=ill,
-        illness=ILLNESSES[rng.integers(len(ILLNESSES))] if ill else None,
-    )
+def draw_profiles(seed: int = 42, start: int = 0) -> Iterator[Profile]:
+    """The people of a seed without end, from number `start` (from 0) on, BLOCK of them in memory at a time."""
+    for block in count(start // BLOCK):
+        people = _draw(block, np.random.default_rng((seed, block)))
+        yield from islice(people, max(0, start - block * BLOCK), None)
 
 
-def _choice(rng: np.random.Generator, shares: dict[str, float]) -> str:
-    return str(rng.choice(list(shares), p=list(shares.values())))
+def _draw(block: int, rng: np.random.Generator) -> Iterator[Profile]:
+    # Whole blocks, each with a generator of its own, however few are taken: so the n-th person depends on neither
+    # how many are drawn nor where the drawing starts.
+    genders, salaries, liabilities = (_choices(rng, shares) for shares in (GENDERS, SALARIES, LIABILITIES))
+    regions, occupations, illnesses = (_choices(rng, names) for names in (REGIONS, OCCUPATIONS, ILLNESSES))
+    married, ill = ((rng.random(BLOCK) < share).tolist() for share in (MARRIED, CONDITION))
+    ages = _ages(rng)
+    for i in range(BLOCK):
+        yield Profile(
+            id=f"profile-{block * BLOCK + i:07d}",
+            gender=genders[i],
+            age=ages[i],
+            region=regions[i],
+            occupation=occupations[i],
+            annual_salary=salaries[i],
+            liability_status=liabilities[i],
+            is_married=married[i],
+            health_status=ill[i],
+            illness=illnesses[i] if ill[i] else None,
+        )
 
 
-def _age(rng: np.random.Generator) -> int:
-    while True:  # rejection: the truncated normal, not a clipped one with lumps at its ends
-        age = rng.normal(AGE_MEAN, AGE_STD)
-        if AGE_MIN <= age < AGE_MAX + 1:
-            return int(age)
+def _choices(rng: np.random.Generator, names: dict[str, float] | tuple[str, ...]) -> list[str]:
+    shares = list(names.values()) if isinstance(names, dict) else None
+    known = list(names)
+    return [known[i] for i in rng.choice(len(known), BLOCK, p=shares).tolist()]
+
+
+def _ages(rng: np.random.Generator) -> list[int]:
+    ages = rng.normal(AGE_MEAN, AGE_STD, BLOCK)
+    # Rejection: the truncated normal, not a clipped one with lumps at its ends.
+    while (outside := (ages < AGE_MIN) | (ages >= AGE_MAX + 1)).any():
+        ages[outside] = rng.normal(AGE_MEAN, AGE_STD, int(outside.sum()))
+    return [int(age) for age in ages.tolist()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from serve_app.errors import BadSettings
 from serve_app.schema import Row
@@ -23,10 +23,16 @@ def render_rows(profiles: Sequence[Profile], ad: str, platform: str) -> list[Row
 
     Raises BadSettings for an empty ad, an empty population or an unknown platform.
     """
-    if not ad.strip():
-        raise BadSettings("--ad is empty: give the text of the ad")
+    ask = asker(ad, platform)
     if not profiles:
         raise BadSettings("--population-size must be at least 1")
+    return [ask(profile) for profile in profiles]
+
+
+def asker(ad: str, platform: str) -> Callable[[Profile], Row]:
+    """What makes a profile's chat. Raises BadSettings for an empty ad or an unknown platform."""
+    if not ad.strip():
+        raise BadSettings("--ad is empty: give the text of the ad")
     if platform not in PLATFORMS:
         raise BadSettings(f"--ad-platform '{platform}' is unknown: use one of {', '.join(PLATFORMS)}")
     shared = {
@@ -40,7 +46,7 @@ def render_rows(profiles: Sequence[Profile], ad: str, platform: str) -> list[Row
             f"Answer with one word, {YES} or {NO}: does this person click on the ad?"
         ),
     }
-    return [Row(profile.id, (shared, {"role": "user", "content": _describe(profile)})) for profile in profiles]
+    return lambda profile: Row(profile.id, (shared, {"role": "user", "content": _describe(profile)}))
 
 
 def _describe(profile: Profile) -> str:

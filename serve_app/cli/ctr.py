@@ -1,10 +1,8 @@
-"""The command line. Wires everything; nothing imports it. A command imports the heavy libraries that it needs."""
+"""Click-through prediction: on a running server, and as a demo that starts its own."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,20 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from serve_app.errors import BadSettings, ServeAppError, ServerUnavailable
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
+from serve_app.errors import BadSettings, ServerUnavailable
 
 if TYPE_CHECKING:
     from serve_app.client.populations import PopulationClient
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
-app = typer.Typer(
-    help="Whole-population LLM inference on Ray Serve and vLLM.", no_args_is_help=True, pretty_exceptions_enable=False
-)
-console = Console(soft_wrap=True)
-
-BaseUrl = Annotated[str, typer.Option("--base-url", help="Where the server is.")]
-Config = Annotated[Path, typer.Argument(help="Serve config file.")]
 Ad = Annotated[str, typer.Option("--ad", help="Text of the ad.")]
 Platform = Annotated[str, typer.Option("--ad-platform", help="facebook, tiktok or amazon.")]
 Size = Annotated[int, typer.Option("--population-size", help="Number of synthetic profiles.")]
@@ -34,16 +24,6 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the runs; results go
 Price = Annotated[float, typer.Option("--price", min=0.0, help="Dollars for one replica's hour, for the cost.")]
 
 
-def main() -> None:
-    """Entry point: our own errors are one line, not a traceback."""
-    try:
-        app()
-    except ServeAppError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False)
-        sys.exit(2 if isinstance(error, BadSettings) else 1)
-
-
-@app.command()
 def ctr(
     ad: Ad = "",
     ad_platform: Platform = "facebook",
@@ -63,7 +43,6 @@ def ctr(
     finish(report, started)
 
 
-@app.command()
 def demo(
     ad: Ad = "New smartphone launch",
     ad_platform: Platform = "facebook",
@@ -164,52 +143,3 @@ def finish(report: dict[str, Any], started: float) -> None:
             f"job {report['job_id']} ended {report['state']}: {why}; `serve-app ctr --resume {report['job_id']}` "
             "runs the rows that have no outcome"
         )
-
-
-@app.command()
-def serve(config: Config = Path("config.yaml")) -> None:
-    """Check a config file, then become `serve run` on it. Ctrl-C stops everything."""
-    from serve_app.serving.config import ServeConfig
-    from serve_app.serving.local import serve_environment
-
-    settings = ServeConfig.load(config)
-    settings.check()
-    console.print(
-        f"serving {settings.replicas} replica(s) at {settings.base_url}/v1; they take a minute or two to be ready. "
-        f"`serve-app check` tells when. Ctrl-C stops.",
-        markup=False,
-    )
-    os.environ.update(serve_environment())
-    os.execv(Path(sys.executable).with_name("serve"), ["serve", "run", str(config)])
-
-
-@app.command()
-def validate(config: Config = Path("config.yaml")) -> None:
-    """Check a config file against the installed vLLM and this machine, without starting anything."""
-    from serve_app.serving.config import ServeConfig
-
-    settings = ServeConfig.load(config)
-    settings.check(port=False)  # the server itself may be running
-    console.print(f"{config}: {settings.replicas} replica(s), {settings.base_url}", markup=False)
-
-
-@app.command()
-def check(
-    base_url: BaseUrl = DEFAULT_URL,
-    replicas: Annotated[int, typer.Option(help="How many replicas there should be at least.")] = 1,
-) -> None:
-    """Verify a running server step by step."""
-    from serve_app.client.check import run_checks
-
-    failed = 0
-    for name, problem, detail in run_checks(base_url, replicas):
-        failed += problem is not None
-        mark = "[green]ok[/green]  " if problem is None else "[red]FAIL[/red]"
-        console.print(f"{mark} {name}: ", end="")
-        console.print(detail if problem is None else problem, markup=False, highlight=False)
-    if failed:
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

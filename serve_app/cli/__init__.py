@@ -1,0 +1,31 @@
+"""The command line. Wires everything; nothing imports it. A command imports the heavy libraries that it needs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from serve_app.cli import ctr, population, server
+from serve_app.errors import BadSettings, ServeAppError
+
+app = typer.Typer(
+    help="Whole-population LLM inference on Ray Serve and vLLM.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+for command in (ctr.ctr, ctr.demo, server.serve, server.validate, server.check):
+    app.command()(command)
+app.add_typer(population.app, name="population")
+
+
+def main() -> None:
+    """Entry point: our own errors are one line, not a traceback."""
+    try:
+        app()
+    except ServeAppError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False)
+        sys.exit(2 if isinstance(error, BadSettings) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""`serve-app population`: any population, by file or URL, on a running server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
+from serve_app.errors import BadSettings, ServerUnavailable
+
+if TYPE_CHECKING:
+    from serve_app.client.populations import PopulationClient
+
+app = typer.Typer(help="Run populations of rows: submit, watch, fetch results.", no_args_is_help=True)
+
+Job = Annotated[str, typer.Argument(metavar="JOB_ID")]
+Json = Annotated[bool, typer.Option("--json", help="Print only the JSON line.")]
+
+
+@app.command()
+def submit(
+    source: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet: a local file (sent along), or a URL.")] = "",
+    spec: Annotated[Path | None, typer.Option("--spec", help="JSON file with the job's fields; options win.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Template of plain text with {column} fields.")] = None,
+    system: Annotated[str | None, typer.Option(help="Template of a chat's system message.")] = None,
+    user: Annotated[str | None, typer.Option(help="Template of a chat's user message.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Score these labels, e.g. Yes,No, instead of generating.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    json_schema: Annotated[Path | None, typer.Option(help="File: answers must be JSON of this schema.")] = None,
+    workload: Annotated[str | None, typer.Option(help="Name and version; part of each row's identity.")] = None,
+    model: Annotated[str | None, typer.Option(help="Served model.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of the rows' ids.")] = None,
+    length_column: Annotated[str | None, typer.Option(help="Column of the answers' expected tokens.")] = None,
+    format: Annotated[str | None, typer.Option(help="csv, jsonl or parquet; default: by the name.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Lower goes first; online requests have 0.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Dollars for one replica's hour.")] = None,
+    reuse: Annotated[bool, typer.Option("--reuse", help="Take answers that other jobs already have.")] = False,
+    job_id: Annotated[str | None, typer.Option(help="Default: made from workload and time.")] = None,
+    no_upload: Annotated[bool, typer.Option("--no-upload", help="The server reads the path itself.")] = False,
+    provider_url: Annotated[str | None, typer.Option(help="External OpenAI-compatible endpoint, with /v1.")] = None,
+    provider_model: Annotated[str | None, typer.Option(help="Its model.")] = None,
+    provider_key_env: Annotated[str | None, typer.Option(help="Server's environment variable with its key.")] = None,
+    requests_per_minute: Annotated[float | None, typer.Option(help="The provider's limit.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="The provider's limit.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    as_json: Json = False,
+    base_url: BaseUrl = DEFAULT_URL,
+) -> None:
+    """Queue a population and print the job's id."""
+    chat = [{"role": role, "content": text} for role, text in (("system", system), ("user", user)) if text is not None]
+    provider = {
+        "base_url": provider_url,
+        "model": provider_model,
+        "api_key_env": provider_key_env,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+    }
+    fields: dict[str, Any] = {
+        "prompt": prompt,
+        "messages": chat or None,
+        "labels": labels.split(",") if labels else None,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "structured": {"json": _read_json(json_schema)} if json_schema else None,
+        "workload": workload,
+        "model": model,
+        "id_column": id_column,
+        "length_column": length_column,
+        "format": format,
+        "priority": priority,
+        "price": {"replica_hour": price} if price is not None else None,
+        "reuse": reuse or None,
+        "job_id": job_id,
+        "provider": {k: v for k, v in provider.items() if v is not None} or None,
+    }
+    request = {**(_read_json(spec) if spec else {}), **{k: v for k, v in fields.items() if v is not None}}
+    client = _client(base_url)
+    if source and "://" not in source and not no_upload:
+        name = client.upload(Path(source), **request)
+    else:
+        name = client.submit(**{**request, **({"source": source} if source else {})})
+    if watch:
+        _follow(client, name, as_json)
+    else:
+        print(json.dumps({"id": name}) if as_json else name)
+
+
+@app.command()
+def watch(job_id: Job, as_json: Json = False, base_url: BaseUrl = DEFAULT_URL) -> None:
+    """Follow a job to its end; exit code 1 unless every row is answered."""
+    _follow(_client(base_url), job_id, as_json)
+
+
+@app.command()
+def status(job_id: Job, as_json: Json = False, base_url: BaseUrl = DEFAULT_URL) -> None:
+    """State, counts, rate, cost."""
+    _show(_client(base_url).status(job_id), as_json)
+
+
+@app.command("list")
+def jobs(as_json: Json = False, base_url: BaseUrl = DEFAULT_URL) -> None:
+    """All jobs, newest first."""
+    found = _client(base_url).list()
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table("job", "state", "rows", "failed", "rows/s", "message")
+    for job in found:
+        done = job["ok"] + job["invalid"] + job["failed"]
+        rows = f"{done:,}/{job['total']:,}"
+        bad = str(job["failed"] + job["invalid"])
+        table.add_row(job["id"], job["state"], rows, bad, f"{job['rows_per_s']:.1f}", job["message"])
+    console.print(table)
+
+
+@app.command()
+def results(
+    job_id: Job,
+    format: Annotated[str, typer.Option(help="jsonl, csv or parquet.")] = "jsonl",
+    out: Annotated[Path | None, typer.Option(help="File; default: standard output.")] = None,
+    after: Annotated[int, typer.Option(min=0, help="Leave out so many outcomes.")] = 0,
+    base_url: BaseUrl = DEFAULT_URL,
+) -> None:
+    """Committed outcomes, also while the job runs."""
+    blocks = _client(base_url).results(job_id, format, after=after)
+    if out is None:
+        for block in blocks:
+            sys.stdout.buffer.write(block)
+        return
+    try:
+        with open(out, "wb") as file:
+            file.writelines(blocks)
+    except OSError as error:
+        raise BadSettings(f"--out {out}: {error.strerror or error}") from error
+
+
+@app.command()
+def cancel(job_id: Job, as_json: Json = False, base_url: BaseUrl = DEFAULT_URL) -> None:
+    """Stop a job; what is committed stays."""
+    _show(_client(base_url).cancel(job_id), as_json)
+
+
+@app.command()
+def resume(job_id: Job, as_json: Json = False, base_url: BaseUrl = DEFAULT_URL) -> None:
+    """Run the rows of a cancelled or failed job that have no outcome."""
+    _show(_client(base_url).resume(job_id), as_json)
+
+
+@app.command()
+def delete(job_id: Job, base_url: BaseUrl = DEFAULT_URL) -> None:
+    """Remove a job and its results."""
+    _client(base_url).delete(job_id)
+    console.print(f"{job_id} is deleted", highlight=False)
+
+
+def _client(base_url: str) -> PopulationClient:
+    from serve_app.client.populations import PopulationClient
+
+    return PopulationClient(base_url)
+
+
+def _follow(client: PopulationClient, job_id: str, as_json: bool) -> None:
+    from serve_app.client.progress import JobProgress
+
+    with JobProgress(Console(stderr=True, quiet=as_json)) as progress:
+        final = client.wait(job_id, progress)
+    _show(final, as_json)
+    if final["state"] != "completed":
+        raise ServerUnavailable(f"job {job_id} ended {final['state']}: {final['message'] or 'see its results'}")
+
+
+def _show(status: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(status))
+        return
+    table = Table(show_header=False, box=None)
+    done = status["ok"] + status["invalid"] + status["failed"]
+    eta = f", {status['eta_s']:.0f} s left" if status["eta_s"] else ""
+    lines = {
+        "job": status["id"],
+        "state": f"{status['state']}{': ' + status['message'] if status['message'] else ''}",
+        "rows": f"{done:,} of {status['total']:,}: {status['ok']:,} ok, {status['invalid']:,} invalid, "
+        f"{status['failed']:,} failed, {status['reused']:,} reused",
+        "rate": f"{status['rows_per_s']:.1f} rows/s over {status['run_s']:.0f} s{eta}",
+        "replicas": f"{status['replicas_chosen']} used of {status['replicas_available']}, "
+        f"{status['replicas_wanted']} wanted",
+        "by replica": ", ".join(f"{name}: {rows:,}" for name, rows in status["rows_by_replica"].items()),
+        "model": f"{status['model']}{' (SIMULATED)' if status['simulated'] else ''}",
+        "cached tokens": f"{status['cached_share']:.1%} of {status['prompt_tokens']:,}",
+        "cost": f"${status['cost']:.4f}",
+        "folder": status["folder"],
+    }
+    for name, text in lines.items():
+        table.add_row(name, text)
+    console.print(table)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise BadSettings(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise BadSettings(f"{path} is not JSON: {error}") from error

@@ -1,0 +1,56 @@
+"""Commands around a server: start it, check its config file, check that it works."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
+
+Config = Annotated[Path, typer.Argument(help="Serve config file.")]
+
+
+def serve(config: Config = Path("config.yaml")) -> None:
+    """Check a config file, then become `serve run` on it. Ctrl-C stops everything."""
+    from serve_app.serving.config import ServeConfig
+    from serve_app.serving.local import serve_environment
+
+    settings = ServeConfig.load(config)
+    settings.check()
+    console.print(
+        f"serving {settings.replicas} replica(s) at {settings.base_url}/v1; they take a minute or two to be ready. "
+        f"`serve-app check` tells when. Ctrl-C stops.",
+        markup=False,
+    )
+    os.environ.update(serve_environment())
+    os.execv(Path(sys.executable).with_name("serve"), ["serve", "run", str(config)])
+
+
+def validate(config: Config = Path("config.yaml")) -> None:
+    """Check a config file against the installed vLLM and this machine, without starting anything."""
+    from serve_app.serving.config import ServeConfig
+
+    settings = ServeConfig.load(config)
+    settings.check(port=False)  # the server itself may be running
+    console.print(f"{config}: {settings.replicas} replica(s), {settings.base_url}", markup=False)
+
+
+def check(
+    base_url: BaseUrl = DEFAULT_URL,
+    replicas: Annotated[int, typer.Option(help="How many replicas there should be at least.")] = 1,
+) -> None:
+    """Verify a running server step by step."""
+    from serve_app.client.check import run_checks
+
+    failed = 0
+    for name, problem, detail in run_checks(base_url, replicas):
+        failed += problem is not None
+        mark = "[green]ok[/green]  " if problem is None else "[red]FAIL[/red]"
+        console.print(f"{mark} {name}: ", end="")
+        console.print(detail if problem is None else problem, markup=False, highlight=False)
+    if failed:
+        sys.exit(1)

@@ -1,0 +1,102 @@
+"""Calls from inside the cluster, for callers that iterate: prompts in, answers out, in order, nothing written down.
+
+The same dispatch as a durable job's, in the caller's own event loop: chunks go straight to the replicas by handle.
+A prompt is plain text, or the messages of a chat.
+
+    async with ReplicaClient.connect() as client:
+        answers = await client.score(prompts, labels=["True", "False"])
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from serve_app.driver.dispatch import Dispatcher, DispatchSettings, ReplicaPool
+from serve_app.driver.render import Renderer, make_renderer
+from serve_app.schema import Chunk, Completion, Row, Sampling
+from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
+
+Prompt = str | Sequence[Mapping[str, str]]
+# Between online requests (0) and durable jobs (10): somebody waits for these.
+PRIORITY = 5
+
+
+class ReplicaClient:
+    """Async context manager. Any number of calls may run at once; rows of calls of one kind share chunks."""
+
+    def __init__(
+        self, pool: ReplicaPool, *, settings: DispatchSettings | None = None, renderer: Renderer | None = None
+    ) -> None:
+        self._dispatcher = Dispatcher(pool, settings or DispatchSettings())
+        self._renderer = renderer
+        self._preparing = asyncio.Lock()
+
+    @classmethod
+    def connect(cls, address: str = "auto", *, settings: DispatchSettings | None = None) -> ReplicaClient:
+        """A client of the replicas in the Ray cluster at `address`. Raises ConnectionError without a cluster."""
+        import ray
+        from ray import serve
+
+        from serve_app.driver.pool import HandlePool
+
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False)
+        return cls(HandlePool(serve.get_deployment_handle(REPLICA_DEPLOYMENT, REPLICAS_APP)), settings=settings)
+
+    async def __aenter__(self) -> ReplicaClient:
+        await self._dispatcher.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self._dispatcher.__aexit__(*raised)
+
+    async def score(
+        self, prompts: Sequence[Prompt], labels: Sequence[str], *, priority: int = PRIORITY
+    ) -> list[Completion]:
+        """One completion a prompt, in order; `label_logprobs` are the labels' exact log-probabilities as next token.
+
+        A prompt without an answer has status `invalid` or `failed` and an error. Raises BadSettings for labels that
+        are not one token each, EngineFailed when there are no replicas.
+        """
+        renderer = await self._prepared()
+        return await self._run(prompts, Chunk(0, (), renderer.label_ids(labels), priority=priority))
+
+    async def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling | None = None, *, priority: int = PRIORITY
+    ) -> list[Completion]:
+        """One completion a prompt, in order, with the generated `text`. Errors are as in `score`."""
+        return await self._run(prompts, Chunk(0, (), (), sampling or Sampling(), priority))
+
+    async def _prepared(self) -> Renderer:
+        async with self._preparing:
+            if self._renderer is None:
+                replica = await self._dispatcher.replica()
+                self._renderer = await asyncio.to_thread(make_renderer, replica.engine)
+            return self._renderer
+
+    async def _run(self, prompts: Sequence[Prompt], template: Chunk) -> list[Completion]:
+        renderer = await self._prepared()
+        rendered = await asyncio.to_thread(renderer.prompts, [_row(prompt) for prompt in prompts])
+        answers: list[Completion] = [
+            Completion(status="invalid", error=prompt) if isinstance(prompt, str) else Completion()
+            for prompt in rendered
+        ]
+        good = [(i, prompt, 0) for i, prompt in enumerate(rendered) if isinstance(prompt, bytes)]
+        if not good:
+            return answers
+        stream = self._dispatcher.stream(template)
+        try:
+            await stream.put(good, last=True)
+            async for results in stream:
+                for result in results:
+                    answers[result.key] = result.completion
+        finally:
+            stream.close()
+        return answers
+
+
+def _row(prompt: Prompt) -> Row:
+    if isinstance(prompt, str):
+        return Row("", prompt=prompt)
+    return Row("", tuple(dict(message) for message in prompt))

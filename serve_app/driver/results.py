@@ -1,0 +1,90 @@
+"""Committed outcomes as a stream of bytes: JSON lines, CSV or Parquet, in the order of commit."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from serve_app.driver.store import SCHEMA, JobStore, from_table
+from serve_app.errors import BadSettings
+from serve_app.schema import Outcome
+
+MEDIA_TYPES = {"jsonl": "application/jsonl", "csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
+
+
+def stream_results(job: JobStore, form: str, *, after: int = 0) -> Iterator[bytes]:
+    """All outcomes that are committed now, but the first `after`. Raises BadSettings for another format."""
+    if form not in MEDIA_TYPES:
+        raise BadSettings(f"format '{form}' is unknown: use one of {', '.join(MEDIA_TYPES)}")
+    if form == "jsonl":
+        return (b"".join(o.to_json() + b"\n" for o in some) for some in _blocks(job, after))
+    return _columns(job, form, after)
+
+
+def _blocks(job: JobStore, after: int) -> Iterator[list[Outcome]]:
+    return (from_table(table) for table in job.tables(after=after))
+
+
+def _columns(job: JobStore, form: str, after: int) -> Iterator[bytes]:
+    labels = list(job.spec()["labels"])
+    schema = flat_schema(labels)
+    sink = _Sink()
+    target: Any = sink
+    writer: Any = pa.csv.CSVWriter(target, schema) if form == "csv" else pa.parquet.ParquetWriter(target, schema)
+    with writer:
+        for table in job.tables(after=after):
+            writer.write_table(flatten(table, labels))
+            yield sink.take()
+    yield sink.take()
+
+
+def flat_schema(labels: list[str]) -> pa.Schema:
+    """Columns of `flatten`."""
+    values: list[pa.Field[Any]] = [pa.field("text", pa.string()), pa.field("finish_reason", pa.string())]
+    if labels:
+        values = [pa.field(name, pa.float64()) for name in (*(f"logprob_{label}" for label in labels), "mass")]
+    fields: list[pa.Field[Any]] = []
+    for field in SCHEMA:
+        fields += values if field.name == "value" else [field]
+    return pa.schema(fields)
+
+
+def flatten(table: pa.Table, labels: list[str]) -> pa.Table:
+    """The store's table with the columns of `value` in its place: a column a label and `mass`, or text and reason."""
+    values = [msgspec.json.decode(value) if value else {} for value in table["value"].to_pylist()]
+    columns: dict[str, Any] = {}
+    for field in flat_schema(labels):
+        name = field.name
+        if name in table.column_names:
+            columns[name] = table[name]
+        elif name.startswith("logprob_"):
+            label = name.removeprefix("logprob_")
+            columns[name] = pa.array([v.get("logprobs", {}).get(label) for v in values], field.type)
+        else:
+            columns[name] = pa.array([value.get(name) for value in values], field.type)
+    return pa.table(columns, schema=flat_schema(labels))
+
+
+class _Sink(io.RawIOBase):
+    """What a writer wrote since it was last taken."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._blocks.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        """The bytes, and forget them."""
+        data, self._blocks = b"".join(self._blocks), []
+        return data

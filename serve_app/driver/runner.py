@@ -1,0 +1,146 @@
+"""Parts of one large job in processes of their own, for populations that one process cannot feed.
+
+A runner is a Ray actor without devices that runs one part (`run.PartRun`) and commits to the part's own log. It dies
+with the driver that made it; the driver's successor makes new ones, and they go on from what is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError
+
+from serve_app.driver.dispatch import ReplicaPool
+from serve_app.driver.job import Span, make_dispatcher
+from serve_app.driver.pool import HandlePool
+from serve_app.driver.reuse import Reuse
+from serve_app.driver.run import PartRun
+from serve_app.driver.sources import open_source
+from serve_app.driver.spec import JobSpec
+from serve_app.driver.store import Store
+from serve_app.driver.tally import Tally
+from serve_app.errors import EngineFailed
+from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
+from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP, DriverSettings
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+# A runner that died this often in a row without a commit in between has a reason that another start does not mend.
+MAX_DEATHS = 3
+STOP_TIMEOUT_S = 15.0
+
+
+class Share:
+    """Every `of`-th replica of a pool, beginning with `number`: runners of a job do not queue behind each other.
+
+    All of them, where there are fewer replicas than runners.
+    """
+
+    def __init__(self, pool: ReplicaPool, number: int, of: int) -> None:
+        self._pool = pool
+        self._number = number
+        self._of = of
+
+    async def replicas(self) -> list[ReplicaInfo]:
+        found = sorted(await self._pool.replicas(), key=lambda replica: replica.replica_id)
+        return found[self._number :: self._of] if len(found) >= self._of else found
+
+    async def failure(self) -> str:
+        return await self._pool.failure()
+
+    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+        return await self._pool.run(replica_id, chunk)
+
+
+class Runner:
+    """Body of the actor."""
+
+    def __init__(self, settings: DriverSettings, job_id: str, number: int, parts: int, span: Span) -> None:
+        self._settings = settings
+        self._job_id = job_id
+        self._number = number
+        self._parts = parts
+        self._span = span
+        self._part: PartRun | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Run the part to its end."""
+        self._task = asyncio.create_task(self._run())
+        await self._task
+
+    async def _run(self) -> None:
+        store = Store(self._settings.store)
+        job = store.open(self._job_id)
+        spec = JobSpec.model_validate(job.spec())
+        handle = serve.get_deployment_handle(REPLICA_DEPLOYMENT, REPLICAS_APP)
+        async with make_dispatcher(Share(HandlePool(handle), self._number, self._parts), self._settings) as dispatcher:
+            self._part = PartRun(
+                spec,
+                open_source(spec, folder_url=job.folder),
+                job.part(self._number),
+                dispatcher,
+                self._settings,
+                span=self._span,
+                limit=lambda available: available,
+                reuse=await asyncio.to_thread(Reuse, store, self._job_id, spec.workload) if spec.reuse else None,
+            )
+            await self._part.execute()
+
+    async def progress(self) -> tuple[Tally, str]:
+        """Counts so far, and what it waits for."""
+        return (self._part.tally, self._part.message) if self._part else (Tally(), "starting")
+
+    async def stop(self) -> None:
+        """Commit what is finished and end."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+
+class RemotePart:
+    """See `job.Part`: a part in an actor, which is replaced when it dies."""
+
+    def __init__(self, settings: DriverSettings, job_id: str, number: int, parts: int, span: Span) -> None:
+        self._arguments = (settings, job_id, number, parts, span)
+        self.tally = Tally()
+        self.message = "starting a runner"
+
+    async def execute(self) -> None:
+        deaths = 0
+        while True:
+            done = self.tally.done
+            try:
+                return await self._run_once()
+            except RayActorError as error:
+                deaths = 1 if self.tally.done > done else deaths + 1
+                logger.warning("runner of part %d died: %s", self._arguments[2], error)
+                if deaths >= MAX_DEATHS:
+                    raise EngineFailed(
+                        f"the runner of part {self._arguments[2]} died {deaths} times in a row: {error}"
+                    ) from error
+
+    async def _run_once(self) -> None:
+        runner = ray.remote(num_cpus=0, max_restarts=0)(Runner).remote(*self._arguments)
+        running = asyncio.wrap_future(runner.run.remote().future())
+        try:
+            while not running.done():
+                await asyncio.wait([running], timeout=POLL_S)
+                with suppress(RayActorError):
+                    self.tally, self.message = await runner.progress.remote()
+            try:
+                running.result()
+            except ray.exceptions.RayTaskError as error:  # our own error, raised there
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+        except asyncio.CancelledError:
+            with suppress(RayActorError, TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await runner.stop.remote()
+            raise
+        finally:
+            ray.kill(runner)

@@ -1,0 +1,436 @@
+"""A long list of prompts in one `/v1/completions` call, answered by all replicas as if by one.
+
+Knows of a completion request its `prompt`, and of an answer its `choices` and `usage`; every other byte passes as it
+came. Does not know the engine, only its HTTP application.
+
+    client ─ HTTP ─> replica ┬ piece ─> its own engine
+                             └ piece ─ handle ─> a peer's engine      pieces are pulled: a slow replica takes fewer
+
+Why the answer is the same (vLLM 0.32, `OpenAIServingCompletion`): each prompt of a list is an engine request of its
+own, with the same sampling parameters, and so the same `seed`; and `index` counts the choices, prompt by prompt.
+What vLLM refuses (4xx) it is asked again with the whole list, so that the refusal too is its own, word for word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from functools import reduce
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.engine.protocol import ASGIApp
+from serve_app.errors import EngineFailed
+from serve_app.schema import ReplicaInfo
+from serve_app.serving.router import TARGET
+from serve_app.settings import ShardingSettings
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Receive = Callable[[], Awaitable[Any]]
+
+PATH = "/v1/completions"
+# How many replicas worked, in the answer to a list that was cut.
+REPLICAS_HEADER = b"x-serve-app-replicas"
+# vLLM refuses longer lists, by this environment variable and default; cutting must not get round it.
+MAX_PROMPTS_ENV, MAX_PROMPTS = "VLLM_MAX_COMPLETION_PROMPTS", 1024
+# Replicas are asked who they are at most once in REFRESH_S, and not for FAILED_S after one took LIST_TIMEOUT_S: one
+# that hangs must not delay every request until Serve replaces it.
+REFRESH_S, LIST_TIMEOUT_S, FAILED_S = 1.0, 2.0, 10.0
+# How long an engine's application may take to abort what a cancelled piece asked.
+ABORT_S = 5.0
+# What a piece keeps of its request's ASGI scope: plain values, which the handle can send.
+SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "client")
+# These describe the body as the client sent it, or ask for an encoding that could not be merged.
+OWN_HEADERS = (b"content-length", b"transfer-encoding", b"expect", b"accept-encoding")
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """An HTTP request for a part of the prompts: its ASGI scope and its body."""
+
+    scope: dict[str, Any]
+    body: bytes
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The HTTP answer to a piece, or to the whole, and the replica that gave it."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    replica_id: str = ""
+
+
+class Peers(Protocol):
+    """The deployment's replicas, seen from one of them."""
+
+    async def replicas(self) -> Sequence[str]:
+        """Ids of the running replicas, this one too."""
+
+    async def complete(self, replica_id: str, piece: Piece) -> Answer:
+        """Have a replica answer. Any exception means that it did not; cancelling aborts the piece there."""
+
+
+class Sharding:
+    """ASGI middleware around an engine's application; `replica_id` is this replica's."""
+
+    def __init__(self, app: ASGIApp, peers: Peers, replica_id: str, settings: ShardingSettings) -> None:
+        self._app = app
+        self._peers = peers
+        self._me = replica_id
+        self._settings = settings
+        self._max_prompts = int(os.environ.get(MAX_PROMPTS_ENV, MAX_PROMPTS))
+        self._open = 0
+
+    def __getattr__(self, name: str) -> Any:
+        # Serve reads the application's routes, to label its metrics, and adds exception handlers to it.
+        return getattr(self._app, name)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not self._may_be_long(scope):
+            return await self._app(scope, receive, send)
+        messages = await _read(receive)
+        crew, pieces = await self._cut(scope, b"".join(message.get("body", b"") for message in messages))
+        if pieces:
+            self._open += 1
+            try:
+                answer = await _unless_disconnected(receive, spread(pieces, crew, self._complete, self._settings))
+            finally:
+                self._open -= 1
+            if answer is None:
+                return None
+            if not 400 <= answer.status < 500:
+                return await _respond(answer, send)
+        return await self._app(scope, _replay(messages, receive), send)
+
+    def _may_be_long(self, scope: Any) -> bool:
+        """Whether the body is worth a look: cheap, as every request passes here."""
+        threshold = self._settings.threshold
+        if threshold is None or scope["type"] != "http" or scope["method"] != "POST":
+            return False
+        if not scope["path"].endswith(PATH) or self._open >= self._settings.max_requests:
+            return False
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        return not length.isdigit() or int(length) > 3 * threshold  # no prompt takes less than `"",` or `[],`
+
+    async def _cut(self, scope: Any, body: bytes) -> tuple[Sequence[str], list[Piece]]:
+        """Who may work, and the pieces; no pieces if the request is not one to cut."""
+        fields = read_fields(body)
+        prompts = read_prompts(fields)
+        if not (self._settings.threshold or 0) < len(prompts) <= self._max_prompts:
+            return [], []
+        crew = [self._me, *(replica for replica in await self._peers.replicas() if replica != self._me)]
+        if len(crew) == 1:
+            return [], []
+        return crew, cut(scope, fields, prompts, self._settings.piece_size(len(prompts), len(crew)))
+
+    async def _complete(self, replica_id: str, piece: Piece) -> Answer:
+        if replica_id == self._me:
+            return await answer_piece(self._app, piece, self._me)
+        return await self._peers.complete(replica_id, piece)
+
+
+# --- cut and merge ---
+
+
+def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a JSON object, each as the bytes it came in; none if it is not one."""
+    try:
+        return _decode_fields(body)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+
+
+def read_prompts(fields: dict[str, msgspec.Raw]) -> list[msgspec.Raw]:
+    """The prompts, if all are texts or all lists of token ids, and the answer is to come in one; else none."""
+    if any(bytes(fields.get(name, b"null")) not in (b"null", b"false") for name in ("stream", "prompt_embeds")):
+        return []
+    try:
+        prompts = _decode_prompts(fields.get("prompt", b"[]"))
+    except msgspec.DecodeError:
+        return []
+    kinds = {bytes(memoryview(prompt)[:1]) for prompt in prompts}
+    return prompts if kinds in ({b'"'}, {b"["}) else []
+
+
+def cut(scope: Any, fields: dict[str, msgspec.Raw], prompts: Sequence[msgspec.Raw], size: int) -> list[Piece]:
+    """Requests for `size` prompts each, in order. All but the first get request ids of their own, if there is one."""
+    starts = range(0, len(prompts), size)
+    bodies = [_encode({**fields, "prompt": prompts[start : start + size]}) for start in starts]
+    headers = [(name.lower(), value) for name, value in scope["headers"] if name.lower() not in OWN_HEADERS]
+    request_id = dict(headers).get(b"x-request-id") or _text(fields.get("request_id")).encode("latin-1", "replace")
+    plain = {name: scope[name] for name in SCOPE if name in scope}
+    pieces = []
+    for number, body in enumerate(bodies):
+        own = [*headers, (b"content-length", b"%d" % len(body))]
+        if number and request_id:  # vLLM takes the header before the body's field
+            own = [item for item in own if item[0] != b"x-request-id"]
+            own.append((b"x-request-id", b"%b-%d" % (request_id, number)))
+        pieces.append(Piece({**plain, "headers": own}, body))
+    return pieces
+
+
+def merge(answers: Sequence[Answer]) -> Answer:
+    """One answer out of those to the pieces, in order: the first one's, with all choices and the sum of the usage.
+
+    `prompt_tokens_details.cached_tokens` is summed like the rest; vLLM 0.32 counts there only the last prompt of a
+    list, here of each piece (vllm#55120 mends it). `metrics` vLLM gives for single prompts only, so no list has it.
+    """
+    bodies = [_decode_fields(answer.body) for answer in answers]
+    merged: dict[str, Any] = dict(bodies[0])
+    choices: list[dict[str, Any]] = []
+    for body in bodies:
+        offset = len(choices)
+        for choice in _decode_choices(body["choices"]):
+            choices.append({**choice, "index": offset + int(bytes(choice["index"]))})
+    merged["choices"] = choices
+    merged["usage"] = reduce(_sum, [msgspec.json.decode(body["usage"]) for body in bodies])
+    if "metrics" in merged:
+        merged["metrics"] = None
+    replicas = len({answer.replica_id for answer in answers})
+    return Answer(200, (*answers[0].headers, (REPLICAS_HEADER, b"%d" % replicas)), _encode(merged))
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Of two usages: numbers added, whatever is missing in one taken from the other."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {name: _sum(one.get(name), other.get(name)) for name in {**one, **other}}
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other if isinstance(one, int) and isinstance(other, int) else one
+
+
+def _text(raw: msgspec.Raw | None) -> str:
+    try:
+        return msgspec.json.decode(raw, type=str) if raw is not None else ""
+    except msgspec.DecodeError:
+        return ""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_prompts = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+
+
+# --- doing it ---
+
+
+async def spread(
+    pieces: Sequence[Piece],
+    crew: Collection[str],
+    complete: Callable[[str, Piece], Coroutine[Any, Any, Answer]],
+    settings: ShardingSettings,
+) -> Answer:
+    """Have the crew answer the pieces, each replica a few at a time, and merge; or the first answer of 4xx.
+
+    A piece whose replica is lost, or answers 5xx (its engine is), goes to another, and that replica gets no more of
+    this request. After `max_attempts`, or when none is left, the answer is the last 5xx, or else a 503. Whatever is
+    still open at the end, or when cancelled, is cancelled.
+    """
+    crew, waiting = list(crew), deque(range(len(pieces)))
+    answers: dict[int, Answer] = {}
+    attempts: Counter[int] = Counter()
+    calls: dict[asyncio.Task[Answer], tuple[int, str]] = {}
+    failure = _unavailable(len(pieces))
+    try:
+        while len(answers) < len(pieces):
+            while waiting:
+                # A piece that was lost goes to the first of the crew, which is the caller: it is alive.
+                able = crew[:1] if attempts[waiting[0]] else crew
+                replica = _idlest(able, calls.values(), settings.open_pieces)
+                if replica is None:
+                    break
+                piece = waiting.popleft()
+                calls[asyncio.create_task(complete(replica, pieces[piece]))] = piece, replica
+            if not calls:
+                return failure
+            done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            for call in done:
+                piece, replica = calls.pop(call)
+                answer = _result(call, replica)
+                if answer and answer.status < 400:
+                    answers[piece] = answer
+                    continue
+                if answer and answer.status < 500:
+                    return answer
+                failure = answer or failure
+                attempts[piece] += 1
+                if attempts[piece] == settings.max_attempts:
+                    return failure
+                waiting.append(piece)
+                if replica in crew:
+                    crew.remove(replica)
+    finally:
+        await _cancel(calls)
+    return merge([answers[piece] for piece in range(len(pieces))])
+
+
+def _idlest(crew: Sequence[str], calls: Collection[tuple[int, str]], most: int) -> str | None:
+    """The replica with the fewest pieces open, if it may take one more."""
+    busy = Counter(replica for _, replica in calls)
+    replica = min(crew, key=lambda name: busy[name], default=None)
+    return replica if replica is not None and busy[replica] < most else None
+
+
+def _result(call: asyncio.Task[Answer], replica: str) -> Answer | None:
+    # Ray raises CancelledError also for a call that was cancelled on the replica.
+    error = asyncio.CancelledError() if call.cancelled() else call.exception()
+    if error is not None:
+        logger.warning("a piece of a completion request was lost on %s: %r", replica, error)
+        return None
+    answer = call.result()
+    if answer.status >= 500:
+        logger.warning("a piece of a completion request failed on %s: status %d", replica, answer.status)
+    return answer
+
+
+def _unavailable(pieces: int) -> Answer:
+    message = f"no replica could answer one of the {pieces} parts of this list of prompts; try again"
+    error = {"message": message, "type": "ServiceUnavailableError", "param": None, "code": 503}
+    return Answer(503, ((b"content-type", b"application/json"), (b"retry-after", b"5")), _encode({"error": error}))
+
+
+async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answer:
+    """Ask an ASGI application in process. When cancelled it sees its client leave, and the piece is aborted.
+
+    Raises EngineFailed if it gave no answer, and whatever it raised before it gave one.
+    httpx.ASGITransport would cancel the application instead, which vLLM does not notice: its handler runs in a task
+    of its own, and stops on `http.disconnect` only (`with_cancellation`).
+    """
+    body, left = [piece.body], asyncio.Event()
+    start: dict[str, Any] = {}
+    parts: list[bytes] = []
+    complete = False
+
+    async def receive() -> dict[str, Any]:
+        if body:
+            return {"type": "http.request", "body": body.pop(), "more_body": False}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal complete
+        if message["type"] == "http.response.start":
+            start.update(message)
+        elif message["type"] == "http.response.body":
+            parts.append(message.get("body", b""))
+            complete = not message.get("more_body", False)
+
+    call = asyncio.ensure_future(app({**piece.scope, "state": {}}, receive, send))
+    try:
+        await asyncio.shield(call)
+    except asyncio.CancelledError:
+        left.set()
+        await asyncio.wait({call}, timeout=ABORT_S)
+        raise
+    except Exception:
+        if not complete:
+            raise
+        logger.exception("after its answer to a piece of a completion request")  # Starlette raises what it answered
+    finally:
+        call.cancel()
+    if not complete:
+        raise EngineFailed("the engine's application ended without an answer")
+    headers = ((bytes(name).lower(), bytes(value)) for name, value in start.get("headers", ()))
+    kept = tuple(header for header in headers if header[0] != b"content-length")
+    return Answer(start["status"], kept, b"".join(parts), replica_id)
+
+
+class HandlePeers:
+    """See `Peers`. `handle` is that of the deployment itself."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+        self._listing = asyncio.Lock()
+        self._listed: list[str] = []
+        self._valid_until = 0.0
+
+    async def replicas(self) -> Sequence[str]:
+        async with self._listing:
+            if time.monotonic() > self._valid_until:
+                self._listed, valid_s = await _outside_request(self._list())
+                self._valid_until = time.monotonic() + valid_s
+            return self._listed
+
+    async def _list(self) -> tuple[list[str], float]:
+        try:
+            broadcast = self._handle.broadcast("describe")
+            answers = await broadcast.results_async(timeout_s=LIST_TIMEOUT_S, return_exceptions=True)
+        except Exception as error:  # then this replica answers alone
+            logger.warning("cannot ask for the other replicas: %r", error)
+            return [], FAILED_S
+        return [answer.replica_id for answer in answers if isinstance(answer, ReplicaInfo)], REFRESH_S
+
+    async def complete(self, replica_id: str, piece: Piece) -> Answer:
+        return await _outside_request(self._call(replica_id, piece))
+
+    async def _call(self, replica_id: str, piece: Piece) -> Answer:
+        response = self._handle.complete.remote(piece, **{TARGET: replica_id})
+        try:
+            answer: Answer = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return answer
+
+
+async def _outside_request(work: Coroutine[Any, Any, T]) -> T:
+    """Await it in a context of its own: a call made in an HTTP request of Serve carries that request's id, and
+    Serve's router tells calls apart by it."""
+    return await asyncio.create_task(work, context=contextvars.Context())
+
+
+# --- ASGI ---
+
+
+async def _read(receive: Receive) -> list[dict[str, Any]]:
+    """The messages that hold the body; the last is `http.disconnect` if the client left before its end."""
+    messages = [await receive()]
+    while messages[-1].get("more_body", False):
+        messages.append(await receive())
+    return messages
+
+
+def _replay(messages: list[dict[str, Any]], receive: Receive) -> Receive:
+    """A `receive` that gives these first."""
+    left = deque(messages)
+
+    async def replay() -> Any:
+        return left.popleft() if left else await receive()
+
+    return replay
+
+
+async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of the work, or None, and the work cancelled, once the client left."""
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.create_task(work), asyncio.create_task(disconnected())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        await _cancel({working, watching})
+
+
+async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _respond(answer: Answer, send: Callable[[Any], Awaitable[None]]) -> None:
+    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
