@@ -29,7 +29,7 @@ class ServeConfig:
     path: Path
     host: str
     port: int
-    replicas: int
+    replicas: int  # may be 0 where a cluster starts empty
     replica_settings: ReplicaSettings
     driver_settings: DriverSettings
 
@@ -83,7 +83,7 @@ class ServeConfig:
         check_heads(model, ranks)
         if cpu_build():
             free, total = memory_bytes()
-            replicas = max(1, self.replicas)
+            replicas = max(1, self.replicas)  # one that starts at zero must still have room for one
             fixed = worker_bytes(weight_bytes(model), ranks)
             kv = kv_bytes_per_rank(
                 engine.get("kv_cache_memory_bytes"), worker=fixed, ranks=ranks, replicas=replicas, total=total
@@ -117,8 +117,10 @@ def _replicas(application: dict[str, Any]) -> int:
     for deployment in application.get("deployments", []):
         if deployment.get("name") == REPLICA_DEPLOYMENT:
             autoscaling = deployment.get("autoscaling_config") or {}
-            count = autoscaling.get("min_replicas", deployment.get("num_replicas", 1))
-            return max(1, count) if isinstance(count, int) else 1  # "auto" starts with one
+            count = autoscaling.get("initial_replicas")
+            if count is None:
+                count = autoscaling.get("min_replicas", deployment.get("num_replicas", 1))
+            return count if isinstance(count, int) else 1  # "auto" starts with one
     return 1
 
 

@@ -88,10 +88,10 @@ def _wait_until_ready(
     while True:
         if process.poll() is not None:
             raise ServerUnavailable(f"`serve run` ended before the replicas were ready: {failure_reason(log)}")
-        ready, failure = replicas_ready(settings.base_url)
+        answered, ready, failure = replicas_ready(settings.base_url)
         if failure:
             raise ServerUnavailable(f"the replicas cannot start: {failure} (log: {log})")
-        if ready >= settings.replicas:
+        if answered and ready >= settings.replicas:
             return
         now = time.monotonic()
         if now - started > timeout_s:
@@ -104,12 +104,12 @@ def _wait_until_ready(
         time.sleep(0.5)
 
 
-def replicas_ready(base_url: str) -> tuple[int, str]:
-    """How many replicas can work, and why none ever will; (0, "") as long as nothing answers."""
+def replicas_ready(base_url: str) -> tuple[bool, int, str]:
+    """Whether the driver answers, how many replicas can work, and why none ever will."""
     with suppress(httpx.HTTPError, ValueError, KeyError):
         answer = httpx.get(f"{base_url}/v1/populations/replicas", timeout=5.0).json()
-        return len(answer["data"]), answer["failure"]
-    return 0, ""
+        return True, len(answer["data"]), answer["failure"]
+    return False, 0, ""
 
 
 def failure_reason(log: Path) -> str:
