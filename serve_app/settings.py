@@ -22,7 +22,7 @@ class Frozen(BaseModel):
 class SimulatedSettings(Frozen):
     """Roofline latency of a simulated engine. The defaults were measured; see `engine/simulated.py`."""
 
-    prefill_ms_per_token: float = Field(0.28, ge=0, description="per prompt token that is not cached")
+    prefill_ms_per_token: float = Field(0.88, ge=0, description="per prompt token that is not cached")
     step_ms: float = Field(12.0, ge=0, description="fixed time of one engine step")
     max_num_seqs: int = Field(128, ge=1)
     block_size: int = Field(32, ge=1)

@@ -28,7 +28,8 @@ class ReplicaClient:
     def __init__(
         self, pool: ReplicaPool, *, settings: DispatchSettings | None = None, renderer: Renderer | None = None
     ) -> None:
-        self._dispatcher = Dispatcher(pool, settings or DispatchSettings())
+        # A call's rows are few and all known: small chunks at its end would save nothing.
+        self._dispatcher = Dispatcher(pool, settings or DispatchSettings(min_chunk_rows=32))
         self._renderer = renderer
         self._preparing = asyncio.Lock()
 

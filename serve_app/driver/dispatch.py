@@ -271,8 +271,8 @@ class Dispatcher:
         for kind, queue in sorted(self._queues.items(), key=lambda entry: entry[1].template.priority):
             if not queue.rows or not self._may_use(queue, worker):
                 continue
-            items = queue.pull(worker.replica.replica_id, self._chunk_size(queue))
-            if items:
+            rows = self._chunk_size(queue, worker)
+            if rows and (items := queue.pull(worker.replica.replica_id, rows)):
                 # Queues of one priority take turns.
                 self._queues[kind] = self._queues.pop(kind)
                 self._start(worker, queue, items)
@@ -282,16 +282,27 @@ class Dispatcher:
     def _may_use(self, queue: RowQueue, worker: Worker) -> bool:
         if worker.replica.replica_id in queue.users:
             return True
-        available = len(self.workers)
-        return len(queue.users) < max((stream.limit(available) for stream in queue.streams), default=0)
+        return len(queue.users) < self._limit(queue)
 
-    def _chunk_size(self, queue: RowQueue) -> int:
+    def _limit(self, queue: RowQueue) -> int:
+        available = len(self.workers)
+        return max((stream.limit(available) for stream in queue.streams), default=0)
+
+    def _chunk_size(self, queue: RowQueue, worker: Worker) -> int:
+        """Rows to give now; 0 if the replica has its share of what is left."""
+        sizes = self._settings
         if not all(stream.finished for stream in queue.streams):
-            return self._settings.chunk_rows
+            return sizes.chunk_rows
+        now = time.monotonic()
+        active = [one for one in self._workers.values() if one.left_at is None and now >= one.paused_until]
+        workers = max(1, min(len(active), self._limit(queue)))
+        share = -(-(queue.rows + sum(one.open_rows for one in active)) // workers) - worker.open_rows
+        if share <= 0:
+            return 0
         # Guided self-scheduling (Polychronopoulos and Kuck, 1987): the less is left, the smaller the chunks, so that
         # all replicas end together.
-        share = -(-queue.rows // (2 * max(1, len(self._workers))))
-        return min(self._settings.chunk_rows, max(self._settings.min_chunk_rows, share))
+        guided = -(-queue.rows // (2 * workers))
+        return min(sizes.chunk_rows, max(sizes.min_chunk_rows, min(guided, share)))
 
     def _start(self, worker: Worker, queue: RowQueue, items: list[Item]) -> None:
         worker.open_rows += len(items)

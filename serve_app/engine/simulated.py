@@ -3,7 +3,7 @@
 Answers are a hash of the prompt, so they are the same on every replica. Latency is a roofline: a fixed time
 a step plus a time a token that the prefix cache does not hold. Whatever it answers is marked simulated.
 The default coefficients were measured on vLLM 0.32 at TP=2 on two cores with SmolLM2-135M: 384 prompts of
-205 tokens (160 shared) at 24-26 rows/s, that is about 40 ms a row of 45 uncached tokens.
+205 tokens (160 shared) at 24-26 rows/s, that is 40 ms a row of 45 uncached tokens, or 0.88 ms a token.
 """
 
 from __future__ import annotations

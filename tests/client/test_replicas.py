@@ -8,7 +8,7 @@ from serve_app.errors import BadSettings
 from serve_app.schema import Sampling, pack_tokens
 from tests.fakes import FakePool
 
-SETTINGS = DispatchSettings(chunk_rows=8, window_rows=16, refresh_s=0.02, max_attempts=4)
+SETTINGS = DispatchSettings(chunk_rows=8, window_rows=16, max_window_rows=16, refresh_s=0.02, max_attempts=4)
 
 
 def text_of(prompt: str) -> str:
