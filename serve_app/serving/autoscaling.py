@@ -6,7 +6,7 @@ config.yaml, of the deployment Replica:
     autoscaling_config:
       min_replicas: 0
       max_replicas: 8
-      target_ongoing_requests: 64 # a replica; chunks count as one each, so well above chunks_in_flight
+      target_ongoing_requests: 64 # a replica; each chunk of its window counts as one, so well above them
       upscale_delay_s: 5
       downscale_delay_s: 300
       policy:
