@@ -126,7 +126,6 @@ async def child(store: str, source: str, seed: int) -> None:
     from serve_app.driver.job import make_dispatcher
     from serve_app.driver.jobs import Jobs
     from serve_app.driver.spec import JobSpec
-    from serve_app.errors import JobNotFound
     from serve_app.settings import DriverSettings, SimulatedSettings
 
     rng = random.Random(seed)
@@ -137,12 +136,8 @@ async def child(store: str, source: str, seed: int) -> None:
     async with make_dispatcher(pool, settings) as dispatcher:
         jobs = Jobs(settings, dispatcher)
         print("started", flush=True)
-        if JOB not in await retried(jobs.recover):
-            try:
-                jobs.status(JOB)
-            except JobNotFound:
-                spec = JobSpec(source=source, prompt=PROMPT, labels=LABELS, workload="chaos/v1", job_id=JOB)
-                await retried(lambda: jobs.submit(spec))
+        if JOB not in await jobs.recover():
+            await begin(jobs, JobSpec(source=source, prompt=PROMPT, labels=LABELS, workload="chaos/v1", job_id=JOB))
         while jobs.running():
             await asyncio.sleep(rng.uniform(0.02, 0.4))
             victim = rng.choice("abc")
@@ -151,20 +146,23 @@ async def child(store: str, source: str, seed: int) -> None:
                 print("killed", victim, flush=True)
             elif victim not in pool.engines:
                 pool.join(victim)
-        status = jobs.status(JOB)
+        status = await jobs.status(JOB)
         print(status.model_dump_json(), flush=True)
         sys.exit(0 if status.state == "completed" else 3)
 
 
-async def retried(call: Any) -> Any:
-    """What an operator does while the store is away: try again."""
-    from serve_app.errors import JobConflict, StoreError
+async def begin(jobs: Any, spec: Any) -> None:
+    """Submit the job unless it is there; where the store is away, again, as whoever submits would."""
+    from serve_app.errors import JobConflict, JobNotFound, StoreError
 
     while True:
         try:
-            return call()
-        except JobConflict:  # the first try had been taken after all
-            return []
+            await jobs.status(JOB)
+            return
+        except JobNotFound:
+            with suppress(JobConflict):  # the first try had been taken after all
+                await jobs.submit(spec)
+            return
         except StoreError as error:
             print(error, file=sys.stderr)
             await asyncio.sleep(0.2)

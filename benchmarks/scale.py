@@ -94,8 +94,8 @@ async def run(folder: Path, pool: ReplicaPool, rows: int) -> JobStatus:
     settings = DriverSettings(store=str(folder / "runs"), min_rows_per_replica=1)
     async with make_dispatcher(pool, settings) as dispatcher:
         jobs = Jobs(settings, dispatcher)
-        job_id = jobs.submit(job_of(population(folder, rows)))
-        while (status := jobs.status(job_id)).state in ("queued", "running"):
+        job_id = await jobs.submit(job_of(population(folder, rows)))
+        while (status := await jobs.status(job_id)).state in ("queued", "running"):
             await asyncio.sleep(0.1)
     if (status.state, status.ok) != ("completed", rows):
         raise SystemExit(f"void: {status}")
@@ -109,8 +109,8 @@ async def time_to_use_new_replica(folder: Path, calibrated: SimulatedSettings) -
     times = []
     async with make_dispatcher(pool, settings) as dispatcher:
         jobs = Jobs(settings, dispatcher)
-        job_id = jobs.submit(job_of(population(folder, 4000)))
-        while jobs.status(job_id).ok < 100:
+        job_id = await jobs.submit(job_of(population(folder, 4000)))
+        while (await jobs.status(job_id)).ok < 100:
             await asyncio.sleep(0.05)
         for number in range(5):
             name = f"late-{number}"

@@ -9,6 +9,7 @@
     ├── StoreError            a run's folder cannot be read or written
     │   └── JobNotFound       no job of that id in the store
     ├── JobConflict           the job is not in a state that allows the request
+    │   └── TakenOver         another driver has begun to run it
     └── ServerUnavailable     the server does not answer, or answered with an error
 
 All of them carry one message that names what is wrong and how to mend it, and pickle as they are, since
@@ -50,6 +51,10 @@ class JobNotFound(StoreError):
 
 class JobConflict(ServeAppError):
     """Raised when a job's state does not allow what was asked (running twice, resuming a finished job)."""
+
+
+class TakenOver(JobConflict):
+    """Raised when another driver has begun to run what this one ran: its state is the other one's to write."""
 
 
 class ServerUnavailable(ServeAppError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 REPLICAS_APP = "replicas"
 REPLICA_DEPLOYMENT = "Replica"
@@ -93,3 +93,14 @@ class DriverSettings(Frozen):
     max_running_jobs: int = Field(8, ge=1, description="the others wait their turn")
     rows_per_runner: int = Field(1_000_000, ge=1, description="a larger population is run by more than one process")
     max_runners: int = Field(1, ge=1, description="processes of one job; 1 runs all jobs in the driver itself")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> DriverSettings:
+        for low, high in (
+            ("min_rows_per_replica", "max_rows_per_replica"),
+            ("min_chunk_rows", "chunk_rows"),
+            ("window_rows", "max_window_rows"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} {getattr(self, low)} is above {high} {getattr(self, high)}")
+        return self

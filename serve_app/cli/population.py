@@ -136,11 +136,15 @@ def results(
         for block in blocks:
             sys.stdout.buffer.write(block)
         return
+    part = out.with_name(f".{out.name}.part")
     try:
-        with open(out, "wb") as file:
+        with open(part, "wb") as file:
             file.writelines(blocks)
+        part.replace(out)  # what was there stays until all of the new is
     except OSError as error:
         raise BadSettings(f"--out {out}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @app.command()

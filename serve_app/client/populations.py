@@ -41,6 +41,10 @@ class PopulationClient:
                 else {"custom_id": row.custom_id, "prompt": row.prompt}
                 for row in rows
             ]
+            if any(row.expected_tokens for row in rows):
+                request["length_column"] = "expected_tokens"
+                for body, row in zip(request["rows"], rows, strict=True):
+                    body["expected_tokens"] = row.expected_tokens
         return str(self._call("POST", "/", content=msgspec.json.encode(request), headers=_JSON)["id"])
 
     def upload(self, path: Path, **request: Any) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from serve_app.driver.dispatch import Dispatcher, DispatchSettings, ReplicaPool
 from serve_app.driver.render import Renderer, make_renderer
-from serve_app.schema import Chunk, Completion, Row, Sampling
+from serve_app.errors import EngineFailed
+from serve_app.schema import Chunk, Completion, EngineInfo, Row, Sampling
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 
 Prompt = str | Sequence[Mapping[str, str]]
@@ -31,6 +32,7 @@ class ReplicaClient:
         # A call's rows are few and all known: small chunks at its end would save nothing.
         self._dispatcher = Dispatcher(pool, settings or DispatchSettings(min_chunk_rows=32))
         self._renderer = renderer
+        self._engine: EngineInfo | None = None
         self._preparing = asyncio.Lock()
 
     @classmethod
@@ -70,10 +72,13 @@ class ReplicaClient:
         return await self._run(prompts, Chunk(0, (), (), sampling or Sampling(), priority))
 
     async def _prepared(self) -> Renderer:
+        if self._renderer is not None:
+            return self._renderer
+        engine = (await self._dispatcher.replica()).engine
         async with self._preparing:
             if self._renderer is None:
-                replica = await self._dispatcher.replica()
-                self._renderer = await asyncio.to_thread(make_renderer, replica.engine)
+                self._engine = engine
+                self._renderer = await asyncio.to_thread(make_renderer, engine)
             return self._renderer
 
     async def _run(self, prompts: Sequence[Prompt], template: Chunk) -> list[Completion]:
@@ -86,12 +91,15 @@ class ReplicaClient:
         good = [(i, prompt, 0) for i, prompt in enumerate(rendered) if isinstance(prompt, bytes)]
         if not good:
             return answers
-        stream = self._dispatcher.stream(template)
+        stream = self._dispatcher.stream(template, engine=self._engine)
         try:
             await stream.put(good, last=True)
             async for results in stream:
                 for result in results:
                     answers[result.key] = result.completion
+        except EngineFailed:
+            self._renderer = None  # another model may be served when the caller tries again
+            raise
         finally:
             stream.close()
         return answers

@@ -35,7 +35,8 @@ class Committer:
         self._write = write
         self._rows = rows
         self._seconds = seconds
-        self._patience_s = patience_s
+        self.patience_s = patience_s
+        self._broken: Exception | None = None
         self._pending: list[Outcome] = []
         self._full = asyncio.Event()
         self._written = asyncio.Condition()
@@ -61,8 +62,10 @@ class Committer:
 
     async def flush(self) -> None:
         """Commit all that was put. A cancel leaves no writer behind that another write could cross: the write goes
-        on, and whoever comes next waits for it."""
+        on, and whoever comes next waits for it. Raises again what a write has raised in the end."""
         while self._pending or self._writing is not None:
+            if self._broken is not None:
+                raise self._broken
             if self._writing is None:
                 self._writing = asyncio.create_task(self._write_pending())
             writing = self._writing
@@ -74,13 +77,14 @@ class Committer:
 
     async def _write_pending(self) -> None:
         outcomes, self._pending = self._pending, []
-        deadline, pause_s = time.monotonic() + self._patience_s, FIRST_PAUSE_S
+        began, pause_s = time.monotonic(), FIRST_PAUSE_S
         while True:
             try:
                 await asyncio.to_thread(self._write, outcomes)
                 break
-            except StoreError as error:
-                if time.monotonic() >= deadline:
+            except Exception as error:
+                if not isinstance(error, StoreError) or time.monotonic() - began >= self.patience_s:
+                    self._broken = error
                     raise
                 logger.warning("commit failed, trying again: %s", error)
                 await asyncio.sleep(pause_s)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import PurePath
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import pydantic
@@ -28,6 +28,7 @@ from serve_app.driver.pool import HandlePool
 from serve_app.driver.results import MEDIA_TYPES, stream_results
 from serve_app.driver.runner import RemotePart
 from serve_app.driver.spec import JobSpec, JobStatus
+from serve_app.driver.threads import use_many_threads
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP, DriverSettings
 
@@ -68,21 +69,16 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
                     raise BadSettings("give the form fields spec (JSON) and file")
                 name = f"input-{PurePath(file.filename or 'rows.jsonl').name}"
                 parsed = _spec(spec, source=f"job:{name}")
-                return await start(parsed, (name, file.file))
+                return await jobs.status(await jobs.submit(parsed, (name, file.file)))
         parsed = _spec(await request.body())
         if parsed.source.startswith("job:"):
             raise BadSettings("source: 'job:' names an uploaded file; send the file in a form, or give a path or URL")
-        return await start(parsed)
-
-    async def start(spec: JobSpec, upload: tuple[str, BinaryIO] | None = None) -> JobStatus:
-        job_id = await asyncio.to_thread(jobs.prepare, spec, upload)
-        jobs.start(job_id)
-        return jobs.status(job_id)
+        return await jobs.status(await jobs.submit(parsed))
 
     @app.get("/")
     async def jobs_list() -> dict[str, Any]:
         """All jobs, newest first."""
-        return {"object": "list", "data": await asyncio.to_thread(jobs.list)}
+        return {"object": "list", "data": await jobs.list()}
 
     @app.get("/replicas")
     async def replicas() -> dict[str, Any]:
@@ -93,12 +89,12 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
     @app.get("/{job_id}")
     async def status(job_id: str) -> JobStatus:
         """State, counts, rate, ETA and cost."""
-        return jobs.status(job_id)
+        return await jobs.status(job_id)
 
     @app.get("/{job_id}/events")
     async def events(job_id: str) -> EventSourceResponse:
         """The status as server-sent events (`status`), whenever it changes, until the job ends (`end`)."""
-        jobs.status(job_id)
+        await jobs.status(job_id)
         return EventSourceResponse(_events(jobs, job_id))
 
     @app.get("/{job_id}/results")
@@ -111,14 +107,14 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
     @app.post("/{job_id}/resume")
     async def resume(job_id: str) -> JobStatus:
         """Run the rows that have no outcome."""
-        jobs.resume(job_id)
-        return jobs.status(job_id)
+        await jobs.resume(job_id)
+        return await jobs.status(job_id)
 
     @app.post("/{job_id}/cancel")
     async def cancel(job_id: str) -> JobStatus:
         """Stop the job and keep what is committed."""
         await jobs.cancel(job_id)
-        return jobs.status(job_id)
+        return await jobs.status(job_id)
 
     @app.delete("/{job_id}", status_code=204)
     async def delete(job_id: str) -> Response:
@@ -135,8 +131,9 @@ _REQUEST_BODY = {"content": {"application/json": {"schema": JobSpec.model_json_s
 def _spec(body: str | bytes, **known: Any) -> JobSpec:
     try:
         fields = json.loads(body)
-    except ValueError as error:
-        raise BadSettings(f"the request's body is not JSON: {error}") from error
+        json.dumps(fields, ensure_ascii=False).encode()  # no lone surrogates, which no store could keep
+    except (ValueError, RecursionError) as error:
+        raise BadSettings(f"the request's body is not JSON in UTF-8: {error}") from error
     if not isinstance(fields, dict):
         raise BadSettings("the request's body is not a JSON object")
     try:
@@ -154,7 +151,7 @@ async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:
     last = ""
     while True:
         with suppress(JobNotFound):
-            status = jobs.status(job_id)
+            status = await jobs.status(job_id)
             if (data := status.model_dump_json()) != last:
                 last = data
                 yield {"event": "status", "data": data}
@@ -176,20 +173,21 @@ class Driver:
     """Owns the jobs. Needs no device; dispatches to the replicas by handle."""
 
     async def __init__(self, settings: DriverSettings) -> None:  # type: ignore[misc]  # Serve awaits it
+        use_many_threads()
         self._pool = HandlePool(serve.get_deployment_handle(REPLICA_DEPLOYMENT, REPLICAS_APP))
         self._dispatcher = await make_dispatcher(self._pool, settings).__aenter__()
         remote = partial(RemotePart, settings) if settings.max_runners > 1 else None
         self._jobs = Jobs(settings, self._dispatcher, remote)
-        self._jobs.recover()
+        self._recovering = asyncio.create_task(self._jobs.recover())
         self._demand = Demand()
         self._telling = asyncio.create_task(self._tell_demand())
 
     async def _tell_demand(self) -> None:
         """Wish for replicas as long as jobs run, and find out why they are not there."""
         while True:
-            wanted = self._jobs.replicas_wanted()
-            self._demand.set(wanted)
             try:
+                wanted = self._jobs.replicas_wanted()
+                self._demand.set(wanted)
                 short = len(self._dispatcher.workers) < wanted
                 self._dispatcher.note = await self._demand.waiting_reason() if short else ""
             except Exception as error:  # the controller does not answer: a job goes on without the reason
@@ -201,5 +199,6 @@ class Driver:
 
     async def __del__(self) -> None:
         self._telling.cancel()
+        self._recovering.cancel()
         await self._jobs.close()
         await self._dispatcher.__aexit__()

@@ -22,7 +22,7 @@ import msgspec
 
 from serve_app.driver.queue import Item, RowQueue
 from serve_app.errors import EngineFailed
-from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
+from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +173,8 @@ class Dispatcher:
         self._streams: set[Stream] = set()
         self._waiting: set[asyncio.Future[ReplicaInfo]] = set()
         self._watchers = 0
+        self._idle = True
+        self._closed = False
         self._chunk_id = 0
         self._supervisor: asyncio.Task[None] | None = None
         self._kick = asyncio.Event()
@@ -187,6 +189,8 @@ class Dispatcher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._closed = True
+        self._tell(EngineFailed("the dispatcher was closed"))
         calls = [call for worker in self._workers.values() for call in worker.calls]
         tasks = [task for task in (self._supervisor, *calls) if task is not None]
         for task in tasks:
@@ -204,20 +208,31 @@ class Dispatcher:
         """What one stream may hold: enough that no window runs dry while the caller prepares more rows."""
         return max(self._settings.backlog_rows, int(4 * sum(worker.window for worker in self._workers.values())))
 
-    def stream(self, template: Chunk, *, limit: Callable[[int], int] = lambda available: available) -> Stream:
+    def stream(
+        self,
+        template: Chunk,
+        *,
+        limit: Callable[[int], int] = lambda available: available,
+        engine: EngineInfo | None = None,
+    ) -> Stream:
         """Open a stream of rows that are all asked as `template` says; at most `limit(available)` replicas work.
 
-        Rows of streams with equal templates share chunks.
+        With `engine`, only replicas of that model and tokenizer do: the prompts were made for them. Rows of streams
+        with equal templates share chunks.
         """
-        kind = msgspec.json.encode(template)
-        queue = self._queues.setdefault(kind, RowQueue(template))
+        if self._closed:
+            raise EngineFailed("the dispatcher was closed")
+        made_for = served(engine) if engine is not None else None
+        kind = msgspec.json.encode((template, made_for))
+        queue = self._queues.setdefault(kind, RowQueue(template, made_for))
         stream = Stream(self, queue, limit)
         now = time.monotonic()
         if not self._streams:
             self._last_seen = now
         self._streams.add(stream)
         queue.streams.add(stream)
-        if now - self._refreshed > self._settings.refresh_s:  # interactive calls open streams by the thousand
+        # Interactive calls open streams by the thousand: only after a while, and never while nobody listens.
+        if self._idle or now - self._refreshed > self._settings.refresh_s:
             self._kick.set()
         return stream
 
@@ -249,19 +264,26 @@ class Dispatcher:
         if stream not in self._streams:
             return
         self._streams.remove(stream)
+        if not stream.outstanding:  # it ended well, as nearly all do: nothing of it is left anywhere
+            self._leave(stream)
+            return
         stream.queue.discard(stream)
-        stream.queue.streams.discard(stream)
-        self._queues = {kind: queue for kind, queue in self._queues.items() if queue.streams}
+        self._leave(stream)
         for worker in self._workers.values():
             for call, items in worker.calls.items():
                 if all(item.stream not in self._streams for item in items):
                     call.cancel()
 
+    def _leave(self, stream: Stream) -> None:
+        stream.queue.streams.discard(stream)
+        if not stream.queue.streams:
+            self._queues = {kind: queue for kind, queue in self._queues.items() if queue.streams}
+
     # --- giving work ---
 
     def pump(self) -> None:
         """Give chunks to replicas that have room, the idlest first and one at a time, so that all get some."""
-        while any(queue.rows for queue in self._queues.values()):
+        while not self._closed and any(queue.rows for queue in self._queues.values()):
             now = time.monotonic()
             ready = sorted((w for w in self._workers.values() if w.room(now)), key=lambda worker: worker.open_rows)
             if not sum([self._give(worker) for worker in ready]):
@@ -280,6 +302,8 @@ class Dispatcher:
         return False
 
     def _may_use(self, queue: RowQueue, worker: Worker) -> bool:
+        if queue.made_for is not None and queue.made_for != served(worker.replica.engine):
+            return False
         if worker.replica.replica_id in queue.users:
             return True
         return len(queue.users) < self._limit(queue)
@@ -337,6 +361,7 @@ class Dispatcher:
             # Not ours: Ray raises CancelledError also for a call that was cancelled on the replica.
             reason = f"{replica_id}: {_first_line(error)}"
             logger.warning("chunk %d failed on %s", chunk.chunk_id, reason)
+            queue.users.discard(replica_id)  # let another one try, though the job wants no more than these
             pause_s = worker.back_off(time.monotonic(), self._settings)
             asyncio.get_running_loop().call_later(pause_s, self.pump)
             self._retry(queue, items, reason)
@@ -381,8 +406,8 @@ class Dispatcher:
     async def _supervise(self) -> None:
         """Learn of replicas that came and went, and tell the streams when there is none for too long."""
         while True:
-            busy = bool(self._streams or self._waiting or self._watchers)
-            if busy:
+            self._idle = not (self._streams or self._waiting or self._watchers)
+            if not self._idle:
                 try:
                     await self._refresh()
                 except Exception:
@@ -391,7 +416,7 @@ class Dispatcher:
             # Idle, ask nobody; a new stream or a lost chunk asks at once.
             with suppress(TimeoutError):
                 async with asyncio.timeout(
-                    self._settings.refresh_s if busy else None
+                    self._settings.refresh_s if not self._idle else None
                 ):  # not wait_for, which can swallow a cancel (cpython#86296)
                     await self._kick.wait()
 
@@ -399,7 +424,10 @@ class Dispatcher:
         now = self._refreshed = time.monotonic()
         try:
             running = {replica.replica_id: replica for replica in await self._pool.replicas()}
-        except Exception as error:  # no answer is not a no: what works goes on, and a lost replica fails its chunks
+        except (Exception, asyncio.CancelledError) as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # No answer is not a no: what works goes on, and a lost replica fails its chunks.
             logger.warning("cannot ask for replicas: %s", error)
         else:
             self._follow(running, now)
@@ -408,11 +436,28 @@ class Dispatcher:
             for waiter in self._waiting:
                 if not waiter.done():
                     waiter.set_result(self.workers[0].replica)
+            self._refuse_other_models()
             self.pump()
-        elif reason := await self._pool.failure():
+        elif reason := await self._failure():
             self._tell(EngineFailed(f"the replicas cannot start: {reason}"))
         elif now - self._last_seen > self._settings.replica_wait_s:
             self._tell(EngineFailed(f"no replica was ready for {self._settings.replica_wait_s:g} s"))
+
+    async def _failure(self) -> str:
+        try:
+            return await self._pool.failure()
+        except Exception as error:  # the controller is away
+            logger.warning("cannot ask why there is no replica: %s", error)
+            return ""
+
+    def _refuse_other_models(self) -> None:
+        """Tell streams whose prompts no replica takes any more; while old and new ones run, the old ones work on."""
+        models = {served(worker.replica.engine) for worker in self.workers}
+        for stream in self._streams:
+            made_for = stream.queue.made_for
+            if made_for is not None and made_for not in models:
+                now = ", ".join(sorted({model for model, _ in models}))
+                stream.report(EngineFailed(f"the replicas serve '{now}' now, and this began with '{made_for[0]}'"))
 
     def _follow(self, running: dict[str, ReplicaInfo], now: float) -> None:
         for replica_id, replica in running.items():
@@ -438,6 +483,11 @@ class Dispatcher:
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(error)
+
+
+def served(engine: EngineInfo) -> tuple[str, str]:
+    """What a prompt is made for: model and tokenizer."""
+    return engine.model, engine.tokenizer
 
 
 def _first_line(error: BaseException) -> str:

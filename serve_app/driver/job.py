@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -20,12 +21,14 @@ from serve_app.driver.sources import check_ids, fingerprint, open_source
 from serve_app.driver.spec import JobSpec, JobStatus, State
 from serve_app.driver.store import JobStore, Store
 from serve_app.driver.tally import Tally, total
-from serve_app.errors import JobConflict
+from serve_app.driver.threads import to_its_end
+from serve_app.errors import JobConflict, StoreError
 from serve_app.settings import DriverSettings
 
 logger = logging.getLogger(__name__)
 
 Span = tuple[int, int]
+T = TypeVar("T")
 
 
 class Part(Protocol):
@@ -55,6 +58,7 @@ class JobRun:
         self._dispatcher = dispatcher
         self._remote = remote
         self._parts: list[Part] = []
+        self._tallies: list[Tally] = []
         self._before = status_of(job)
         self._rows = self._before.total
         self._message = "waiting for its turn"
@@ -63,8 +67,7 @@ class JobRun:
     async def execute(self) -> None:
         """Plan and run the job to its end. Raises what ends it early, without writing that down."""
         self._state, self._message = "running", "counting the rows"
-        await asyncio.to_thread(self.job.update, state="running", message="")
-        spans = await asyncio.to_thread(self._plan)
+        spans = await self._patiently(self._plan)
         async with AsyncExitStack() as stack:
             dispatcher = self._dispatcher
             if self.spec.provider is not None:
@@ -75,7 +78,7 @@ class JobRun:
             reuse = None
             if self.spec.reuse:
                 self._message = "looking for answers of other jobs"
-                reuse = await asyncio.to_thread(Reuse, self._store, self.job.job_id, self.spec.workload)
+                reuse = await to_its_end(Reuse, self._store, self.job.job_id, self.spec.workload)
             for number, span in enumerate(spans):
                 self._parts.append(self._part(number, span, len(spans), dispatcher, reuse))
             self._message = ""
@@ -83,29 +86,51 @@ class JobRun:
             async with asyncio.TaskGroup() as tasks:
                 for part in self._parts:
                     tasks.create_task(part.execute())
+        await to_its_end(self._check_source)
         tally = total(part.tally for part in self._parts)
         await self.end("completed_with_failures" if tally.failed or tally.invalid else "completed", "")
 
+    async def _patiently(self, function: Callable[[], T]) -> T:
+        """Call it in a thread, again and again while the store does not answer."""
+        began, pause_s = time.monotonic(), 0.5
+        while True:
+            try:
+                return await to_its_end(function)
+            except StoreError:
+                if time.monotonic() - began >= self._settings.store_wait_s:
+                    raise
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, 15.0)
+
+    def _check_source(self) -> None:
+        if self.job.manifest()["report"].get("fingerprint") != fingerprint(self.spec):
+            raise JobConflict(f"source: {self.spec.source} changed since the job began: submit a new job")
+
     def _plan(self) -> list[Span]:
         """The parts' rows. A job keeps the parts that it was first cut into."""
+        self.job.update(state="running", message="")
         manifest = self.job.manifest()
-        now = fingerprint(self.spec)
         if manifest["parts"]:
-            if manifest["report"].get("fingerprint") != now:
-                raise JobConflict(f"source: {self.spec.source} changed since the job began: submit a new job")
+            self._check_source()
             spans = [(start, stop) for start, stop in manifest["parts"]]
         else:
+            now = fingerprint(self.spec)
             source = open_source(self.spec, folder_url=self.job.folder)
             rows = source.count()
             check_ids(source)
             spans = cut(rows, self._settings.rows_per_runner, self._settings.max_runners if self._remote else 1)
             self.job.update(parts=[list(span) for span in spans], report={"fingerprint": now, "total": rows})
         self._rows = spans[-1][1]
+        for number in range(len(spans)):
+            report = self.job.part(number).report
+            self._tallies.append(msgspec.convert(report, Tally) if report else Tally())
         return spans
 
     def _part(self, number: int, span: Span, parts: int, dispatcher: Dispatcher, reuse: Reuse | None) -> Part:
         if self._remote is not None and parts > 1 and self.spec.provider is None:
-            return self._remote(self.job.job_id, number, parts, span)
+            part = self._remote(self.job.job_id, number, parts, span)
+            part.tally = self._tallies[number]
+            return part
         return PartRun(
             self.spec,
             open_source(self.spec, folder_url=self.job.folder),
@@ -115,6 +140,7 @@ class JobRun:
             span=span,
             limit=lambda available: self.plan(available).chosen,
             reuse=reuse,
+            tally=self._tallies[number],
         )
 
     def _provider_dispatch(self) -> DispatchSettings:
@@ -136,10 +162,22 @@ class JobRun:
         return make_plan(max(1, self._rows), available, min_rows=low, max_rows=high)
 
     async def end(self, state: State, message: str) -> None:
-        """Record how the job ended, with its last figures."""
+        """Record how the job ended, with its last figures, however long the store is away: until it is written, the
+        job counts as running."""
+        figures = self.status().model_dump(exclude={"id", "state", "message"})
+        self._message = f"ending as {state}{': ' if message else ''}{message}"
+
+        def write() -> None:
+            report = {**self.job.manifest()["report"], **figures}
+            self.job.update(state=state, message=message, report=report)
+
+        while True:
+            try:
+                await self._patiently(write)
+                break
+            except StoreError as error:
+                logger.warning("the end of job %s is not written yet: %s", self.job.job_id, error)
         self._state, self._message = state, message
-        report = {**self.job.manifest()["report"], **self.status().model_dump(exclude={"id", "state", "message"})}
-        await asyncio.to_thread(self.job.update, state=state, message=message, report=report)
 
     def status(self) -> JobStatus:
         """The job as it is now."""
@@ -189,7 +227,8 @@ def status_of(job: JobStore) -> JobStatus:
     """The status of a job that nobody runs, from what it left in the store."""
     manifest, spec = job.manifest(), job.spec()
     report: dict[str, Any] = {k: v for k, v in manifest["report"].items() if k in JobStatus.model_fields}
-    tally = total(msgspec.convert(log.report, Tally) for log in job.parts() if log.report)
+    reports = [log.report for log in job.parts()]
+    tally = total(msgspec.convert(report, Tally) for report in reports if report)
     counts = {k: v for k, v in msgspec.structs.asdict(tally).items() if k in JobStatus.model_fields}
     known = {
         "id": job.job_id,

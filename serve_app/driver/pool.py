@@ -12,7 +12,9 @@ from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
 from serve_app.settings import REPLICAS_APP
 
 # A replica that takes longer to say who it is counts as unable to work.
-DESCRIBE_TIMEOUT_S = 10.0
+DESCRIBE_TIMEOUT_S = 5.0
+# Where no replica is known yet and one hangs, so many are asked at random.
+GUESSES = 8
 
 
 class HandlePool:
@@ -20,6 +22,7 @@ class HandlePool:
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
+        self._known: list[str] = []
 
     async def replicas(self) -> list[ReplicaInfo]:
         try:
@@ -28,7 +31,22 @@ class HandlePool:
             )
         except DeploymentUnavailableError:  # none was ready yet
             return []
-        return [answer for answer in answers if isinstance(answer, ReplicaInfo)]
+        except TimeoutError:  # one that hangs hides all others from a broadcast: ask them one by one
+            asked: list[str | None] = [*self._known] or [None] * GUESSES
+            answers = await asyncio.gather(*map(self._describe, asked))
+        found = {answer.replica_id: answer for answer in answers if isinstance(answer, ReplicaInfo)}
+        self._known = list(found) or self._known
+        return list(found.values())
+
+    async def _describe(self, replica_id: str | None) -> ReplicaInfo | None:
+        response = self._handle.describe.remote(replica_id=replica_id)
+        try:
+            async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
+                answer: ReplicaInfo = await response
+                return answer
+        except Exception:  # gone, or hanging: not one that can work
+            response.cancel()
+            return None
 
     async def failure(self) -> str:
         """Why no replica will come up, as Serve gave up on them; empty as long as it has not."""
@@ -41,5 +59,10 @@ class HandlePool:
         return (ours or lines or ["no reason was given"])[-1]
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        result: ChunkResult = await self._handle.run_chunk.remote(chunk, replica_id=replica_id)
+        response = self._handle.run_chunk.remote(chunk, replica_id=replica_id)
+        try:
+            result: ChunkResult = await response
+        except asyncio.CancelledError:
+            response.cancel()  # else the replica computes on, for nobody
+            raise
         return result

@@ -34,11 +34,13 @@ class Item:
 class RowQueue:
     """Rows of one kind (same labels, sampling and priority).
 
-    `users` are the replicas that took some, `streams` whose rows they are.
+    `users` are the replicas that took some, `streams` whose rows they are; `made_for` is the model and tokenizer that
+    the prompts need, if that is known.
     """
 
-    def __init__(self, template: Chunk) -> None:
+    def __init__(self, template: Chunk, made_for: tuple[str, str] | None = None) -> None:
         self.template = template
+        self.made_for = made_for
         self.rows = 0
         self.streams: set[Any] = set()
         self.users: set[str] = set()

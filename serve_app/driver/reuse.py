@@ -53,9 +53,10 @@ class Reuse:
             self._tables.append((job_id, log, start))
             start += table.num_rows
 
-    def _read(self, number: int) -> pa.Table:
+    def _read(self, number: int) -> pa.Table | None:
+        """None if the job was deleted meanwhile."""
         _, log, start = self._tables[number]
-        return next(log.tables(after=start))
+        return next(log.tables(after=start), None)
 
     def find(self, content_hashes: Sequence[str]) -> dict[str, Outcome]:
         """Content hash -> answer, for those that are known."""
@@ -66,7 +67,8 @@ class Reuse:
         found = {}
         for number, rows in wanted.items():
             job_id = self._tables[number][0]
-            for outcome in from_table(self._table(number).take(rows)):
+            table = self._table(number)
+            for outcome in from_table(table.take(rows)) if table is not None else ():
                 first = outcome.reused_from or job_id
                 found[outcome.content_hash] = msgspec.structs.replace(outcome, reused_from=first)
         return found

@@ -25,10 +25,13 @@ from serve_app.driver.sources import Source
 from serve_app.driver.spec import JobSpec
 from serve_app.driver.store import OutcomeLog
 from serve_app.driver.tally import Tally
+from serve_app.driver.threads import to_its_end
 from serve_app.errors import BadSettings, JobConflict
 from serve_app.schema import Chunk, Completion, Identity, Outcome, ReplicaInfo, Request, Row
 from serve_app.settings import DriverSettings
 
+# How long the last commit of a cancelled or failed run is tried again.
+LAST_PATIENCE_S = 10.0
 # Rows are read and rendered in blocks: the first is small, so that the replicas begin at once, and later ones large,
 # so that shared prefixes meet.
 FIRST_BLOCK, LARGEST_BLOCK, GROWTH = 256, 8192, 4
@@ -43,7 +46,10 @@ class Block(msgspec.Struct):
 
 
 class PartRun:
-    """Runs rows [`start`, `stop`) of `source`. `limit(available)` is how many replicas may work on it."""
+    """Runs the rows `span` = [start, stop) of `source`.
+
+    `limit(available)` is how many replicas may work on it, `tally` what runs before it have counted.
+    """
 
     def __init__(
         self,
@@ -56,6 +62,7 @@ class PartRun:
         span: tuple[int, int],
         limit: Callable[[int], int],
         reuse: Reuse | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self._spec = spec
         self._source = source
@@ -72,7 +79,7 @@ class PartRun:
         self._committer = Committer(
             self._commit, rows=settings.commit_rows, seconds=settings.commit_seconds, patience_s=settings.store_wait_s
         )
-        self.tally = Tally()
+        self.tally = tally or Tally()
         self.message = ""
 
     async def execute(self) -> None:
@@ -81,7 +88,7 @@ class PartRun:
         Raises EngineFailed without replicas, BadSettings for what the model cannot be asked, JobConflict when
         another driver took the part over or the rows changed since the last run, StoreError.
         """
-        await asyncio.to_thread(self._open)
+        await to_its_end(self._open)
         start, stop = self._span
         if self.tally.done >= stop - start:
             return
@@ -89,7 +96,7 @@ class PartRun:
         replica = await self._dispatcher.replica()
         self.message = "reading"
         request, renderer, template = await asyncio.to_thread(self._prepare, replica)
-        stream = self._dispatcher.stream(template, limit=self._limit)
+        stream = self._dispatcher.stream(template, limit=self._limit, engine=replica.engine)
         try:
             async with asyncio.TaskGroup() as tasks:
                 committing = tasks.create_task(self._committer.run())
@@ -101,7 +108,14 @@ class PartRun:
             raise errors.exceptions[0] from None
         finally:
             stream.close()
+            # Whoever ends early has somebody waiting.
+            self._committer.patience_s = min(self._committer.patience_s, LAST_PATIENCE_S)
             await self._committer.flush()
+        if self.tally.done != stop - start:
+            raise JobConflict(
+                f"source: {stop - start} rows were counted and {self.tally.done} have an outcome: it changed while it "
+                "was read; submit a new job"
+            )
 
     def _open(self) -> None:
         self._log.begin()

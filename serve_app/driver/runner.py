@@ -23,6 +23,7 @@ from serve_app.driver.sources import open_source
 from serve_app.driver.spec import JobSpec
 from serve_app.driver.store import Store
 from serve_app.driver.tally import Tally
+from serve_app.driver.threads import use_many_threads
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP, DriverSettings
@@ -75,6 +76,7 @@ class Runner:
         await self._task
 
     async def _run(self) -> None:
+        use_many_threads()
         store = Store(self._settings.store)
         job = store.open(self._job_id)
         spec = JobSpec.model_validate(job.spec())
@@ -133,6 +135,8 @@ class RemotePart:
                 await asyncio.wait([running], timeout=POLL_S)
                 with suppress(RayActorError):
                     self.tally, self.message = await runner.progress.remote()
+            with suppress(RayActorError):
+                self.tally, self.message = await runner.progress.remote()
             try:
                 running.result()
             except ray.exceptions.RayTaskError as error:  # our own error, raised there

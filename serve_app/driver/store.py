@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 
 from serve_app.driver.files import Folder, join, store_errors
 from serve_app.driver.idmap import IdMap
-from serve_app.errors import BadSettings, JobConflict, JobNotFound, StoreError
+from serve_app.errors import BadSettings, JobConflict, JobNotFound, StoreError, TakenOver
 from serve_app.schema import Outcome, Status
 
 T = TypeVar("T")
@@ -435,8 +435,8 @@ class OutcomeLog:
         if (now.epoch, now.writer) != (self._mine.epoch, self._mine.writer):
             raise self._taken_over(now)
 
-    def _taken_over(self, now: PartManifest) -> JobConflict:
-        return JobConflict(
+    def _taken_over(self, now: PartManifest) -> TakenOver:
+        return TakenOver(
             f"{self._folder.url}: another driver took over (epoch {now.epoch}, this one's is {self._mine.epoch})"
         )
 

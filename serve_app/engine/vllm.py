@@ -178,7 +178,10 @@ class VLLMEngine:
         return app
 
     async def run(self, chunk: Chunk) -> tuple[Completion, ...]:
-        params = sampling_params(chunk)
+        try:
+            params = sampling_params(chunk)
+        except ValueError as error:  # vLLM's validation: no replica would take it
+            return (Completion(status="invalid", error=_summary(error)),) * len(chunk.prompts)
         tasks = [asyncio.ensure_future(self._complete(prompt, params, chunk)) for prompt in chunk.prompts]
         try:
             return tuple(await asyncio.gather(*tasks))

@@ -59,8 +59,8 @@ class Replica:
         """Answer a part of a peer's HTTP request (`sharding.py`). `replica_id` is for the router."""
         return await answer_piece(self._engine.app(), piece, self._replica_id)
 
-    async def describe(self) -> ReplicaInfo:
-        """Who runs here."""
+    async def describe(self, *, replica_id: str | None = None) -> ReplicaInfo:
+        """Who runs here. `replica_id` is for the router."""
         context = ray.get_runtime_context()
         gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
         return ReplicaInfo(self._replica_id, context.get_node_id(), os.getpid(), gpus, self._engine.info)

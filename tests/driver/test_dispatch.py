@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from serve_app.driver.dispatch import Dispatcher, DispatchSettings, RowResult
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo, Sampling, pack_tokens
-from tests.fakes import FakePool
+from tests.fakes import FakePool, replica
 
 FAST = DispatchSettings(
     chunk_rows=4, min_chunk_rows=1, window_rows=8, max_window_rows=16, max_attempts=6, refresh_s=0.001,
@@ -298,3 +298,79 @@ async def test_an_answer_of_the_wrong_length_is_a_failure_of_the_chunk() -> None
     results = await asyncio.wait_for(dispatch(Short(["a"]), prompts(10)), 10)
     assert sorted(result.key for result in results) == list(range(10))
     assert {result.attempts for result in results} == {1, 2}
+
+
+async def test_a_stream_never_mixes_models_and_says_so_when_its_own_is_gone() -> None:
+    class Upgraded(FakePool):
+        async def replicas(self) -> list[ReplicaInfo]:
+            found = await super().replicas()
+            return [_serving(one, "new") if one.replica_id == "b" else one for one in found]
+
+    pool = Upgraded(["a", "b"])
+    async with Dispatcher(pool, FAST) as dispatcher:
+        stream = dispatcher.stream(TEMPLATE, engine=(await dispatcher.replica()).engine)
+        await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts(40)))
+        stream.finish()
+        assert len([result async for some in stream for result in some]) == 40
+        assert set(pool.calls) == {"a"}
+        stream.close()
+        late = dispatcher.stream(TEMPLATE, engine=replica("a").engine)
+        pool.names = ["b"]
+        await late.put((i, prompt, 0) for i, prompt in enumerate(prompts(4000)))
+        with pytest.raises(EngineFailed, match="serve 'new' now, and this began with 'fake'"):
+            async for _ in late:
+                pass
+
+
+def _serving(info: ReplicaInfo, model: str) -> ReplicaInfo:
+    return msgspec.structs.replace(info, engine=msgspec.structs.replace(info.engine, model=model))
+
+
+async def test_a_sick_replica_does_not_keep_a_small_job_to_itself() -> None:
+    pool = FakePool(["a", "b"], faults={"a": [True] * 1000})
+    results = await dispatch(pool, prompts(20), resized(FAST, max_attempts=3), limit=lambda available: 1)
+    assert all(result.completion.status == "ok" for result in results)
+    assert pool.calls["b"] > 0
+
+
+async def test_a_dispatcher_that_is_left_starts_nothing_more_and_tells_whoever_waits() -> None:
+    pool = FakePool(["a"])
+    pool.hold_s = 60
+    async with Dispatcher(pool, FAST) as dispatcher:
+        stream = dispatcher.stream(TEMPLATE)
+        await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts(40)))
+        while not pool.open["a"]:
+            await asyncio.sleep(0.001)
+    calls = len(pool.served)
+    with pytest.raises(EngineFailed, match="closed"):
+        async for _ in stream:
+            pass
+    assert len(pool.served) == calls
+
+
+async def test_a_stream_that_opens_after_a_pause_learns_of_new_replicas_at_once() -> None:
+    pool = FakePool(["a"])
+    async with Dispatcher(pool, resized(FAST, refresh_s=30)) as dispatcher:
+        first = dispatcher.stream(TEMPLATE)
+        await first.put([(0, prompts(1)[0], 0)], last=True)
+        assert len([result async for some in first for result in some]) == 1
+        first.close()
+        dispatcher._idle = True  # as after refresh_s without a stream
+        pool.names = ["a", "b"]
+        second = dispatcher.stream(TEMPLATE)
+        await asyncio.sleep(0.01)
+        assert len(dispatcher.workers) == 2
+        second.close()
+
+
+async def test_a_pool_whose_call_was_cancelled_elsewhere_is_asked_again() -> None:
+    class Shaken(FakePool):
+        asked = 0
+
+        async def replicas(self) -> list[ReplicaInfo]:
+            self.asked += 1
+            if self.asked == 1:
+                raise asyncio.CancelledError
+            return await super().replicas()
+
+    assert len(await asyncio.wait_for(dispatch(Shaken(["a"]), prompts(30)), 10)) == 30

@@ -66,9 +66,9 @@ def spec(count: int, **values: Any) -> JobSpec:
 
 
 async def finished(jobs: Jobs, job_id: str) -> Any:
-    while jobs.status(job_id).state not in DONE or jobs.running():
+    while (await jobs.status(job_id)).state not in DONE or jobs.running():
         await asyncio.sleep(0.01)
-    return jobs.status(job_id)
+    return await jobs.status(job_id)
 
 
 def ids(jobs: Jobs, job_id: str) -> list[str]:
@@ -76,13 +76,13 @@ def ids(jobs: Jobs, job_id: str) -> list[str]:
 
 
 async def committed(jobs: Jobs, job_id: str, count: int) -> None:
-    while jobs.status(job_id).done < count:
+    while (await jobs.status(job_id)).done < count:
         await asyncio.sleep(0.002)
 
 
 async def test_a_job_commits_one_outcome_a_row_and_reports_its_counts(make_jobs: MakeJobs) -> None:
     jobs = await make_jobs(FakePool(["a", "b"]), min_rows_per_replica=10)
-    job_id = jobs.submit(spec(40, workload="test/v1", metadata={"mine": 1}, price={"replica_hour": 3.6}))
+    job_id = await jobs.submit(spec(40, workload="test/v1", metadata={"mine": 1}, price={"replica_hour": 3.6}))
     status = await finished(jobs, job_id)
     assert (status.state, status.total, status.ok, status.failed) == ("completed", 40, 40, 0)
     assert sum(status.rows_by_replica.values()) == 40
@@ -100,14 +100,14 @@ async def test_a_cancelled_job_keeps_what_it_has_and_resumes_the_rest_only(make_
     pool = FakePool(["a"])
     pool.hold_s = 0.05
     jobs = await make_jobs(pool)
-    job_id = jobs.submit(spec(100))
+    job_id = await jobs.submit(spec(100))
     await committed(jobs, job_id, 8)
     await jobs.cancel(job_id)
-    assert jobs.status(job_id).state == "cancelled"
+    assert (await jobs.status(job_id)).state == "cancelled"
     kept = len(ids(jobs, job_id))
     assert 8 <= kept < 100
     pool.hold_s, pool.sizes = 0.0, []
-    jobs.resume(job_id)
+    await jobs.resume(job_id)
     status = await finished(jobs, job_id)
     assert (status.state, status.ok) == ("completed", 100)
     assert sum(pool.sizes) == 100 - kept
@@ -118,12 +118,12 @@ async def test_a_job_whose_driver_died_goes_on_by_itself_with_the_next_driver(ma
     pool = FakePool(["a"])
     pool.hold_s = 0.02
     dead = await make_jobs(pool)
-    job_id = dead.submit(spec(60))
+    job_id = await dead.submit(spec(60))
     await committed(dead, job_id, 8)
     await dead.close()
     alive = await make_jobs(FakePool(["a"]))
-    assert alive.status(job_id).state == "running"
-    assert alive.recover() == [job_id]
+    assert (await alive.status(job_id)).state == "running"
+    assert await alive.recover() == [job_id]
     assert (await finished(alive, job_id)).state == "completed"
     assert sorted(ids(alive, job_id)) == sorted(row.custom_id for row in rows(60))
 
@@ -132,9 +132,9 @@ async def test_a_driver_takes_a_job_over_only_when_the_other_lets_go(make_jobs: 
     pool = FakePool(["a"])
     pool.hold_s = 0.02
     first, second = await make_jobs(pool), await make_jobs(FakePool(["b"]))
-    job_id = first.submit(spec(80))
+    job_id = await first.submit(spec(80))
     await committed(first, job_id, 8)
-    second.recover()
+    await second.recover()
     status = await finished(first, job_id)
     assert (status.state, status.ok) == ("completed", 80)
     assert set(status.rows_by_replica) == {"a"}
@@ -147,7 +147,7 @@ async def test_failed_rows_end_the_job_with_failures_and_never_with_a_value(make
             raise RuntimeError("out of order")
 
     jobs = await make_jobs(Sick(["a"]), max_attempts=2)
-    status = await finished(jobs, jobs.submit(spec(9)))
+    status = await finished(jobs, await jobs.submit(spec(9)))
     assert (status.state, status.ok, status.failed) == ("completed_with_failures", 0, 9)
     for outcome in jobs.job(status.id).outcomes():
         assert (outcome.status, outcome.value, outcome.replica, outcome.attempts) == ("failed", None, None, 2)
@@ -158,28 +158,28 @@ async def test_a_custom_id_given_twice_is_refused(make_jobs: MakeJobs) -> None:
     jobs = await make_jobs(FakePool(["a"]))
     twice = spec(2).model_copy(update={"rows": spec(1).rows * 2})
     with pytest.raises(BadSettings, match="row-0"):
-        jobs.submit(twice)
-    assert jobs.list() == []
+        await jobs.submit(twice)
+    assert await jobs.list() == []
 
 
 async def test_a_job_id_in_use_is_refused(make_jobs: MakeJobs) -> None:
     jobs = await make_jobs(FakePool(["a"]))
-    job_id = jobs.submit(spec(1, job_id="mine"))
+    job_id = await jobs.submit(spec(1, job_id="mine"))
     with pytest.raises(JobConflict, match="job 'mine' exists"):
-        jobs.submit(spec(1, job_id="mine"))
+        await jobs.submit(spec(1, job_id="mine"))
     assert (await finished(jobs, job_id)).state == "completed"
 
 
 async def test_a_label_of_two_tokens_fails_the_job_and_names_it(make_jobs: MakeJobs) -> None:
     jobs = await make_jobs(TokenPool(["a"]))
-    status = await finished(jobs, jobs.submit(spec(1, labels=["Yes", "antidisestablishment"])))
+    status = await finished(jobs, await jobs.submit(spec(1, labels=["Yes", "antidisestablishment"])))
     assert status.state == "failed"
     assert "'antidisestablishment' is" in status.message
 
 
 async def test_a_model_that_is_not_served_fails_the_job_and_names_both(make_jobs: MakeJobs) -> None:
     jobs = await make_jobs(FakePool(["a"]))
-    status = await finished(jobs, jobs.submit(spec(1, model="big")))
+    status = await finished(jobs, await jobs.submit(spec(1, model="big")))
     assert status.state == "failed"
     assert "'big' is not served here, 'fake' is" in status.message
 
@@ -188,13 +188,13 @@ async def test_jobs_run_beside_each_other_and_beyond_the_limit_in_turn(make_jobs
     pool = FakePool(["a"])
     pool.hold_s = 0.01
     jobs = await make_jobs(pool, max_running_jobs=2)
-    first, second, third = [jobs.submit(spec(200, max_tokens=n)) for n in (1, 2, 3)]
+    first, second, third = [await jobs.submit(spec(200, max_tokens=n)) for n in (1, 2, 3)]
     await committed(jobs, first, 16)
     await committed(jobs, second, 16)
-    assert jobs.status(third).state == "queued"
+    assert (await jobs.status(third)).state == "queued"
     for job_id in (first, second, third):
         await jobs.cancel(job_id)
-    assert {jobs.status(job_id).state for job_id in (first, second, third)} == {"cancelled"}
+    assert [(await jobs.status(job_id)).state for job_id in (first, second, third)] == ["cancelled"] * 3
 
 
 async def test_a_resumed_job_refuses_to_mix_answers_of_two_models(make_jobs: MakeJobs) -> None:
@@ -206,11 +206,11 @@ async def test_a_resumed_job_refuses_to_mix_answers_of_two_models(make_jobs: Mak
     pool = FakePool(["a"])
     pool.hold_s = 0.02
     jobs = await make_jobs(pool)
-    job_id = jobs.submit(spec(60))
+    job_id = await jobs.submit(spec(60))
     await committed(jobs, job_id, 8)
     await jobs.cancel(job_id)
     changed = await make_jobs(Renamed(["a"]))
-    changed.resume(job_id)
+    await changed.resume(job_id)
     status = await finished(changed, job_id)
     assert status.state == "failed"
     assert "answered as another question" in status.message
@@ -222,11 +222,11 @@ async def test_a_file_that_changed_under_a_job_is_refused_at_resume(make_jobs: M
     path = tmp_path / "rows.csv"
     path.write_text("custom_id,name\n" + "".join(f"{i},n{i}\n" for i in range(80)))
     jobs = await make_jobs(pool)
-    job_id = jobs.submit(JobSpec(source=str(path), prompt="Who is {name}?"))
+    job_id = await jobs.submit(JobSpec(source=str(path), prompt="Who is {name}?"))
     await committed(jobs, job_id, 8)
     await jobs.cancel(job_id)
     path.write_text("custom_id,name\n" + "".join(f"{i},m{i}\n" for i in range(99)))
-    jobs.resume(job_id)
+    await jobs.resume(job_id)
     status = await finished(jobs, job_id)
     assert status.state == "failed"
     assert "changed since the job began" in status.message
@@ -236,10 +236,10 @@ async def test_cancelling_twice_at_once_keeps_manifest_and_rows_together(make_jo
     pool = FakePool(["a"])
     pool.hold_s = 0.01
     jobs = await make_jobs(pool)
-    job_id = jobs.submit(spec(200))
+    job_id = await jobs.submit(spec(200))
     await committed(jobs, job_id, 16)
     await asyncio.gather(jobs.cancel(job_id), jobs.cancel(job_id))
-    status = jobs.status(job_id)
+    status = await jobs.status(job_id)
     assert status.state == "cancelled"
     assert status.ok == len(ids(jobs, job_id))
 
@@ -267,7 +267,7 @@ async def test_a_store_that_stops_taking_commits_is_tried_again_and_then_ends_th
     pool = FakePool(["a"])
     pool.hold_s = 0.01
     jobs = await make_jobs(pool)
-    job_id = jobs.submit(spec(200))
+    job_id = await jobs.submit(spec(200))
     await committed(jobs, job_id, 8)
     broken = 6
     status = await finished(jobs, job_id)
@@ -276,7 +276,7 @@ async def test_a_store_that_stops_taking_commits_is_tried_again_and_then_ends_th
     assert sorted(ids(jobs, job_id)) == sorted(row.custom_id for row in rows(200))
     broken = 10**9
     jobs = await make_jobs(FakePool(["a"]), store_wait_s=0.05)
-    status = await finished(jobs, jobs.submit(spec(30)))
+    status = await finished(jobs, await jobs.submit(spec(30)))
     assert (status.state, status.ok) == ("failed", 0)
     assert "disk on fire" in status.message
 
@@ -292,7 +292,7 @@ async def test_a_row_that_the_template_refuses_is_invalid_alone(
 
     monkeypatch.setattr(CharacterRenderer, "prompts", refuse_one)
     jobs = await make_jobs(FakePool(["a"]))
-    status = await finished(jobs, jobs.submit(spec(5)))
+    status = await finished(jobs, await jobs.submit(spec(5)))
     assert (status.state, status.ok, status.invalid) == ("completed_with_failures", 4, 1)
     (bad,) = [outcome for outcome in jobs.job(status.id).outcomes() if outcome.status == "invalid"]
     assert (bad.custom_id, bad.value) == ("row-2", None)
@@ -302,9 +302,9 @@ async def test_a_row_that_the_template_refuses_is_invalid_alone(
 async def test_reuse_takes_answers_of_other_jobs_and_runs_only_the_rest(make_jobs: MakeJobs) -> None:
     pool = FakePool(["a"])
     jobs = await make_jobs(pool)
-    first = await finished(jobs, jobs.submit(spec(30)))
+    first = await finished(jobs, await jobs.submit(spec(30)))
     pool.sizes = []
-    again = await finished(jobs, jobs.submit(spec(50, reuse=True)))
+    again = await finished(jobs, await jobs.submit(spec(50, reuse=True)))
     assert (again.state, again.ok, again.reused) == ("completed", 50, 30)
     assert sum(pool.sizes) == 20
     by_id = {outcome.custom_id: outcome for outcome in jobs.job(first.id).outcomes()}
@@ -313,24 +313,24 @@ async def test_reuse_takes_answers_of_other_jobs_and_runs_only_the_rest(make_job
             assert outcome.reused_from == first.id
             assert outcome.value == by_id[outcome.custom_id].value
     pool.sizes = []
-    await finished(jobs, jobs.submit(spec(30)))
+    await finished(jobs, await jobs.submit(spec(30)))
     assert sum(pool.sizes) == 30  # nobody asked for reuse
 
 
 async def test_failed_answers_are_not_reused(make_jobs: MakeJobs) -> None:
     pool = FakePool(["a"], poison={CharacterRenderer().prompts(rows(3))[2]})  # type: ignore[arg-type]
     jobs = await make_jobs(pool, max_attempts=3)
-    first = await finished(jobs, jobs.submit(spec(6)))
+    first = await finished(jobs, await jobs.submit(spec(6)))
     assert first.failed == 1
     pool.poison = set()
-    again = await finished(jobs, jobs.submit(spec(6, reuse=True)))
+    again = await finished(jobs, await jobs.submit(spec(6, reuse=True)))
     assert (again.ok, again.reused) == (6, 5)
 
 
 @pytest.mark.parametrize("workload", ["My_Task/v1", "x" * 90, "///"])
 async def test_any_workload_name_gives_a_job_id(make_jobs: MakeJobs, workload: str) -> None:
     jobs = await make_jobs(FakePool(["a"]))
-    names = [jobs.submit(spec(1, workload=workload)) for _ in range(2)]
+    names = [await jobs.submit(spec(1, workload=workload)) for _ in range(2)]
     assert len(set(names)) == 2
     for name in names:
         await finished(jobs, name)
@@ -341,6 +341,104 @@ def test_a_population_is_cut_into_as_few_equal_parts_as_fit() -> None:
     assert cut(250, 100, 8) == [(0, 83), (83, 166), (166, 250)]
     assert cut(10_000, 100, 2) == [(0, 5000), (5000, 10_000)]
     assert cut(0, 100, 8) == [(0, 0)]
+
+
+async def test_the_end_of_a_job_is_written_however_long_the_store_is_away(
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve_app.driver.files import Folder
+
+    write, away = Folder.write, False
+
+    def maybe(self: Folder, name: str, data: Any) -> None:
+        if away:
+            raise StoreError("away")
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", maybe)
+    monkeypatch.setattr("serve_app.driver.commit.FIRST_PAUSE_S", 0.001)
+    pool = FakePool(["a"])
+    pool.hold_s = 0.01
+    jobs = await make_jobs(pool, store_wait_s=0.05)
+    job_id = await jobs.submit(spec(200))
+    await committed(jobs, job_id, 8)
+    away = True
+    while not (await jobs.status(job_id)).message.startswith("ending as failed"):
+        await asyncio.sleep(0.01)
+    away = False
+    assert (await finished(jobs, job_id)).state == "failed"
+    await jobs.resume(job_id)
+    assert (await finished(jobs, job_id)).ok == 200
+
+
+async def test_a_driver_whose_job_was_taken_over_leaves_its_state_alone(
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import nullcontext
+
+    from serve_app.driver.store import JobStore
+
+    monkeypatch.setattr(JobStore, "lock", lambda self: nullcontext())  # as on an object store
+    pool = FakePool(["a"])
+    pool.hold_s = 0.02
+    old, new = await make_jobs(pool), await make_jobs(pool)
+    job_id = await old.submit(spec(200))
+    await committed(old, job_id, 8)
+    await new.recover()
+    status = await finished(new, job_id)
+    assert (status.state, status.ok) == ("completed", 200)
+    assert len(ids(new, job_id)) == len(set(ids(new, job_id))) == 200
+
+
+async def test_a_job_cancelled_at_once_stays_cancelled(make_jobs: MakeJobs) -> None:
+    jobs = await make_jobs(FakePool([]))
+    for _ in range(5):
+        job_id = await jobs.submit(spec(10))
+        await jobs.cancel(job_id)
+        assert (await finished(jobs, job_id)).state == "cancelled"
+        assert jobs.job(job_id).manifest()["state"] == "cancelled"
+
+
+async def test_a_file_that_shrinks_while_it_is_read_never_ends_completed(make_jobs: MakeJobs, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("custom_id,name\n" + "".join(f"{i},n{i}\n" for i in range(80)))
+    pool = FakePool([])
+    jobs = await make_jobs(pool)
+    job_id = await jobs.submit(JobSpec(source=str(path), prompt="Who is {name}?"))
+    while not (await jobs.status(job_id)).message.startswith("waiting for a replica"):
+        await asyncio.sleep(0.01)
+    path.write_text("custom_id,name\n" + "".join(f"{i},n{i}\n" for i in range(30)))
+    pool.names = ["a"]
+    status = await finished(jobs, job_id)
+    assert status.state == "failed"
+    assert "80 rows were counted and 30 have an outcome" in status.message
+
+
+async def test_an_empty_file_is_a_completed_job_without_rows(make_jobs: MakeJobs, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("")
+    jobs = await make_jobs(FakePool(["a"]))
+    status = await finished(jobs, await jobs.submit(JobSpec(source=str(path), prompt="Who?")))
+    assert (status.state, status.total, status.ok) == ("completed", 0, 0)
+
+
+async def test_a_job_that_cannot_be_read_hides_no_other(make_jobs: MakeJobs, tmp_path: Path) -> None:
+    jobs = await make_jobs(FakePool(["a"]))
+    good = await jobs.submit(spec(3))
+    await finished(jobs, good)
+    bad = await jobs.submit(spec(3, job_id="bad"))
+    await finished(jobs, bad)
+    job = jobs.job("bad")
+    job.update(state="running")
+    (tmp_path / "runs" / "bad" / "job.json").write_text('{"workload": "w", "metadata": {}, "of_a_later_version": 1}')
+    assert await jobs.recover() == []
+    assert {status.id for status in await jobs.list()} == {good, "bad"}
+
+
+@pytest.mark.parametrize("low", ["min_rows_per_replica", "min_chunk_rows", "window_rows"])
+def test_sizes_out_of_order_are_refused(low: str) -> None:
+    with pytest.raises(ValueError, match=f"{low} 99999 is above"):
+        DriverSettings(**{low: 99_999})
 
 
 # --- over HTTP ---
@@ -415,7 +513,7 @@ async def test_events_tell_each_change_until_the_end(make_jobs: MakeJobs) -> Non
     pool = FakePool(["a"])
     jobs = await make_jobs(pool)
     async with await serve(jobs, pool) as client:
-        job_id = jobs.submit(spec(20))
+        job_id = await jobs.submit(spec(20))
         answer = await client.get(f"/{job_id}/events")
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = [block.splitlines() for block in answer.text.replace("\r\n", "\n").split("\n\n") if "data:" in block]
@@ -428,7 +526,7 @@ async def test_events_tell_each_change_until_the_end(make_jobs: MakeJobs) -> Non
 async def test_results_come_as_jsonl_csv_and_parquet_and_say_the_same(make_jobs: MakeJobs, labels: list[str]) -> None:
     pool = FakePool(["a"])
     jobs = await make_jobs(pool)
-    status = await finished(jobs, jobs.submit(spec(30, labels=labels)))
+    status = await finished(jobs, await jobs.submit(spec(30, labels=labels)))
     async with await serve(jobs, pool) as client:
         get = {f: (await client.get(f"/{status.id}/results", params={"format": f})).content for f in FORMS}
         late = (await client.get(f"/{status.id}/results", params={"after": 25})).content
@@ -454,7 +552,7 @@ async def test_results_of_any_text_reach_the_client_over_http(make_jobs: MakeJob
 
     pool = Odd(["a"])
     jobs = await make_jobs(pool)
-    status = await finished(jobs, jobs.submit(spec(3)))
+    status = await finished(jobs, await jobs.submit(spec(3)))
     async with await serve(jobs, pool) as client:
         lines = (await client.get(f"/{status.id}/results")).content.removesuffix(b"\n").split(b"\n")
     assert [(Outcome.from_json(line).value or {})["text"] for line in lines] == ["a\u2028b\x85c\nd"] * 3

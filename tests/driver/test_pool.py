@@ -1,0 +1,84 @@
+"""The handle's side of the pool, over a handle that is made up: real ones are in tests/test_population.py."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from serve_app.driver import pool as module
+from serve_app.driver.pool import HandlePool
+from serve_app.schema import Chunk
+from tests.fakes import replica
+
+
+class Response:
+    def __init__(self, answer: Any, hold_s: float = 0.0) -> None:
+        self.answer, self.hold_s, self.cancelled = answer, hold_s, False
+
+    def __await__(self) -> Any:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Any:
+        await asyncio.sleep(self.hold_s)
+        return self.answer
+
+    async def results_async(self, **_: Any) -> Any:
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Method:
+    def __init__(self, answer: Any) -> None:
+        self.remote = answer
+
+
+class Handle:
+    """Replicas a and b; `hangs` is the one that does not answer."""
+
+    hangs = ""
+    sent: Response
+
+    def broadcast(self, method: str) -> Response:
+        return Response(TimeoutError() if self.hangs else [replica("a"), replica("b"), RuntimeError("gone")])
+
+    @property
+    def describe(self) -> Method:
+        return Method(lambda replica_id: Response(replica(replica_id or "a"), 60 if replica_id == self.hangs else 0))
+
+    @property
+    def run_chunk(self) -> Method:
+        def remote(chunk: Chunk, replica_id: str) -> Response:
+            self.sent = Response(None, 60)
+            return self.sent
+
+        return Method(remote)
+
+
+@pytest.fixture
+def handle(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(module, "DESCRIBE_TIMEOUT_S", 0.05)
+    return Handle()
+
+
+async def test_a_replica_that_hangs_hides_no_other(handle: Any) -> None:
+    pool = HandlePool(handle)
+    assert [one.replica_id for one in await pool.replicas()] == ["a", "b"]
+    handle.hangs = "b"
+    assert [one.replica_id for one in await pool.replicas()] == ["a"]
+
+
+async def test_where_none_is_known_yet_some_are_asked_at_random(handle: Any) -> None:
+    handle.hangs = "b"
+    assert [one.replica_id for one in await HandlePool(handle).replicas()] == ["a"]
+
+
+async def test_a_cancelled_chunk_is_cancelled_on_the_replica(handle: Any) -> None:
+    call = asyncio.create_task(HandlePool(handle).run("a", Chunk(1, ())))
+    await asyncio.sleep(0.01)
+    call.cancel()
+    await asyncio.wait([call])
+    assert handle.sent.cancelled
