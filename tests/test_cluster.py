@@ -126,6 +126,32 @@ def test_a_list_of_prompts_is_answered_in_order_with_logprobs(openai: Any) -> No
     assert all(len(choice.logprobs.top_logprobs) == 4 for choice in answer.choices)
 
 
+def test_a_hundred_prompts_in_one_call_are_answered_by_both_replicas_as_one_by_one(openai: Any) -> None:
+    # Continuations that the model is sure of, so that rounding cannot make another token the likeliest.
+    prompts = [", ".join(str(i + k) for k in range(5)) + "," for i in range(100, 200)]
+    ask = {"model": MODEL, "max_tokens": 4, "temperature": 0, "logprobs": 2, "seed": 7}
+
+    raw = openai.completions.with_raw_response.create(prompt=prompts, **ask)
+    answer = raw.parse()
+    assert raw.headers["x-serve-app-replicas"] == "2"
+    assert [choice.index for choice in answer.choices] == list(range(100))
+
+    alone = [openai.completions.create(prompt=prompt, **ask) for prompt in prompts]
+    singles = [single.choices[0] for single in alone]
+    assert [choice.logprobs.tokens for choice in answer.choices] == [single.logprobs.tokens for single in singles]
+    assert [choice.text for choice in answer.choices] == [single.text for single in singles]
+    differences = [
+        abs(one - other)
+        for choice, single in zip(answer.choices, singles, strict=True)
+        for one, other in zip(choice.logprobs.token_logprobs, single.logprobs.token_logprobs, strict=True)
+    ]
+    print(f"log-probabilities of {len(differences)} tokens: largest difference {max(differences):.4f}")
+    assert max(differences) < WORST_DIFFERENCE
+    assert answer.usage.prompt_tokens == sum(single.usage.prompt_tokens for single in alone)
+    assert answer.usage.completion_tokens == sum(single.usage.completion_tokens for single in alone)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
 def test_structured_output_follows_a_schema_and_a_choice(openai: Any) -> None:
     schema = {
         "type": "object",

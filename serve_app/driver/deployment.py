@@ -25,6 +25,7 @@ from serve_app.driver.dispatch import ReplicaPool
 from serve_app.driver.job import make_dispatcher
 from serve_app.driver.jobs import Jobs
 from serve_app.driver.pool import HandlePool
+from serve_app.driver.render import make_renderer
 from serve_app.driver.results import MEDIA_TYPES, stream_results
 from serve_app.driver.runner import RemotePart
 from serve_app.driver.spec import JobSpec, JobStatus
@@ -179,8 +180,15 @@ class Driver:
         remote = partial(RemotePart, settings) if settings.max_runners > 1 else None
         self._jobs = Jobs(settings, self._dispatcher, remote)
         self._recovering = asyncio.create_task(self._jobs.recover())
+        self._warming = asyncio.create_task(self._warm_up())
         self._demand = Demand()
         self._telling = asyncio.create_task(self._tell_demand())
+
+    async def _warm_up(self) -> None:
+        """Have the tokenizer ready before the first job asks for it."""
+        with suppress(ServeAppError):  # without a replica there is no telling which; a job will say what is wrong
+            replica = await self._dispatcher.replica()
+            await asyncio.to_thread(make_renderer, replica.engine)
 
     async def _tell_demand(self) -> None:
         """Wish for replicas as long as jobs run, and find out why they are not there."""
@@ -200,5 +208,6 @@ class Driver:
     async def __del__(self) -> None:
         self._telling.cancel()
         self._recovering.cancel()
+        self._warming.cancel()
         await self._jobs.close()
         await self._dispatcher.__aexit__()

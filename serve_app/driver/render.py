@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -27,16 +29,25 @@ def make_renderer(engine: EngineInfo, *, external: bool = False) -> Renderer:
         return MessageRenderer()
     if engine.simulated and not engine.tokenizer:
         return CharacterRenderer()
-    return TokenRenderer(engine.tokenizer)
+    return _token_renderer(engine.tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _token_renderer(source: str) -> TokenRenderer:
+    return TokenRenderer(source)  # loading takes a second, and the library's first import ten
 
 
 class TokenRenderer:
-    """Token ids by the model's own tokenizer and chat template. `source` is a folder or hub name."""
+    """Token ids by the model's own tokenizer and chat template. `source` is a folder or hub name.
+
+    May be used from several threads.
+    """
 
     def __init__(self, source: str) -> None:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        self._lock = threading.Lock()  # the library's tokenizers set themselves up anew in each call
 
     def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
         """Plain text gets the tokenizer's special tokens, a chat those that its template writes."""
@@ -53,7 +64,8 @@ class TokenRenderer:
                 prompts[i] = f"chat template: {error}"
         for some, special in ((chats, False), (texts, True)):
             if some:
-                encoded = self._tokenizer([text for _, text in some], add_special_tokens=special)["input_ids"]
+                with self._lock:
+                    encoded = self._tokenizer([text for _, text in some], add_special_tokens=special)["input_ids"]
                 for (i, _), ids in zip(some, encoded, strict=True):
                     prompts[i] = pack_tokens(ids) if ids else "the prompt is empty"
         return prompts
@@ -67,7 +79,8 @@ class TokenRenderer:
 
         Raises BadSettings for a label that is not exactly one token, or not different from the others.
         """
-        ids = [self._tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
+        with self._lock:
+            ids = [self._tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
         for label, tokens in zip(labels, ids, strict=True):
             if len(tokens) != 1:
                 raise BadSettings(f"labels: {label!r} is {len(tokens)} tokens for this model; a label must be one")

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from serve_app.driver.files import Folder
 from serve_app.engine.cpu import check_memory, kv_bytes_per_rank, memory_bytes, worker_bytes
 from serve_app.engine.options import check_options
 from serve_app.errors import BadSettings, StoreError
@@ -74,7 +75,13 @@ class ServeConfig:
             self._check_model()
         if port:
             self._check_port()
-        check_store(Path(self.driver_settings.store))
+        store = self.driver_settings.store
+        if "://" in store:
+            probe = Folder.at(store).child("probe")
+            probe.write("probe", b"")
+            probe.clear()
+        else:
+            check_store(Path(store))
 
     def _check_model(self) -> None:
         engine = self.replica_settings.engine

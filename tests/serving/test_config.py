@@ -136,3 +136,12 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path, argumen
 def test_settings_are_data_that_travel() -> None:
     for settings in (ReplicaSettings(engine={"model": "m"}), DriverSettings()):
         assert type(settings).model_validate(json.loads(settings.model_dump_json())) == settings
+
+
+def test_a_store_by_url_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    document = yaml.safe_load((ROOT / "config.yaml").read_text())
+    document["applications"][1]["args"]["store"] = "s3://nobody/runs?endpoint_override=127.0.0.1:9&scheme=http"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(StoreError, match="nobody"):
+        ServeConfig.load(path).check(port=False)
