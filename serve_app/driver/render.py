@@ -29,7 +29,12 @@ def make_renderer(engine: EngineInfo, *, external: bool = False) -> Renderer:
         return MessageRenderer()
     if engine.simulated and not engine.tokenizer:
         return CharacterRenderer()
-    return _token_renderer(engine.tokenizer)
+    with _LOADING:
+        return _token_renderer(engine.tokenizer)
+
+
+# One at a time: the library's lazy import fails in one of two threads that begin it together (seen).
+_LOADING = threading.Lock()
 
 
 @lru_cache(maxsize=4)

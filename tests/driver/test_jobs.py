@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -175,6 +177,22 @@ async def test_a_label_of_two_tokens_fails_the_job_and_names_it(make_jobs: MakeJ
     status = await finished(jobs, await jobs.submit(spec(1, labels=["Yes", "antidisestablishment"])))
     assert status.state == "failed"
     assert "'antidisestablishment' is" in status.message
+
+
+def test_tokenizers_may_be_asked_for_from_many_threads_in_a_fresh_process() -> None:
+    script = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from serve_app.driver.render import make_renderer\n"
+        "from serve_app.models.default import prepare\n"
+        "from serve_app.schema import EngineInfo, Row\n"
+        "engine = EngineInfo('m', 'v', 2, 4096, True, False, tokenizer=str(prepare()))\n"
+        "with ThreadPoolExecutor(8) as threads:\n"
+        "    made = list(threads.map(lambda _: make_renderer(engine), range(8)))\n"
+        "    rows = [Row(str(i), prompt=f'row {i}') for i in range(200)]\n"
+        "    (same,) = {tuple(prompts) for prompts in threads.map(lambda one: one.prompts(rows), made)}\n"
+        "assert len(set(map(id, made))) == 1\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
 
 
 async def test_a_model_that_is_not_served_fails_the_job_and_names_both(make_jobs: MakeJobs) -> None:
