@@ -6,7 +6,7 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast lint serve bench lock clean
+.PHONY: help setup demo test test-fast chaos lint serve bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ test: lint ## all set-up, lint and all tests, real engine included
 
 test-fast: .venv/ready ## the tests that start no engine
 	@$(BIN)/python -m pytest -q -m "not engine and not chaos"
+
+chaos: .venv/ready ## kill drivers, replicas and stores: 50 runs simulated, 3 on real vLLM
+	@$(BIN)/python -m benchmarks.chaos --json chaos.json
 
 lint: .venv/ready ## ruff and strict typing
 	@$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
-from serve_app.settings import REPLICAS_APP
+from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 
 # A replica that takes longer to say who it is counts as unable to work.
 DESCRIBE_TIMEOUT_S = 5.0
@@ -32,7 +32,9 @@ class HandlePool:
         except DeploymentUnavailableError:  # none was ready yet
             return []
         except TimeoutError:  # one that hangs hides all others from a broadcast: ask them one by one
-            asked: list[str | None] = [*self._known] or [None] * GUESSES
+            # Nobody is asked where none runs: Serve would start a replica for a call that waits.
+            guesses = GUESSES if await self._any_runs() else 0
+            asked: list[str | None] = [*self._known] or [None] * guesses
             answers = await asyncio.gather(*map(self._describe, asked))
         found = {answer.replica_id: answer for answer in answers if isinstance(answer, ReplicaInfo)}
         self._known = list(found) or self._known
@@ -47,6 +49,11 @@ class HandlePool:
         except Exception:  # gone, or hanging: not one that can work
             response.cancel()
             return None
+
+    async def _any_runs(self) -> bool:
+        app = (await asyncio.to_thread(serve.status)).applications.get(REPLICAS_APP)
+        deployment = app and app.deployments.get(REPLICA_DEPLOYMENT)
+        return bool(deployment and deployment.replica_states.get("RUNNING"))
 
     async def failure(self) -> str:
         """Why no replica will come up, as Serve gave up on them; empty as long as it has not."""

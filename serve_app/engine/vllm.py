@@ -11,7 +11,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -91,7 +92,7 @@ class VLLMEngine:
             simulated=False,
             tokenizer=str(config.model_config.tokenizer),
             cpu_binding=self._cores.binding if self._cores else "",
-            worker_pids=tuple(p.pid for p in self._processes if "Worker" in _process_name(p)),
+            worker_pids=tuple(_worker_pids(self._processes)),
         )
 
     def _prepare_options(self) -> dict[str, Any]:
@@ -349,11 +350,16 @@ def _progress_logger(on_step: Any) -> type:
     return ProgressLogger
 
 
-def _process_name(process: psutil.Process) -> str:
-    try:
-        return " ".join([process.name(), *process.cmdline()])
-    except psutil.Error:
-        return ""
+def _worker_pids(processes: Iterable[psutil.Process]) -> Iterator[int]:
+    """The executor's worker processes: EngineCore's children, but for Python's own resource tracker.
+
+    Not told by their titles: setproctitle does nothing where the first environment variable was changed.
+    """
+    for process in processes:
+        with suppress(psutil.Error):
+            tracks = any("resource_tracker" in part for part in process.cmdline())
+            if not tracks and process.parents()[1].pid == os.getpid():
+                yield process.pid
 
 
 def _alive(process: psutil.Process) -> bool:

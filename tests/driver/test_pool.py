@@ -1,13 +1,16 @@
 """The handle's side of the pool, over a handle that is made up: real ones are in tests/test_population.py."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import serve
 
 from serve_app.driver import pool as module
 from serve_app.driver.pool import HandlePool
 from serve_app.schema import Chunk
+from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 from tests.fakes import replica
 
 
@@ -71,9 +74,26 @@ async def test_a_replica_that_hangs_hides_no_other(handle: Any) -> None:
     assert [one.replica_id for one in await pool.replicas()] == ["a"]
 
 
-async def test_where_none_is_known_yet_some_are_asked_at_random(handle: Any) -> None:
+def serve_says(monkeypatch: pytest.MonkeyPatch, running: int) -> None:
+    """What the controller tells of the deployment Replica; the ingress beside it runs always."""
+    states = {REPLICA_DEPLOYMENT: {"RUNNING": running} if running else {}, "Router": {"RUNNING": 1}}
+    deployments = {name: SimpleNamespace(replica_states=state) for name, state in states.items()}
+    app = SimpleNamespace(deployments=deployments)
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={REPLICAS_APP: app}))
+
+
+async def test_where_none_is_known_yet_some_are_asked_at_random(handle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     handle.hangs = "b"
+    serve_says(monkeypatch, running=2)
     assert [one.replica_id for one in await HandlePool(handle).replicas()] == ["a"]
+
+
+async def test_where_none_runs_nobody_is_asked_as_that_would_start_one(
+    handle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle.hangs = "b"
+    serve_says(monkeypatch, running=0)
+    assert await HandlePool(handle).replicas() == []
 
 
 async def test_a_cancelled_chunk_is_cancelled_on_the_replica(handle: Any) -> None:
