@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +119,13 @@ class Driver:
 
     def run(self, rows: Sequence[Row]) -> Pass:
         time.sleep(SETTLE_S)
+        cpu = CpuTime(self._client.replicas())
         started = time.perf_counter()
         job_id = self._client.submit(rows, workload=WORKLOAD, labels=[YES, NO])
         while (status := self._client.status(job_id))["state"] in RUNNING:
             time.sleep(0.2)  # each question costs proxy and driver some 8 ms of the cores that compute
         wall_s = time.perf_counter() - started
+        cpu_s = cpu.spent()
         outcomes = [o for o in self._client.outcomes(job_id) if o.value]
         margins = [o.value["logprobs"][YES] - o.value["logprobs"][NO] for o in outcomes if o.value]
         time.sleep(SETTLE_S)
@@ -134,10 +138,50 @@ class Driver:
             "cached_share": status["cached_tokens"] / status["prompt_tokens"],
             "cached_share_of_shared_prefix": status["cached_tokens"] / (self._shared_tokens * len(rows)),
             "margin": statistics.fmean(margins),
+            **{f"cpu_{kind}": round(seconds, 2) for kind, seconds in cpu_s.items()},
         }
 
     def stop(self) -> None:
         """Whoever started the server stops it."""
+
+
+class CpuTime:
+    """Seconds of processor time by kind of process, from now on: what a driver could win at most is not `workers`.
+
+    kinds: `workers` (the model, and its ranks' waiting for each other), `engine_core`, `replica`, `driver`, `ray`
+    (raylet, GCS, controller, proxy, dashboard), `benchmark` (the client), `other`.
+    """
+
+    def __init__(self, replicas: Sequence[dict[str, Any]]) -> None:
+        self._kinds = {os.getpid(): "benchmark"}
+        for replica in replicas:
+            workers = replica["engine"]["worker_pids"]
+            self._kinds |= {replica["pid"]: "replica", psutil.Process(workers[0]).ppid(): "engine_core"}
+            self._kinds |= dict.fromkeys(workers, "workers")
+        self._before = self._now()
+
+    def spent(self) -> dict[str, float]:
+        """Seconds since it was made."""
+        spent = dict.fromkeys(("workers", "engine_core", "replica", "driver", "ray", "benchmark", "other"), 0.0)
+        for pid, (kind, seconds) in self._now().items():
+            spent[kind] += seconds - self._before.get(pid, (kind, 0.0))[1]
+        return spent
+
+    def _now(self) -> dict[int, tuple[str, float]]:
+        found = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                found[process.pid] = (self._kind(process), times.user + times.system)
+        return found
+
+    def _kind(self, process: psutil.Process) -> str:
+        if kind := self._kinds.get(process.pid):
+            return kind
+        command = " ".join(process.cmdline())
+        if "populations:Driver" in command:
+            return "driver"
+        return "ray" if re.search(r"ray::|/ray/|raylet|gcs_server|serve run", command) else "other"
 
 
 def start_sides(base_url: str, rows: int, folder: Path, stack: ExitStack, *, only: list[str]) -> dict[str, Peer]:
@@ -236,6 +280,7 @@ def report(measured: list[dict[str, Pass]], rows: int, others: dict[str, Any], p
     shares = [_number(one["driver"]["cached_share_of_shared_prefix"]) for one in measured]
     result["cached_share_of_shared_prefix"] = round(statistics.median(shares), 4)
     result |= {f"{name}_passes": [one[name] for one in measured] for name in measured[0]}
+    result["driver_cpu_share"] = cpu_share([one["driver"] for one in measured])
     result |= {"rows_per_pass": rows, "passes": len(measured), "workload": f"{WORKLOAD}, one token, two labels"}
     result |= {"engine": {"model": NAME, **ENGINE}, **others}
     pace = statistics.median(_number(one["driver"]["wall_rows_per_s"]) for one in measured)
@@ -248,8 +293,18 @@ def report(measured: list[dict[str, Pass]], rows: int, others: dict[str, Any], p
         ("idle_cluster_cores", ""),
     ):
         lines.append([key, "", f"{result[key]:.3f}", "", aim])
+    lines += [
+        [f"processor time of {kind}", "", f"{share:.3f}", "", ""] for kind, share in result["driver_cpu_share"].items()
+    ]
     title = f"the driver and its peers ({rows} rows a pass, {others['bf16_gflops']} GFLOP/s bf16)"
     publish(title, ["", "rows/s", "driver is × as fast", "passes", "aim"], lines, result, path)
+
+
+def cpu_share(passes: Sequence[Pass]) -> dict[str, float]:
+    """Share of each kind of process in the processor time that the driver's passes took together."""
+    kinds = [name for name in passes[0] if name.startswith("cpu_")]
+    total = sum(_number(one[kind]) for one in passes for kind in kinds)
+    return {kind[4:]: round(sum(_number(one[kind]) for one in passes) / total, 4) for kind in kinds}
 
 
 def _rate(one: Pass) -> float:

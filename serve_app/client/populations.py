@@ -56,6 +56,11 @@ class PopulationClient:
         except OSError as error:
             raise BadSettings(f"{path}: {error.strerror or error}") from error
 
+    def replicas(self) -> list[dict[str, Any]]:
+        """The replicas that can work now; see `schema.ReplicaInfo`."""
+        found: list[dict[str, Any]] = self._call("GET", "/replicas")["data"]
+        return found
+
     def list(self) -> list[dict[str, Any]]:
         """All jobs' statuses, newest first."""
         found: list[dict[str, Any]] = self._call("GET", "/")["data"]

@@ -324,8 +324,8 @@ class Dispatcher:
         if share <= 0:
             return 0
         # Guided self-scheduling (Polychronopoulos and Kuck, 1987): the less is left, the smaller the chunks, so that
-        # all replicas end together.
-        guided = -(-queue.rows // (2 * workers))
+        # all replicas end together. One alone has nobody to wait for.
+        guided = -(-queue.rows // (2 * workers)) if workers > 1 else queue.rows
         return min(sizes.chunk_rows, max(sizes.min_chunk_rows, min(guided, share)))
 
     def _start(self, worker: Worker, queue: RowQueue, items: list[Item]) -> None:

@@ -72,11 +72,13 @@ def _prepare_child() -> None:
 
 
 def serve_environment() -> dict[str, str]:
-    """What `serve run` needs in its environment so that nothing outlives it (see `serving/haproxy.py`)."""
+    """What `serve run` needs in its environment: nothing outlives it (see `serving/haproxy.py`), engines go first."""
     folder = Path(sys.executable).parent
     return {
         "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "serve-app-haproxy"),
+        # Ray's workers are at nice 15: an engine would then wait for all else on the machine, Ray's own agents too.
+        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  # Ray's own spelling
     }
 
 
