@@ -6,7 +6,7 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast chaos lint serve bench lock clean
+.PHONY: help setup demo test test-fast chaos contract lint serve bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,13 +25,16 @@ serve: .venv/ready ## serve run config.yaml (Ctrl-C stops it)
 	@$(BIN)/serve-app serve "$(CONFIG)"
 
 test: lint ## all set-up, lint and all tests, real engine included
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -m "not contract"
 
 test-fast: .venv/ready ## the tests that start no engine
-	@$(BIN)/python -m pytest -q -m "not engine and not chaos"
+	@$(BIN)/python -m pytest -q -m "not engine and not chaos and not contract"
 
 chaos: .venv/ready ## kill drivers, replicas and stores: 50 runs simulated, 3 on real vLLM
 	@$(BIN)/python -m benchmarks.chaos --json chaos.json
+
+contract: .venv/ready ## the OpenAI surface: stock client, raw HTTP and 10,000 made-up requests
+	@$(BIN)/python -m tests.contract --json contract.json
 
 lint: .venv/ready ## ruff and strict typing
 	@$(BIN)/ruff check .

@@ -228,6 +228,7 @@ def real_runs(folder: Path, rng: random.Random, runs: int) -> Any:
     folder.mkdir(parents=True)
     document = yaml.safe_load(Path("config.yaml").read_text())
     document["http_options"]["port"] = 8766
+    del document["applications"][2:]  # files and batches
     document["applications"][1]["args"].update(store=str(folder / "runs"), chunk_rows=16)
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(document))

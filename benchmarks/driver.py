@@ -94,7 +94,8 @@ def main() -> None:
 def write_config(folder: Path) -> Path:
     """config.yaml with one replica, the engine settings above and a store and port of its own."""
     document = yaml.safe_load(Path("config.yaml").read_text())
-    replicas, populations = document["applications"]
+    # Files and batches have processes of their own, which are not measured here.
+    replicas, populations, *_ = document["applications"] = document["applications"][:2]
     document["http_options"]["port"] = PORT
     options = {"scheduling_policy": "priority", "enable_prompt_tokens_details": True}
     replicas["args"]["engine"] = {"model": NAME, **ENGINE, **options}

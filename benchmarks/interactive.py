@@ -22,7 +22,7 @@ from serve_app.driver.run import PartRun
 from serve_app.driver.spec import JobSpec
 from serve_app.driver.store import Store
 from serve_app.schema import Chunk, Outcome, Row
-from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP, DriverSettings
+from serve_app.settings import DriverSettings
 from serve_app.workloads.ctr.prompts import NO, WORKLOAD, YES
 
 
@@ -62,11 +62,10 @@ class NoLog:
 def connect() -> HandlePool:
     """The running cluster's replicas."""
     import ray
-    from ray import serve
 
     if not ray.is_initialized():
         ray.init(address="auto", log_to_driver=False)
-    return HandlePool(serve.get_deployment_handle(REPLICA_DEPLOYMENT, REPLICAS_APP))
+    return HandlePool.of()
 
 
 async def durability_cost(folder: Path, populations: Sequence[Sequence[Row]]) -> dict[str, Any]:

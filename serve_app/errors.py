@@ -3,6 +3,7 @@
     ServeAppError
     ├── BadSettings           a field of config.yaml, of a command or of a request is wrong
     │   ├── UnknownOption     an option that the engine does not have
+    │   ├── PromptTooLong     a prompt has more tokens than max_prompt_tokens
     │   └── ModelNotFound     the model's folder or name does not lead to a model
     ├── NotEnoughMemory       the replica would not fit on this machine
     ├── EngineFailed          the engine died or hangs; the replica must be replaced
@@ -27,6 +28,10 @@ class BadSettings(ServeAppError, ValueError):
 
 class UnknownOption(BadSettings):
     """Raised when the engine has no option of that name."""
+
+
+class PromptTooLong(BadSettings):
+    """Raised when a prompt of an HTTP request has more tokens than max_prompt_tokens."""
 
 
 class ModelNotFound(BadSettings):

@@ -62,7 +62,8 @@ class Chunk(msgspec.Struct, frozen=True):
     """Rows that one replica computes in one call.
 
     Each prompt is its token ids by `pack_tokens`; a pool that takes messages (an external provider) gets the
-    row's messages as JSON instead.
+    row's messages as JSON instead. With `path` each is the JSON body of a request to that route of the engine's
+    HTTP application, and labels and sampling are unused.
     """
 
     chunk_id: int
@@ -70,12 +71,22 @@ class Chunk(msgspec.Struct, frozen=True):
     label_ids: tuple[int, ...] = ()
     sampling: Sampling = Sampling()
     priority: int = 0
+    path: str = ""
+
+
+class HttpResponse(msgspec.Struct, frozen=True):
+    """What the engine's HTTP application answered to one row; `body` is JSON."""
+
+    status_code: int
+    request_id: str
+    body: bytes
 
 
 class Completion(msgspec.Struct, frozen=True):
     """What the engine gave for one prompt: text or label log-probabilities (natural logarithms), or an error.
 
     `invalid` is a prompt that no engine would take (too long, say); `failed` one that another try may answer.
+    A row that is an HTTP request has a `response` in place of text, also where that refuses it.
     """
 
     status: Status = "ok"
@@ -87,6 +98,7 @@ class Completion(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     latency_ms: float = 0.0
     error: str | None = None
+    response: HttpResponse | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True):

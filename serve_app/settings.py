@@ -6,6 +6,7 @@ installed vLLM by `engine/options.py`.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 REPLICAS_APP = "replicas"
 REPLICA_DEPLOYMENT = "Replica"
 DRIVER_APP = "populations"
+FILES_APP = "files"
+MODELS_APP = "models"
+# The key that our own clients and checks send, if the server asks for one.
+API_KEY_ENV = "SERVE_APP_API_KEY"
+
+
+def api_key() -> str:
+    """This process's key; "" if it has none."""
+    return os.environ.get(API_KEY_ENV, "")
+
+
+def api_key_headers() -> dict[str, str]:
+    """What a request of our own carries."""
+    return {"authorization": f"Bearer {api_key()}"} if api_key() else {}
 
 
 class Frozen(BaseModel):
@@ -52,6 +67,41 @@ class ShardingSettings(Frozen):
         return max(self.piece_prompts, -(-prompts // (2 * self.open_pieces * replicas)))
 
 
+class RoutingSettings(Frozen):
+    """Which replica takes a request of a session; see `serving/router.py`."""
+
+    session_affinity: bool = Field(True, description="requests of one session go to one replica, whose prefix cache "
+                                   "has them; false: load alone decides")  # fmt: skip
+    session_slack_requests: int = Field(8, ge=0, description="a session leaves its replica once more requests than "
+                                        "this are open there")  # fmt: skip
+    session_load_factor: float = Field(1.5, ge=1, description="beyond this multiple of the others' mean")
+
+
+class AccessSettings(Frozen):
+    """Who may use an application's HTTP routes, and how much of it; see `serving/gate.py` and `serving/keys.py`."""
+
+    key_files: tuple[str, ...] = Field((), description="files of API keys (`serve-app keys`), relative to where Serve "
+                                       "was started; none: anybody may")  # fmt: skip
+    open_paths: tuple[str, ...] = Field(("/health", "/ping"), description="need no key; relative to the route prefix")
+    max_body_bytes: int | None = Field(64 * 2**20, ge=1, description="of a request; null: any")
+    max_prompt_tokens: int | None = Field(None, ge=1, description="of one prompt; null: what the model takes")
+    request_timeout_s: float | None = Field(None, gt=0, description="from request to the answer's end; null: none")
+    write_timeout_s: float | None = Field(60.0, gt=0, description="how long a client may not read, where it can be "
+                                          "seen (`serving/exchange.py`)")  # fmt: skip
+    max_inflight_requests: int | None = Field(448, ge=1, description="POST requests at one replica; further ones get "
+        "429. Below its max_ongoing_requests of 512, which peers and the driver share, so that we answer, not "
+        "Serve's queue; null: none")  # fmt: skip
+    log_requests: bool = Field(True, description="a line of JSON for each request, by the logger serve_app.request")
+    log_bodies: bool = Field(False, description="with the first 64 KiB of prompt and answer: private data")
+
+
+class ControlAccessSettings(AccessSettings):
+    """The same for the driver's routes, where files are uploaded, and jobs are asked for by many."""
+
+    max_body_bytes: int | None = Field(16 * 2**30, ge=1, description="of a request; null: any")
+    max_inflight_requests: int | None = Field(None, ge=1, description="POST requests at once; null: any")
+
+
 class ReplicaSettings(Frozen):
     """Arguments of the `replicas` application.
 
@@ -62,7 +112,37 @@ class ReplicaSettings(Frozen):
     engine: dict[str, Any] = Field(default_factory=dict)
     health: HealthSettings = HealthSettings()
     sharding: ShardingSettings = ShardingSettings()
+    access: AccessSettings = AccessSettings()
+    routing: RoutingSettings = RoutingSettings()
+    admin_routes: tuple[str, ...] = Field((), description="vLLM's administrative routes to keep; see serving/routes.py")
     simulated: SimulatedSettings | None = None
+
+
+class ServedApplication(Frozen):
+    """An application of `serve_app.serving.apps:replicas` in the same config file."""
+
+    name: str = Field(min_length=1)
+    models: tuple[str, ...] = Field((), description="names that it has also while none of its replicas runs; all that "
+                                    "the running ones list, adapters too, is found out")  # fmt: skip
+
+
+class ModelsSettings(Frozen):
+    """Arguments of the `models` application."""
+
+    applications: tuple[ServedApplication, ...] = Field(min_length=1, description="a request without a model goes to "
+                                                        "the first; so does a model that both serve")  # fmt: skip
+    access: AccessSettings = Field(AccessSettings(), description="of what is answered here; what is handed on obeys "
+                                   "its application's own")  # fmt: skip
+
+    @model_validator(mode="after")
+    def _without_doubles(self) -> ModelsSettings:
+        for field, names in (
+            ("applications.name", [application.name for application in self.applications]),
+            ("applications.models", [model for application in self.applications for model in application.models]),
+        ):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{field}: {', '.join(twice)} is there twice")
+        return self
 
 
 class DriverSettings(Frozen):
@@ -73,6 +153,7 @@ class DriverSettings(Frozen):
     beat 1×512 by half in throughput (ray#52634). The window starts at `window_rows` and follows the engine's queue.
     """
 
+    replicas: str = Field(REPLICAS_APP, description="the application whose replicas work, where there are several")
     store: str = Field("runs", min_length=1, description="folder or URL (s3://…) of the jobs; a folder is relative to "
                        "where Serve was started")  # fmt: skip
     chunk_rows: int = Field(64, ge=1)
@@ -93,6 +174,7 @@ class DriverSettings(Frozen):
     max_running_jobs: int = Field(8, ge=1, description="the others wait their turn")
     rows_per_runner: int = Field(1_000_000, ge=1, description="a larger population is run by more than one process")
     max_runners: int = Field(1, ge=1, description="processes of one job; 1 runs all jobs in the driver itself")
+    access: ControlAccessSettings = ControlAccessSettings()
 
     @model_validator(mode="after")
     def _in_order(self) -> DriverSettings:

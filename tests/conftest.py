@@ -35,12 +35,14 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    from serve_app.serving.config import set_store
     from serve_app.serving.local import local_serve
 
     folder = tmp_path_factory.mktemp("cluster")
     document = yaml.safe_load((ROOT / "config.yaml").read_text())
     document["http_options"]["port"] = unused_port()
-    document["applications"][1]["args"].update(store=str(folder / "runs"), chunk_rows=16)
+    set_store(document, str(folder / "runs"))
+    document["applications"][1]["args"]["chunk_rows"] = 16
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(document))
     log = folder / "serve.log"

@@ -27,6 +27,7 @@ from openai import BadRequestError, OpenAI
 from serve_app.client.check import run_checks
 from serve_app.client.populations import PopulationClient
 from serve_app.models.default import prepare
+from serve_app.serving.config import set_store
 from serve_app.serving.local import RUN_MARKER, local_serve, marked_processes
 from serve_app.workloads.ctr.predict import predict
 from serve_app.workloads.ctr.profiles import generate_profiles
@@ -315,7 +316,7 @@ def test_ray_stop_force_leaves_no_engine_and_no_haproxy(cluster: Cluster, tmp_pa
     document = copy.deepcopy(cluster.config)
     port = document["http_options"]["port"] = unused_port()
     document["applications"][0]["deployments"][0]["num_replicas"] = 1
-    document["applications"][1]["args"]["store"] = str(tmp_path / "runs")
+    set_store(document, str(tmp_path / "runs"))
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(document))
     stats = unused_port()

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from serve_app.cli import ctr, population, server
+from serve_app.cli import ctr, keys, population, server
 from serve_app.errors import BadSettings, ServeAppError
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 for command in (ctr.ctr, ctr.demo, server.serve, server.validate, server.check):
     app.command()(command)
 app.add_typer(population.app, name="population")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+from serve_app.settings import api_key, api_key_headers
+
 # Long enough to fill several blocks of the prefix cache, and unlike any other prompt.
 REPEATED = "serve-app check " + "counts one, two, three, four, five, six, seven, eight, nine, ten; " * 12
 # Each try may reach another replica, whose cache has not seen the prompt.
@@ -40,7 +42,7 @@ class _Checks:
 
         self._base_url = base_url
         self._replicas = replicas
-        self._client: Any = OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0, timeout=120)
+        self._client: Any = OpenAI(base_url=f"{base_url}/v1", api_key=api_key() or "none", max_retries=0, timeout=120)
         self._model = ""
 
     def steps(self) -> list[tuple[str, Callable[[], str], bool]]:
@@ -68,7 +70,9 @@ class _Checks:
     def _why_not(self) -> str:
         """What the driver knows of replicas that do not answer."""
         try:
-            answer = httpx.get(f"{self._base_url}/v1/populations/replicas", timeout=30).json()
+            answer = httpx.get(
+                f"{self._base_url}/v1/populations/replicas", timeout=30, headers=api_key_headers()
+            ).json()
             return answer["failure"] or "the replicas are starting"
         except (httpx.HTTPError, ValueError, KeyError):
             return "the driver does not answer either"
@@ -128,7 +132,7 @@ class _Checks:
         raise _Problem(f"no cached token in {CACHE_TRIES} equal prompts: is enable_prefix_caching off?")
 
     def replica_count(self) -> str:
-        response = httpx.get(f"{self._base_url}/v1/populations/replicas", timeout=30)
+        response = httpx.get(f"{self._base_url}/v1/populations/replicas", timeout=30, headers=api_key_headers())
         response.raise_for_status()
         found = response.json()["data"]
         if len(found) < self._replicas:

@@ -13,6 +13,7 @@ import msgspec
 
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServerUnavailable
 from serve_app.schema import Outcome, Row
+from serve_app.settings import api_key_headers
 
 RUNNING = ("queued", "running")
 POLL_S = 0.5
@@ -26,7 +27,9 @@ class PopulationClient:
 
     def __init__(self, base_url: str, *, timeout_s: float = 60.0) -> None:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        self._http = httpx.Client(base_url=f"{self.base_url}/v1/populations", timeout=timeout_s)
+        self._http = httpx.Client(
+            base_url=f"{self.base_url}/v1/populations", timeout=timeout_s, headers=api_key_headers()
+        )
 
     def submit(self, rows: Sequence[Row] = (), **request: Any) -> str:
         """Queue rows, or what `request` names as `source` or `generator`; the job's id.

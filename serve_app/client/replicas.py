@@ -16,7 +16,7 @@ from serve_app.driver.dispatch import Dispatcher, DispatchSettings, ReplicaPool
 from serve_app.driver.render import Renderer, make_renderer
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, Completion, EngineInfo, Row, Sampling
-from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
+from serve_app.settings import REPLICAS_APP
 
 Prompt = str | Sequence[Mapping[str, str]]
 # Between online requests (0) and durable jobs (10): somebody waits for these.
@@ -36,16 +36,20 @@ class ReplicaClient:
         self._preparing = asyncio.Lock()
 
     @classmethod
-    def connect(cls, address: str = "auto", *, settings: DispatchSettings | None = None) -> ReplicaClient:
-        """A client of the replicas in the Ray cluster at `address`. Raises ConnectionError without a cluster."""
+    def connect(
+        cls, address: str = "auto", *, app: str = REPLICAS_APP, settings: DispatchSettings | None = None
+    ) -> ReplicaClient:
+        """A client of an application's replicas in the Ray cluster at `address`.
+
+        Raises ConnectionError without a cluster.
+        """
         import ray
-        from ray import serve
 
         from serve_app.driver.pool import HandlePool
 
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False)
-        return cls(HandlePool(serve.get_deployment_handle(REPLICA_DEPLOYMENT, REPLICAS_APP)), settings=settings)
+        return cls(HandlePool.of(app), settings=settings)
 
     async def __aenter__(self) -> ReplicaClient:
         await self._dispatcher.__aenter__()

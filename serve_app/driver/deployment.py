@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import PurePath
@@ -20,6 +20,7 @@ from ray import serve
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
 
+from serve_app.driver.batches import Batches
 from serve_app.driver.demand import Demand
 from serve_app.driver.dispatch import ReplicaPool
 from serve_app.driver.job import make_dispatcher
@@ -31,7 +32,7 @@ from serve_app.driver.runner import RemotePart
 from serve_app.driver.spec import JobSpec, JobStatus
 from serve_app.driver.threads import use_many_threads
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError
-from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP, DriverSettings
+from serve_app.settings import DriverSettings
 
 # First match counts.
 STATUS_CODES: tuple[tuple[type[ServeAppError], int, str], ...] = (
@@ -40,6 +41,8 @@ STATUS_CODES: tuple[tuple[type[ServeAppError], int, str], ...] = (
     (BadSettings, 400, "invalid_request_error"),
     (ServeAppError, 500, "server_error"),
 )
+# Puts keys and limits, which the driver does not know, around an ASGI application.
+Guard = Callable[[Any], Any]
 RUNNING = ("queued", "running")
 EVENT_EVERY_S = 0.5
 # A job's wish for replicas is told this often: within it, a cluster at zero begins to start.
@@ -173,16 +176,29 @@ async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:
 class Driver:
     """Owns the jobs. Needs no device; dispatches to the replicas by handle."""
 
-    async def __init__(self, settings: DriverSettings) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, settings: DriverSettings, guard: Guard = lambda app: app
+    ) -> None:
+        """`guard` is put around the routes: keys and limits, which the driver does not know."""
         use_many_threads()
-        self._pool = HandlePool(serve.get_deployment_handle(REPLICA_DEPLOYMENT, REPLICAS_APP))
+        self._guard = guard
+        self._pool = HandlePool.of(settings.replicas)
         self._dispatcher = await make_dispatcher(self._pool, settings).__aenter__()
         remote = partial(RemotePart, settings) if settings.max_runners > 1 else None
         self._jobs = Jobs(settings, self._dispatcher, remote)
-        self._recovering = asyncio.create_task(self._jobs.recover())
+        self._batches = Batches(settings.store, self._jobs)
+        self._recovering = asyncio.create_task(self._recover())
         self._warming = asyncio.create_task(self._warm_up())
-        self._demand = Demand()
+        self._demand = Demand(settings.replicas)
         self._telling = asyncio.create_task(self._tell_demand())
+
+    async def _recover(self) -> None:
+        await self._jobs.recover()
+        await self._batches.recover()
+
+    async def batches(self, call: str, *arguments: Any, **named: Any) -> Any:
+        """For the deployment of `/v1/batches`: one of the methods of `openai_routes.BatchService`."""
+        return await getattr(self._batches, call)(*arguments, **named)
 
     async def _warm_up(self) -> None:
         """Have the tokenizer ready before the first job asks for it."""
@@ -202,12 +218,13 @@ class Driver:
                 logger.warning("cannot ask why replicas are missing: %s", error)
             await asyncio.sleep(DEMAND_EVERY_S)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._jobs, self._pool)
+    def __serve_build_asgi_app__(self) -> Any:
+        return self._guard(build_app(self._jobs, self._pool))
 
     async def __del__(self) -> None:
         self._telling.cancel()
         self._recovering.cancel()
         self._warming.cancel()
+        await self._batches.close()
         await self._jobs.close()
         await self._dispatcher.__aexit__()

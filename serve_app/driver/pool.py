@@ -20,9 +20,15 @@ GUESSES = 8
 class HandlePool:
     """See `dispatch.ReplicaPool`."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle, app: str = REPLICAS_APP) -> None:
         self._handle = handle
+        self._app = app
         self._known: list[str] = []
+
+    @classmethod
+    def of(cls, app: str = REPLICAS_APP) -> HandlePool:
+        """The replicas of that application in the cluster that this process is connected to."""
+        return cls(serve.get_deployment_handle(REPLICA_DEPLOYMENT, app), app)
 
     async def replicas(self) -> list[ReplicaInfo]:
         try:
@@ -51,13 +57,13 @@ class HandlePool:
             return None
 
     async def _any_runs(self) -> bool:
-        app = (await asyncio.to_thread(serve.status)).applications.get(REPLICAS_APP)
+        app = (await asyncio.to_thread(serve.status)).applications.get(self._app)
         deployment = app and app.deployments.get(REPLICA_DEPLOYMENT)
         return bool(deployment and deployment.replica_states.get("RUNNING"))
 
     async def failure(self) -> str:
         """Why no replica will come up, as Serve gave up on them; empty as long as it has not."""
-        status = (await asyncio.to_thread(serve.status)).applications.get(REPLICAS_APP)
+        status = (await asyncio.to_thread(serve.status)).applications.get(self._app)
         if status is None or status.status != "DEPLOY_FAILED":
             return ""
         told = [status.message, *(deployment.message for deployment in status.deployments.values())]

@@ -23,8 +23,10 @@ class Renderer(Protocol):
         """What stands for the labels in a chunk. Raises BadSettings for labels that cannot be told apart."""
 
 
-def make_renderer(engine: EngineInfo, *, external: bool = False) -> Renderer:
-    """What the engine takes."""
+def make_renderer(engine: EngineInfo, *, external: bool = False, requests: bool = False) -> Renderer:
+    """What the engine takes; `requests` are for its HTTP application."""
+    if requests:
+        return RequestRenderer()
     if external:
         return MessageRenderer()
     if engine.simulated and not engine.tokenizer:
@@ -92,6 +94,16 @@ class TokenRenderer:
         if len({tokens[0] for tokens in ids}) < len(labels):
             raise BadSettings(f"labels: {list(labels)} are not all different tokens")
         return tuple(tokens[0] for tokens in ids)
+
+
+class RequestRenderer:
+    """Requests as they came."""
+
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+        return [(row.prompt or "").encode() for row in rows]
+
+    def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
+        return ()
 
 
 class MessageRenderer:

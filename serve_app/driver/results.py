@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -32,43 +32,53 @@ def _blocks(job: JobStore, after: int) -> Iterator[list[Outcome]]:
 
 
 def _columns(job: JobStore, form: str, after: int) -> Iterator[bytes]:
-    labels = list(job.spec()["labels"])
-    schema = flat_schema(labels)
+    spec = job.spec()
+    values = value_fields(spec["labels"], requests=bool(spec.get("endpoint")))
+    schema = flat_schema(values)
     sink = _Sink()
     target: Any = sink
     writer: Any = pa.csv.CSVWriter(target, schema) if form == "csv" else pa.parquet.ParquetWriter(target, schema)
     with writer:
         for table in job.tables(after=after):
-            writer.write_table(flatten(table, labels))
+            writer.write_table(flatten(table, values))
             yield sink.take()
     yield sink.take()
 
 
-def flat_schema(labels: list[str]) -> pa.Schema:
-    """Columns of `flatten`."""
-    values: list[pa.Field[Any]] = [pa.field("text", pa.string()), pa.field("finish_reason", pa.string())]
+def value_fields(labels: Sequence[str], *, requests: bool = False) -> list[pa.Field[Any]]:
+    """The columns that `value` becomes: a column a label and `mass`, the parts of a response, or text and reason."""
+    if requests:  # `body` is JSON
+        return [pa.field("status_code", pa.int32()), pa.field("request_id", pa.string()), pa.field("body", pa.string())]
     if labels:
-        values = [pa.field(name, pa.float64()) for name in (*(f"logprob_{label}" for label in labels), "mass")]
+        return [pa.field(name, pa.float64()) for name in (*(f"logprob_{label}" for label in labels), "mass")]
+    return [pa.field("text", pa.string()), pa.field("finish_reason", pa.string())]
+
+
+def flat_schema(values: list[pa.Field[Any]]) -> pa.Schema:
+    """Columns of `flatten`."""
     fields: list[pa.Field[Any]] = []
     for field in SCHEMA:
         fields += values if field.name == "value" else [field]
     return pa.schema(fields)
 
 
-def flatten(table: pa.Table, labels: list[str]) -> pa.Table:
-    """The store's table with the columns of `value` in its place: a column a label and `mass`, or text and reason."""
-    values = [msgspec.json.decode(value) if value else {} for value in table["value"].to_pylist()]
+def flatten(table: pa.Table, values: list[pa.Field[Any]]) -> pa.Table:
+    """The store's table with the columns of `value` (see `value_fields`) in its place."""
+    decoded = [msgspec.json.decode(value) if value else {} for value in table["value"].to_pylist()]
     columns: dict[str, Any] = {}
-    for field in flat_schema(labels):
+    for field in flat_schema(values):
         name = field.name
         if name in table.column_names:
             columns[name] = table[name]
         elif name.startswith("logprob_"):
             label = name.removeprefix("logprob_")
-            columns[name] = pa.array([v.get("logprobs", {}).get(label) for v in values], field.type)
+            columns[name] = pa.array([v.get("logprobs", {}).get(label) for v in decoded], field.type)
+        elif name == "body":
+            bodies = [v.get(name) for v in decoded]
+            columns[name] = pa.array([b and msgspec.json.encode(b).decode() for b in bodies], field.type)
         else:
-            columns[name] = pa.array([value.get(name) for value in values], field.type)
-    return pa.table(columns, schema=flat_schema(labels))
+            columns[name] = pa.array([v.get(name) for v in decoded], field.type)
+    return pa.table(columns, schema=flat_schema(values))
 
 
 class _Sink(io.RawIOBase):

@@ -16,6 +16,7 @@ from itertools import islice
 
 import msgspec
 
+from serve_app.driver.batch_rows import value_and_error
 from serve_app.driver.commit import Committer
 from serve_app.driver.dispatch import Dispatcher, RowResult, Stream
 from serve_app.driver.idmap import IdMap
@@ -129,12 +130,13 @@ class PartRun:
         served = spec.provider.model if spec.provider else engine.model
         if spec.model is not None and spec.model != served:
             raise BadSettings(f"model '{spec.model}' is not served here, '{served}' is: name that one, or none")
-        renderer = make_renderer(engine, external=spec.provider is not None)
+        renderer = make_renderer(engine, external=spec.provider is not None, requests=spec.endpoint is not None)
         self.tally.model, self.tally.simulated = served, engine.simulated
         self.tally.tensor_parallel_size = engine.tensor_parallel_size
         priority = self._settings.priority if spec.priority is None else spec.priority
-        template = Chunk(0, (), renderer.label_ids(spec.labels), spec.sampling, priority)
-        return Request(served, spec.workload, spec.labels, spec.sampling), renderer, template
+        template = Chunk(0, (), renderer.label_ids(spec.labels), spec.sampling, priority, spec.endpoint or "")
+        workload = spec.workload + template.path  # the same body is another question on another route
+        return Request(served, workload, spec.labels, spec.sampling), renderer, template
 
     # --- rows in ---
 
@@ -215,8 +217,10 @@ class PartRun:
 def _outcome(result: RowResult, request: Request, finished_at: str) -> Outcome:
     completion, replica = result.completion, result.replica
     custom_id, content_hash = result.key
-    value = None
-    if completion.status == "ok" and request.labels:
+    value, error = None, completion.error
+    if completion.response is not None:
+        value, error = value_and_error(completion, completion.response)
+    elif completion.status == "ok" and request.labels:
         logprobs = dict(zip(request.labels, completion.label_logprobs, strict=True))
         value = {"logprobs": logprobs, "mass": math.fsum(map(math.exp, completion.label_logprobs))}
     elif completion.status == "ok":
@@ -226,7 +230,7 @@ def _outcome(result: RowResult, request: Request, finished_at: str) -> Outcome:
         content_hash=content_hash,
         status=completion.status,
         value=value,
-        error=completion.error,
+        error=error,
         attempts=result.attempts,
         replica=replica.replica_id if replica else None,
         model=request.model,

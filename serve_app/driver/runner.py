@@ -11,7 +11,6 @@ import logging
 from contextlib import suppress
 
 import ray
-from ray import serve
 from ray.exceptions import RayActorError
 
 from serve_app.driver.dispatch import ReplicaPool
@@ -26,7 +25,7 @@ from serve_app.driver.tally import Tally
 from serve_app.driver.threads import use_many_threads
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
-from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP, DriverSettings
+from serve_app.settings import DriverSettings
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +79,8 @@ class Runner:
         store = Store(self._settings.store)
         job = store.open(self._job_id)
         spec = JobSpec.model_validate(job.spec())
-        handle = serve.get_deployment_handle(REPLICA_DEPLOYMENT, REPLICAS_APP)
-        async with make_dispatcher(Share(HandlePool(handle), self._number, self._parts), self._settings) as dispatcher:
+        pool = Share(HandlePool.of(self._settings.replicas), self._number, self._parts)
+        async with make_dispatcher(pool, self._settings) as dispatcher:
             self._part = PartRun(
                 spec,
                 open_source(spec, folder_url=job.folder),

@@ -27,6 +27,7 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pa_parquet
 import pydantic
 
+from serve_app.driver.batch_rows import RequestRows
 from serve_app.driver.files import join, reason, resolve
 from serve_app.driver.spec import Format, Generator, JobSpec
 from serve_app.driver.template import RowMaker, unreadable, unreadable_id
@@ -75,6 +76,8 @@ def open_source(spec: JobSpec, *, folder_url: str) -> Source:
         return Generated(spec.generator)
     maker = RowMaker(spec)
     file = _SourceFile.of(spec, folder_url)
+    if spec.endpoint is not None:
+        return _requests(file, spec.endpoint)
     match file.format:
         case "csv":
             return CsvRows(file, maker)
@@ -82,6 +85,14 @@ def open_source(spec: JobSpec, *, folder_url: str) -> Source:
             return JsonlRows(file, maker)
         case "parquet":
             return ParquetRows(file, maker)
+
+
+def _requests(file: _SourceFile, endpoint: str) -> RequestRows:
+    if file.format != "jsonl":
+        raise BadSettings(f"format: requests are JSON lines, and {file.name} is {file.format}")
+    with file.stream():
+        pass  # a file that is not there is said now
+    return RequestRows(file.lines, endpoint)
 
 
 def check_ids(source: Source) -> None:
@@ -173,6 +184,11 @@ class _SourceFile:
             with filesystem.open_input_stream(path, compression=self.compression) as raw:
                 # Python's own reader: it splits lines many times faster.
                 yield io.BufferedReader(cast("io.RawIOBase", raw), READ_BUFFER)
+
+    def lines(self) -> Iterator[bytes]:
+        """See `_lines`."""
+        with self.stream() as file:
+            yield from _lines(file)
 
 
 def _in_folder(folder_url: str, name: str) -> str:

@@ -11,6 +11,8 @@ from serve_app.schema import Sampling
 State = Literal["queued", "running", "completed", "completed_with_failures", "cancelled", "failed"]
 FINISHED: tuple[State, ...] = ("completed", "completed_with_failures")
 Format = Literal["csv", "jsonl", "parquet"]
+# Routes of the engine that a row may be a request to.
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 
 
 class Body(BaseModel):
@@ -56,12 +58,33 @@ class Provider(Body):
     timeout_s: float = Field(120.0, gt=0)
 
 
+# What a row that is a request says by itself.
+NOT_OF_REQUESTS = (
+    "generator",
+    "provider",
+    "prompt",
+    "messages",
+    "model",
+    "labels",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "structured",
+    "id_column",
+    "length_column",
+)
+
+
 class JobSpec(Body):
     """Body of `POST /v1/populations`.
 
     The population is one of `rows`, `source` and `generator`. A row is {"custom_id", "messages"} or {"custom_id",
     "prompt"}, or, with a template in `prompt` or `messages`, any columns that the template's `{column}` fields name.
     With `labels` each row is scored, without it text is generated.
+    With `endpoint` a row is a line of an OpenAI batch file, {"custom_id", "method", "url", "body"}, and its answer the
+    whole response; what is asked, and how, is then in each body.
     """
 
     rows: tuple[dict[str, Any], ...] = ()
@@ -74,6 +97,7 @@ class JobSpec(Body):
     messages: tuple[Message, ...] = Field((), description="template of a chat")
     workload: str = Field("prompts", min_length=1, description="name and version, part of each row's identity")
     model: str | None = Field(None, description="the served model's name; default: the one that is served")
+    endpoint: Endpoint | None = Field(None, description="the rows are requests to this route of the engine")
     labels: tuple[str, ...] = Field((), max_length=128)
     max_tokens: int = Field(16, ge=1)
     temperature: float = Field(0.0, ge=0)
@@ -95,7 +119,12 @@ class JobSpec(Body):
             raise ValueError(f"give one of rows, source and generator; got {', '.join(given) or 'none'}")
         if self.prompt is not None and self.messages:
             raise ValueError("give prompt or messages, not both")
+        if self.endpoint is not None and (idle := [name for name in NOT_OF_REQUESTS if self._differs(name)]):
+            raise ValueError(f"with endpoint, each row's body says what is asked: leave out {', '.join(idle)}")
         return self
+
+    def _differs(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True))
 
     @property
     def sampling(self) -> Sampling:

@@ -8,10 +8,11 @@ supported API; all else used here moves between minor versions, so vLLM is pinne
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -42,10 +43,21 @@ CPU_BLOCK_SIZE = 32
 
 
 class VLLMEngine:
-    """See `engine.protocol.Engine`. `options` are vLLM's, by vLLM's names; `replicas` share this host."""
+    """See `engine.protocol.Engine`. `options` are vLLM's, by vLLM's names; `replicas` share this host.
+
+    `meter` is given the AsyncLLM before anything uses it, to count what passes. With `ray_metrics`, which needs Ray,
+    vLLM's metrics go to the node's Ray agent.
+    """
 
     def __init__(
-        self, options: Mapping[str, Any], health: HealthSettings, *, assigned_cpus: float = 1, replicas: int = 1
+        self,
+        options: Mapping[str, Any],
+        health: HealthSettings,
+        *,
+        assigned_cpus: float = 1,
+        replicas: int = 1,
+        meter: Callable[[Any], None] = lambda engine: None,
+        ray_metrics: bool = False,
     ) -> None:
         check_options(options)
         self._options = dict(options)
@@ -61,6 +73,8 @@ class VLLMEngine:
         self._last_step = time.monotonic()
         self._waiting = 0
         self._processes: list[psutil.Process] = []
+        self._meter = meter
+        self._ray_metrics = ray_metrics
 
     # --- life ---
 
@@ -70,6 +84,7 @@ class VLLMEngine:
         logger.info("starting vLLM with %s", ", ".join(sorted(engine_options)))  # not the values: hf_token is one
         try:
             self._engine = self._build_engine(engine_options)
+            self._meter(self._engine)
             self._processes = psutil.Process().children(recursive=True)
             self._app = await self._build_app({**engine_options, **frontend})
             await asyncio.wait_for(self._generate_one(), self._health.start_timeout_s)
@@ -128,6 +143,7 @@ class VLLMEngine:
         from vllm import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
         args = AsyncEngineArgs(**options)
         # The context decides default batch sizes; the server's are the ones `vllm serve` has.
@@ -135,7 +151,7 @@ class VLLMEngine:
         return AsyncLLM.from_vllm_config(
             config,
             usage_context=UsageContext.OPENAI_API_SERVER,
-            stat_loggers=[_progress_logger(self._on_step)],
+            stat_loggers=[_progress_logger(self._on_step), *([RayPrometheusStatLogger] if self._ray_metrics else [])],
             enable_log_requests=args.enable_log_requests,
             disable_log_stats=args.disable_log_stats,
         )
@@ -146,7 +162,10 @@ class VLLMEngine:
         from vllm.entrypoints.launchers.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+        options = dict(options)
+        # Adapters become objects while arguments are parsed, and only there.
+        lora = [one if isinstance(one, str) else json.dumps(one) for one in options.pop("lora_modules", None) or ()]
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--lora-modules", *lora] if lora else [])
         for name, value in options.items():
             setattr(args, name, value)
         tasks = await self._engine.get_supported_tasks()

@@ -1,11 +1,14 @@
 """Application builders: what `import_path` in config.yaml names. Their argument is the settings model."""
 
 import os
+from functools import partial
 
 from ray.serve import Application, Deployment
 
 from serve_app.engine.options import check_options
-from serve_app.settings import DriverSettings, ReplicaSettings
+from serve_app.engine.protocol import ASGIApp
+from serve_app.serving.gate import Gate
+from serve_app.settings import AccessSettings, DriverSettings, ModelsSettings, ReplicaSettings
 
 
 def replicas(args: ReplicaSettings) -> Application:
@@ -22,7 +25,10 @@ def replicas(args: ReplicaSettings) -> Application:
     # takes a chunk, and a plan for fewer replicas than run bounds only how many chunks are open.
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         deployment = deployment.options(
-            request_router_config={"request_router_class": "serve_app.serving.router:TargetedRequestRouter"}
+            request_router_config={
+                "request_router_class": "serve_app.serving.router:TargetedRequestRouter",
+                "request_router_kwargs": args.routing.model_dump(),
+            }
         )
     return deployment.bind(args)
 
@@ -31,4 +37,30 @@ def populations(args: DriverSettings) -> Application:
     """The driver under `/v1/populations`. It needs no device and answers while replicas start."""
     from serve_app.driver.deployment import Driver
 
-    return Driver.bind(args)  # type: ignore[attr-defined]
+    return Driver.bind(args, partial(guarded, args.access))  # type: ignore[attr-defined]
+
+
+def files(args: DriverSettings) -> Application:
+    """OpenAI's files under `/v1/files`. Its store is to be the driver's."""
+    from serve_app.driver.batch_deployment import Files
+
+    return Files.bind(args, partial(guarded, args.access))  # type: ignore[attr-defined]
+
+
+def batches(args: AccessSettings) -> Application:
+    """OpenAI's batches under `/v1/batches`: calls to the driver, which runs them as populations."""
+    from serve_app.driver.batch_deployment import Batches
+
+    return Batches.bind(partial(guarded, args))  # type: ignore[attr-defined]
+
+
+def models(args: ModelsSettings) -> Application:
+    """Hands requests to the `replicas` application that serves their model; only where there are several."""
+    from serve_app.serving.models import Models
+
+    return Models.bind(args)  # type: ignore[attr-defined]
+
+
+def guarded(access: AccessSettings, app: ASGIApp) -> ASGIApp:
+    """The driver's routes behind keys and limits."""
+    return Gate(app, access, "populations")

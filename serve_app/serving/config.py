@@ -20,19 +20,57 @@ from serve_app.engine.cpu import check_memory, kv_bytes_per_rank, memory_bytes, 
 from serve_app.engine.options import check_options
 from serve_app.errors import BadSettings, StoreError
 from serve_app.models.catalog import check_heads, resolve_model, weight_bytes
-from serve_app.settings import DRIVER_APP, REPLICA_DEPLOYMENT, REPLICAS_APP, DriverSettings, ReplicaSettings
+from serve_app.serving.keys import read_keys
+from serve_app.settings import (
+    DRIVER_APP,
+    FILES_APP,
+    MODELS_APP,
+    REPLICA_DEPLOYMENT,
+    REPLICAS_APP,
+    DriverSettings,
+    ModelsSettings,
+    ReplicaSettings,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """An application of replicas."""
+
+    app: str
+    replicas: int  # that should be ready at the start; may be 0 where a cluster starts empty
+    settings: ReplicaSettings
+    route_prefix: str = "/"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names that it serves, adapters too."""
+        options = self.settings.engine
+        served = options.get("served_model_name") or options.get("model") or ()
+        adapters = [one["name"] if isinstance(one, dict) else one.partition("=")[0]
+                    for one in options.get("lora_modules") or ()]  # fmt: skip
+        return (*([served] if isinstance(served, str) else served), *adapters)
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """A checked config file. `replicas` is the number that should be ready at the start."""
+    """A checked config file. The first of `engines` answers requests that name no model; `worked` has populations."""
 
     path: Path
     host: str
     port: int
-    replicas: int  # may be 0 where a cluster starts empty
-    replica_settings: ReplicaSettings
+    engines: tuple[EngineConfig, ...]
     driver_settings: DriverSettings
+
+    @property
+    def replicas(self) -> int:
+        """How many should be ready at the start, of all engines."""
+        return sum(engine.replicas for engine in self.engines)
+
+    @property
+    def worked(self) -> EngineConfig:
+        """The engine whose replicas work populations."""
+        return next(engine for engine in self.engines if engine.app == self.driver_settings.replicas)
 
     @property
     def base_url(self) -> str:
@@ -51,18 +89,36 @@ class ServeConfig:
         if not isinstance(document, dict):
             raise BadSettings(f"{path} is not a Serve config file: it has no fields")
         applications = {app.get("name"): app for app in document.get("applications") or []}
-        for name in (REPLICAS_APP, DRIVER_APP):
+        names = [REPLICAS_APP]
+        if models_app := applications.get(MODELS_APP):
+            models = _parse(ModelsSettings, models_app, path)
+            names = [application.name for application in models.applications]
+        for name in (*names, DRIVER_APP):
             if name not in applications:
                 raise BadSettings(f"{path}: there is no application named '{name}'")
         http = document.get("http_options") or {}
-        replica_app, driver_app = applications[REPLICAS_APP], applications[DRIVER_APP]
+        driver_app = applications[DRIVER_APP]
+        engines = tuple(_engine(applications[name], path) for name in names)
+        driver_settings = _parse(DriverSettings, driver_app, path)
+        if driver_settings.replicas not in names:
+            raise BadSettings(
+                f"{path}: applications.{DRIVER_APP}.args.replicas: '{driver_settings.replicas}' is not one of "
+                + ", ".join(names)
+            )
+        files_app = applications.get(FILES_APP)
+        if files_app and _parse(DriverSettings, files_app, path).store != driver_settings.store:
+            raise BadSettings(
+                f"{path}: applications.{FILES_APP}.args.store: it is not the driver's, '{driver_settings.store}', so "
+                "batches would not find their files"
+            )
+        if models_app:
+            _check_names(path, models, engines)
         return cls(
             path=path,
             host=str(http.get("host", "127.0.0.1")),
             port=int(http.get("port", 8000)),
-            replicas=_replicas(replica_app),
-            replica_settings=_parse(ReplicaSettings, replica_app, path),
-            driver_settings=_parse(DriverSettings, driver_app, path),
+            engines=engines,
+            driver_settings=driver_settings,
         )
 
     def check(self, *, port: bool = True) -> None:
@@ -70,9 +126,13 @@ class ServeConfig:
 
         Raises BadSettings, UnknownOption, ModelNotFound or NotEnoughMemory.
         """
-        if self.replica_settings.simulated is None:
-            check_options(self.replica_settings.engine)
-            self._check_model()
+        real = [engine for engine in self.engines if engine.settings.simulated is None]
+        for engine in real:
+            check_options(engine.settings.engine)
+        self._check_models(real)
+        accesses = (self.driver_settings.access, *(engine.settings.access for engine in self.engines))
+        for file in {file for access in accesses for file in access.key_files}:
+            read_keys(Path(file))
         if port:
             self._check_port()
         store = self.driver_settings.store
@@ -83,19 +143,21 @@ class ServeConfig:
         else:
             check_store(Path(store))
 
-    def _check_model(self) -> None:
-        engine = self.replica_settings.engine
-        model = resolve_model(engine["model"])
-        ranks = int(engine.get("tensor_parallel_size") or 1)
-        check_heads(model, ranks)
-        if cpu_build():
-            free, total = memory_bytes()
-            replicas = max(1, self.replicas)  # one that starts at zero must still have room for one
-            fixed = worker_bytes(weight_bytes(model), ranks)
-            kv = kv_bytes_per_rank(
-                engine.get("kv_cache_memory_bytes"), worker=fixed, ranks=ranks, replicas=replicas, total=total
-            )
-            check_memory(fixed + kv, kv, workers=ranks * replicas, free=free)
+    def _check_models(self, engines: list[EngineConfig]) -> None:
+        free, total = memory_bytes()
+        for engine in engines:
+            options = engine.settings.engine
+            model = resolve_model(options["model"])
+            ranks = int(options.get("tensor_parallel_size") or 1)
+            check_heads(model, ranks)
+            if cpu_build():
+                replicas = max(1, engine.replicas)  # one that starts at zero must still have room for one
+                fixed = worker_bytes(weight_bytes(model), ranks)
+                kv = kv_bytes_per_rank(
+                    options.get("kv_cache_memory_bytes"), worker=fixed, ranks=ranks, replicas=replicas, total=total
+                )
+                check_memory(fixed + kv, kv, workers=ranks * replicas, free=free)
+                free -= ranks * replicas * (fixed + kv)  # the next one has what is left
 
     def _check_port(self) -> None:
         with socket.socket() as probe:
@@ -109,6 +171,13 @@ class ServeConfig:
                 ) from error
 
 
+def set_store(document: dict[str, Any], store: str) -> None:
+    """Give every application of a config document that has a store this one."""
+    for application in document["applications"]:
+        if "store" in application.get("args", {}):
+            application["args"]["store"] = store
+
+
 def cpu_build() -> bool:
     """Whether the installed vLLM is the CPU build, by the name of its distribution."""
     from importlib.metadata import PackageNotFoundError, version
@@ -118,6 +187,27 @@ def cpu_build() -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def _engine(application: dict[str, Any], path: Path) -> EngineConfig:
+    settings = _parse(ReplicaSettings, application, path)
+    return EngineConfig(application["name"], _replicas(application), settings, application.get("route_prefix", "/"))
+
+
+def _check_names(path: Path, models: ModelsSettings, engines: tuple[EngineConfig, ...]) -> None:
+    """Raises BadSettings for a name that its engine does not have, or that two engines have."""
+    field = f"{path}: applications.{MODELS_APP}.args.applications"
+    owners: dict[str, str] = {}
+    for application, engine in zip(models.applications, engines, strict=True):
+        for name in application.models:
+            if name not in engine.models:
+                raise BadSettings(
+                    f"{field}: '{engine.app}' does not serve '{name}' but {', '.join(engine.models)}: "
+                    "correct it there, or set served_model_name"
+                )
+        for name in engine.models:
+            if (owner := owners.setdefault(name, engine.app)) != engine.app:
+                raise BadSettings(f"{field}: '{owner}' and '{engine.app}' both serve '{name}': set served_model_name")
 
 
 def _replicas(application: dict[str, Any]) -> int:

@@ -21,7 +21,8 @@ import psutil
 
 from serve_app.engine.lifeline import die_with_parent
 from serve_app.errors import ServerUnavailable
-from serve_app.serving.config import ServeConfig
+from serve_app.serving.config import EngineConfig, ServeConfig
+from serve_app.settings import api_key_headers
 
 RUN_MARKER = "SERVE_APP_RUN"
 STOP_TIMEOUT_S = 45.0
@@ -93,23 +94,30 @@ def _wait_until_ready(
         answered, ready, failure = replicas_ready(settings.base_url)
         if failure:
             raise ServerUnavailable(f"the replicas cannot start: {failure} (log: {log})")
-        if answered and ready >= settings.replicas:
+        others = [engine for engine in settings.engines if engine is not settings.worked and engine.replicas]
+        if answered and ready >= settings.worked.replicas and all(_answers(settings, engine) for engine in others):
             return
         now = time.monotonic()
         if now - started > timeout_s:
             raise ServerUnavailable(
-                f"{ready} of {settings.replicas} replicas were ready after {timeout_s:g} s; see {log}"
+                f"{ready} of {settings.worked.replicas} replicas were ready after {timeout_s:g} s; see {log}"
             )
         if now - last_told > 5.0:
-            on_wait(f"starting replicas: {ready} of {settings.replicas} ready after {now - started:.0f} s")
+            on_wait(f"starting replicas: {ready} of {settings.worked.replicas} ready after {now - started:.0f} s")
             last_told = now
         time.sleep(0.5)
+
+
+def _answers(settings: ServeConfig, engine: EngineConfig) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(f"{settings.base_url}{engine.route_prefix.rstrip('/')}/health", timeout=5.0).is_success
+    return False
 
 
 def replicas_ready(base_url: str) -> tuple[bool, int, str]:
     """Whether the driver answers, how many replicas can work, and why none ever will."""
     with suppress(httpx.HTTPError, ValueError, KeyError):
-        answer = httpx.get(f"{base_url}/v1/populations/replicas", timeout=5.0).json()
+        answer = httpx.get(f"{base_url}/v1/populations/replicas", timeout=5.0, headers=api_key_headers()).json()
         return True, len(answer["data"]), answer["failure"]
     return False, 0, ""
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
 
+import msgspec
 import ray
 from ray import serve
+from starlette.types import Message
 
+from serve_app.engine.metrics import ChunkMetrics, NodeMetrics
 from serve_app.engine.protocol import ASGIApp, Engine
-from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
+from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
+from serve_app.serving import accounting, telemetry
+from serve_app.serving.gate import Gate
+from serve_app.serving.http_rows import answer_requests
+from serve_app.serving.models import forward
+from serve_app.serving.routes import add_routes, close_admin_routes
 from serve_app.serving.sharding import Answer, HandlePeers, Piece, Sharding, answer_piece
 from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
 
@@ -37,27 +50,50 @@ class Replica:
     async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Serve awaits it
         context = serve.get_replica_context()
         self._sharding = settings.sharding
+        self._access = settings.access
         self._replica_id = context.replica_id.unique_id
         assigned = ray.get_runtime_context().get_assigned_resources()
+        settings = settings.model_copy(update={"engine": telemetry.configure(settings.engine, self._replica_id)})
+        self._admin_routes = settings.admin_routes
+        self._metrics = ChunkMetrics()
         self._engine = build_engine(settings, assigned_cpus=assigned.get("CPU", 1), replicas=context.world_size)
         await self._engine.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         context = serve.get_replica_context()
         peers = HandlePeers(serve.get_deployment_handle(context.deployment, context.app_name))
-        return Sharding(self._engine.app(), peers, self._replica_id, self._sharding)
+        app: Any = self._engine.app()
+        add_routes(app, NodeMetrics().scrape)
+        close_admin_routes(app, self._admin_routes)
+        sharding = Sharding(telemetry.traced(app), peers, self._replica_id, self._sharding)
+        self._asgi = Gate(sharding, self._access, "inference")
+        return self._asgi
 
     async def run_chunk(self, chunk: Chunk, *, replica_id: str | None = None) -> ChunkResult:
         """Complete every prompt of the chunk. `replica_id` is for the router; the result says who ran it.
 
         Raises EngineFailed when the engine is lost; nothing of the chunk is then done.
         """
-        completions = await self._engine.run(chunk)
+        started = time.perf_counter()
+        completions = await (self._answer(chunk) if chunk.path else self._engine.run(chunk))
+        self._metrics.record(completions, time.perf_counter() - started)
         return ChunkResult(chunk.chunk_id, await self.describe(), completions, self._engine.waiting)
+
+    async def _answer(self, chunk: Chunk) -> tuple[Completion, ...]:
+        engine = self._engine
+        return await answer_requests(engine.app(), chunk, model=engine.info.model, check_health=engine.check_health)
 
     async def complete(self, piece: Piece, *, replica_id: str | None = None) -> Answer:
         """Answer a part of a peer's HTTP request (`sharding.py`). `replica_id` is for the router."""
-        return await answer_piece(self._engine.app(), piece, self._replica_id)
+        with accounting.use(accounting.Account(self._access.max_prompt_tokens)) as account:
+            answer = await answer_piece(self._engine.app(), piece, self._replica_id)
+        return msgspec.structs.replace(answer, tokens=(account.prompt_tokens, account.completion_tokens))
+
+    async def forward(self, request: Piece) -> AsyncIterator[list[Message]]:
+        """Answer an HTTP request that came by handle (`models.py`)."""
+        async with aclosing(forward(self._asgi, request)) as answer:  # a call that is closed aborts at once
+            async for messages in answer:
+                yield messages
 
     async def describe(self, *, replica_id: str | None = None) -> ReplicaInfo:
         """Who runs here. `replica_id` is for the router."""
@@ -72,6 +108,7 @@ class Replica:
     async def __del__(self) -> None:
         if engine := getattr(self, "_engine", None):
             await engine.shutdown()
+        await asyncio.to_thread(telemetry.flush)
 
 
 def build_engine(settings: ReplicaSettings, *, assigned_cpus: float, replicas: int) -> Engine:
@@ -85,4 +122,11 @@ def build_engine(settings: ReplicaSettings, *, assigned_cpus: float, replicas: i
         return SimulatedEngine(settings.engine, settings.simulated)
     from serve_app.engine.vllm import VLLMEngine
 
-    return VLLMEngine(settings.engine, settings.health, assigned_cpus=assigned_cpus, replicas=replicas)
+    return VLLMEngine(
+        settings.engine,
+        settings.health,
+        assigned_cpus=assigned_cpus,
+        replicas=replicas,
+        meter=accounting.install,
+        ray_metrics=True,
+    )

@@ -29,6 +29,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.engine.protocol import ASGIApp
 from serve_app.errors import EngineFailed
 from serve_app.schema import ReplicaInfo
+from serve_app.serving import accounting
 from serve_app.serving.router import TARGET
 from serve_app.settings import ShardingSettings
 
@@ -66,6 +67,8 @@ class Answer(msgspec.Struct, frozen=True):
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
     replica_id: str = ""
+    # Prompt and completion tokens that a peer's engine gave for it.
+    tokens: tuple[int, int] = (0, 0)
 
 
 class Peers(Protocol):
@@ -134,7 +137,10 @@ class Sharding:
     async def _complete(self, replica_id: str, piece: Piece) -> Answer:
         if replica_id == self._me:
             return await answer_piece(self._app, piece, self._me)
-        return await self._peers.complete(replica_id, piece)
+        answer = await self._peers.complete(replica_id, piece)
+        if (account := accounting.current()) is not None:
+            account.add(*answer.tokens)
+        return answer
 
 
 # --- cut and merge ---

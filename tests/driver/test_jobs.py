@@ -337,7 +337,7 @@ async def test_reuse_takes_answers_of_other_jobs_and_runs_only_the_rest(make_job
 
 async def test_failed_answers_are_not_reused(make_jobs: MakeJobs) -> None:
     pool = FakePool(["a"], poison={CharacterRenderer().prompts(rows(3))[2]})  # type: ignore[arg-type]
-    jobs = await make_jobs(pool, max_attempts=3)
+    jobs = await make_jobs(pool, max_attempts=4)
     first = await finished(jobs, await jobs.submit(spec(6)))
     assert first.failed == 1
     pool.poison = set()

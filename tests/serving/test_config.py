@@ -15,7 +15,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.errors import BadSettings, ModelNotFound, NotEnoughMemory, StoreError, UnknownOption
 from serve_app.serving import config as serving_config
-from serve_app.serving.config import ServeConfig
+from serve_app.serving.config import ServeConfig, set_store
 from serve_app.settings import DriverSettings, ReplicaSettings
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def write(tmp_path: Path, free_port: int) -> Callable[[Edit], ServeConfig]:
     def make(edit: Edit = lambda document: None) -> ServeConfig:
         document = yaml.safe_load((ROOT / "config.yaml").read_text())
         document["http_options"]["port"] = free_port
-        document["applications"][1]["args"]["store"] = str(tmp_path / "runs")
+        set_store(document, str(tmp_path / "runs"))
         edit(document)
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(document))
@@ -48,7 +48,7 @@ def test_the_shipped_files_are_what_serve_and_our_settings_accept(name: str) -> 
     ServeDeploySchema.model_validate(document)
     loaded = ServeConfig.load(ROOT / name)
     assert loaded.replicas == 2
-    assert loaded.replica_settings.engine["tensor_parallel_size"] == 2
+    assert loaded.engines[0].settings.engine["tensor_parallel_size"] == 2
 
 
 def test_the_default_is_fit_to_run(write: Callable[..., ServeConfig]) -> None:
@@ -100,7 +100,7 @@ def test_a_port_in_use_is_named(write: Callable[..., ServeConfig]) -> None:
 def test_a_store_that_cannot_be_written_is_named(write: Callable[..., ServeConfig], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write in"):
-        write(lambda d: d["applications"][1]["args"].update(store=str(tmp_path / "file" / "runs"))).check()
+        write(lambda d: set_store(d, str(tmp_path / "file" / "runs"))).check()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_settings_are_data_that_travel() -> None:
 
 def test_a_store_by_url_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     document = yaml.safe_load((ROOT / "config.yaml").read_text())
-    document["applications"][1]["args"]["store"] = "s3://nobody/runs?endpoint_override=127.0.0.1:9&scheme=http"
+    set_store(document, "s3://nobody/runs?endpoint_override=127.0.0.1:9&scheme=http")
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(document))
     with pytest.raises(StoreError, match="nobody"):

@@ -1,0 +1,68 @@
+"""`serve-app keys`: make, list and revoke API keys in a key file. A running server reads it again by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from serve_app.cli.common import console
+
+app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
+
+KeyFile = Annotated[Path, typer.Option("--file", help="Key file, YAML or .json; what `key_files` in the config names.")]
+Name = Annotated[str, typer.Argument(help="What logs and limits call the key.")]
+
+
+@app.command()
+def create(
+    name: Name,
+    file: KeyFile,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Over all replicas.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Prompt and completion.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="inference or populations; default: all.")] = None,
+    expires: Annotated[str | None, typer.Option(help="Date and time with zone, as 2027-01-31T00:00:00Z.")] = None,
+) -> None:
+    """Make a key and print it, this once: the file has only its hash."""
+    from serve_app.serving.key_file import create_key
+
+    options = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "scopes": scope,
+        "expires": expires,
+    }
+    key = create_key(file, name, **{option: value for option, value in options.items() if value})
+    Console(stderr=True, soft_wrap=True).print(f"key '{name}' is in {file}; it is shown only now:", markup=False)
+    console.print(key, markup=False, highlight=False)
+
+
+@app.command("list")
+def list_keys(file: KeyFile) -> None:
+    """The keys' names, states and limits."""
+    from serve_app.serving.keys import read_keys
+
+    table = Table("name", "state", "scopes", "requests/min", "tokens/min", "created", "expires")
+    for key in read_keys(file):
+        limits = (key.requests_per_minute, key.tokens_per_minute)
+        times = (key.created, key.expires)
+        table.add_row(
+            key.name,
+            key.state,
+            ", ".join(key.scopes) if key.scopes is not None else "all",
+            *(str(limit) if limit is not None else "–" for limit in limits),
+            *(f"{time:%Y-%m-%d %H:%M %Z}" if time is not None else "–" for time in times),
+        )
+    console.print(table)
+
+
+@app.command()
+def revoke(name: Name, file: KeyFile) -> None:
+    """Disable a key; servers heed it within seconds."""
+    from serve_app.serving.key_file import revoke_key
+
+    revoke_key(file, name)
+    console.print(f"key '{name}' is revoked", markup=False)

@@ -1,0 +1,81 @@
+"""Token counts of an OpenAI response body, whichever route gave it.
+
+Knows the two shapes of `usage`: that of chat, completions and embeddings, and that of responses.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Usage(msgspec.Struct):
+    """Tokens. `cached` ones are part of the input, `reasoning` ones of the output."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def add(self, other: Usage) -> None:
+        """Count the other's tokens too."""
+        self.input_tokens += other.input_tokens
+        self.cached_tokens += other.cached_tokens
+        self.output_tokens += other.output_tokens
+        self.reasoning_tokens += other.reasoning_tokens
+
+
+class _Input(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Output(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Input | None = None
+    completion_tokens_details: _Output | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _Input | None = None
+    output_tokens_details: _Output | None = None
+
+
+class _Body(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Response(msgspec.Struct):
+    body: _Body
+
+
+def usage_of(body: bytes) -> Usage:
+    """The counts of a response body, zeros without any. Raises msgspec.MsgspecError where it is no JSON object."""
+    return _counts(_decode_body(body))
+
+
+def usage_of_response(response: str | bytes) -> Usage:
+    """The same for {"status_code", "request_id", "body"}, as an outcome's value has it."""
+    return _counts(_decode_response(response).body)
+
+
+def _counts(body: _Body) -> Usage:
+    usage = body.usage
+    if usage is None:
+        return Usage()
+    given, made = (
+        usage.prompt_tokens_details or usage.input_tokens_details,
+        usage.completion_tokens_details or usage.output_tokens_details,
+    )
+    return Usage(
+        input_tokens=usage.prompt_tokens or usage.input_tokens or 0,
+        cached_tokens=(given and given.cached_tokens) or 0,
+        output_tokens=usage.completion_tokens or usage.output_tokens or 0,
+        reasoning_tokens=(made and made.reasoning_tokens) or 0,
+    )
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_response = msgspec.json.Decoder(_Response).decode

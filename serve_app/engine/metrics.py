@@ -1,0 +1,105 @@
+"""Prometheus metrics: our own of population work, and what `/metrics` answers.
+
+Every process of a node hands its metrics to the node's Ray agent, which serves them on one port, the one to scrape:
+vLLM's of each replica (`ray_vllm_…`, by vLLM's own `RayPrometheusStatLogger`), Serve's and Ray's (`ray_…`), and ours
+(`ray_serve_app_…`). The agent gets them every 10 s (`RAY_metrics_report_interval_ms`). Counters, gauges and buckets
+are exact; the `_sum` of a histogram is not, as the agent knows only buckets and counts each value as the middle of
+its own (ray#64852): for values of 0.030 s in a bucket from 0.025 to 0.05, it was 25 % too large.
+
+`/metrics` of the HTTP port reaches any one replica. Were its own figures the answer, a counter would jump between
+replicas from one scrape to the next; so it answers for all of its node, under the names that `vllm serve` uses, and
+leaves out what Ray tells of nodes and tasks. Does not know vLLM, only the prefix that its metrics have at the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import httpx
+
+from serve_app.errors import ServerUnavailable
+from serve_app.schema import Completion
+
+# Prefix at the agent, and at `/metrics`.
+PREFIXES = {"ray_vllm_": "vllm:", "ray_serve_app_": "serve_app_", "ray_serve_": "ray_serve_"}
+# The longest first: ray_serve_ begins ray_serve_app_, too.
+_LINE = re.compile(rf"^((?:# (?:HELP|TYPE) )?)({'|'.join(sorted(PREFIXES, key=len, reverse=True))})(.*)$", re.MULTILINE)
+# The same in every line of a node, half of the text, and the address is the cluster's own business. WorkerId
+# stays: some of Serve's series differ in nothing else.
+_CONSTANT = re.compile(r'(?<=[{,])(?:NodeAddress|SessionName|Version|otel_scope_\w+)="(?:[^"\\]|\\.)*"(?:,|(?=}))')
+AGENT_TIMEOUT_S = 5.0
+# Text mode of Prometheus, as prometheus_client names it.
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CHUNK_SECONDS = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0]
+
+
+class NodeMetrics:
+    """The metrics of vLLM, Serve and ours on this node. `find_agent` gives the URL of the node's Ray agent."""
+
+    def __init__(self, find_agent: Callable[[], Awaitable[str]] | None = None) -> None:
+        self._find_agent = find_agent or _find_agent
+        self._url = ""
+
+    async def scrape(self) -> str:
+        """Prometheus' text format. Raises ServerUnavailable when the agent does not answer."""
+        self._url = self._url or await self._find_agent()
+        try:
+            async with httpx.AsyncClient(timeout=AGENT_TIMEOUT_S, trust_env=False) as client:
+                response = (await client.get(self._url)).raise_for_status()
+        except httpx.HTTPError as error:
+            self._url, url = "", self._url  # it may come back on another port
+            raise ServerUnavailable(f"the node's metrics agent does not answer at {url} ({error!r})") from error
+        return await asyncio.to_thread(public_metrics, response.text)  # a megabyte, on a node with many replicas
+
+
+def public_metrics(text: str) -> str:
+    """What is vLLM's, Serve's or ours of an agent's answer, by the names of `PREFIXES`."""
+    return "".join(f"{line[1]}{PREFIXES[line[2]]}{_CONSTANT.sub('', line[3])}\n" for line in _LINE.finditer(text))
+
+
+async def _find_agent() -> str:
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    for node in await asyncio.to_thread(ray.nodes):
+        if node["NodeID"] == node_id and (port := node.get("MetricsExportPort") or 0) > 0:
+            host = node["NodeManagerAddress"]
+            return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+    raise ServerUnavailable("this node has no metrics agent: is Ray's dashboard agent running, with metrics enabled?")
+
+
+class ChunkMetrics:
+    """Population work of this replica. vLLM's own metrics count it too, together with online requests."""
+
+    def __init__(self) -> None:
+        from ray.serve import metrics  # adds deployment, replica and application to the tags
+
+        self._prompts: Any = metrics.Counter(
+            "serve_app_prompts", description="Prompts of population chunks, by outcome.", tag_keys=("status",)
+        )
+        self._tokens: Any = metrics.Counter(
+            "serve_app_tokens",
+            description="Tokens of population chunks: of prompts, of these from the prefix cache, and generated.",
+            tag_keys=("kind",),
+        )
+        self._seconds: Any = metrics.Histogram(
+            "serve_app_chunk_seconds", description="Time a chunk took in the replica.", boundaries=CHUNK_SECONDS
+        )
+
+    def record(self, completions: Sequence[Completion], seconds: float) -> None:
+        """Count a chunk that was answered."""
+        for status, prompts in Counter(completion.status for completion in completions).items():
+            self._prompts.inc(prompts, tags={"status": status})
+        tokens = {
+            "prompt": sum(completion.prompt_tokens for completion in completions),
+            "cached": sum(completion.cached_tokens for completion in completions),
+            "generated": sum(completion.completion_tokens for completion in completions),
+        }
+        for kind, count in tokens.items():
+            if count:  # Ray refuses to add nothing
+                self._tokens.inc(count, tags={"kind": kind})
+        self._seconds.observe(seconds)

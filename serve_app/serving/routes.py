@@ -1,0 +1,154 @@
+"""Makes an engine's HTTP application a whole OpenAI server, and closes what the public must not reach.
+
+Knows FastAPI, and the paths of vLLM 0.32; both it takes as it finds them, so it does not import vLLM.
+
+Added or put right:
+
+    GET /v1/models/{id}   vLLM lists models, and does not answer for one
+    errors                vLLM answers 404 and 405 of unknown paths and methods as {"detail": …}
+    GET /metrics          of the node, not of any one replica (`engine/metrics.py`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from serve_app.engine.metrics import MEDIA_TYPE
+from serve_app.errors import BadSettings, ServerUnavailable
+
+# vLLM's administrative routes. Each acts on one replica, at random; none asks for a key (vLLM's own guards only
+# /v1, /v2, /inference and /cohere). `tests/serving/test_routes.py` fails when a release adds a route that is not here
+# and not known to be public.
+ADMIN_ROUTES = frozenset(
+    {
+        # Always there where the model generates text:
+        "/scale_elastic_ep",  # stops and starts engines, and answers all else with 503 meanwhile
+        "/is_scaling_elastic_ep",
+        "/kv_event_sources",  # addresses inside the cluster
+        # enable_scale_out, tokens_only: anybody could end anybody's requests
+        "/inference/v1/abort_requests",
+        "/abort_requests",
+        # enable_fault_tolerance
+        "/fault_tolerance/apply",
+        "/fault_tolerance/status",
+        # profiler_config
+        "/start_profile",
+        "/stop_profile",
+        # VLLM_ALLOW_RUNTIME_LORA_UPDATING: loads any path, on one replica of many
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/adapters",
+        "/adapters/{adapter_name}",
+        # enable_tokenizer_info_endpoint
+        "/tokenizer_info",
+        # VLLM_SERVER_DEV_MODE
+        "/collective_rpc",  # calls any method of the workers
+        "/server_info",  # all settings and the environment
+        "/sleep",
+        "/wake_up",
+        "/is_sleeping",
+        "/release_kv_cache_memory",
+        "/reset_prefix_cache",
+        "/reset_mm_cache",
+        "/reset_encoder_cache",
+        "/pause",
+        "/resume",
+        "/is_paused",
+        "/init_weight_transfer_engine",
+        "/shutdown_weight_transfer_engine",
+        "/start_weight_update",
+        "/start_draft_weight_update",
+        "/update_weights",
+        "/finish_weight_update",
+        "/update_weight_version",
+        "/weight_info",
+        "/weight_checker",
+        "/get_world_size",
+    }
+)
+
+
+def add_routes(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None:
+    """Add what is missing. `scrape` gives the text of `/metrics`, or raises ServerUnavailable.
+
+    To be called before the application's first request.
+    """
+    _shape_errors(app)
+    _add_model(app)
+    _replace_metrics(app, scrape)
+    # SageMaker's package, which vLLM uses, has built it already, without the handler of errors.
+    app.middleware_stack = None
+
+
+def close_admin_routes(app: FastAPI, keep: Collection[str] = ()) -> None:
+    """Remove vLLM's administrative routes but those in `keep`; they are then unknown paths.
+
+    Raises BadSettings for a path in `keep` that is none of them.
+    """
+    if unknown := sorted(set(keep) - ADMIN_ROUTES):
+        raise BadSettings(f"admin_routes: {unknown[0]!r} is none of vLLM's: {', '.join(sorted(ADMIN_ROUTES))}")
+    _remove(app, ADMIN_ROUTES - set(keep))
+
+
+def _shape_errors(app: FastAPI) -> None:
+    # vLLM has a handler for FastAPI's HTTPException; routing raises its base class, Starlette's.
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        path, status = request.url.path, HTTPStatus(error.status_code)
+        messages = {
+            HTTPStatus.NOT_FOUND: f"There is no {path} here.",
+            HTTPStatus.METHOD_NOT_ALLOWED: f"{path} does not take {request.method}.",
+        }
+        # A route's own words where it gave some: without, the detail is the status's phrase.
+        message = messages.get(status, error.detail) if error.detail == status.phrase else error.detail
+        return _error(status, message, headers=dict(error.headers or {}))
+
+
+def _add_model(app: FastAPI) -> None:
+    @app.get("/v1/models/{model_id:path}", summary="Show Model", responses={404: {"description": "No such model"}})
+    async def show_model(model_id: str, request: Request) -> Response:
+        """One of the models that `/v1/models` lists, LoRA adapters too."""
+        # Asked of the application itself, as its client would: all that is served is then known here.
+        transport = httpx.ASGITransport(app)
+        headers = {name: request.headers[name] for name in ("authorization",) if name in request.headers}
+        async with httpx.AsyncClient(transport=transport, base_url="http://replica", headers=headers) as client:
+            listed = await client.get("/v1/models")
+        if listed.is_error or not model_id:  # `/v1/models/` is the list
+            return Response(listed.content, listed.status_code, media_type=listed.headers.get("content-type"))
+        for model in listed.json()["data"]:
+            if model["id"] == model_id:
+                return JSONResponse(model)
+        return _error(HTTPStatus.NOT_FOUND, f"The model `{model_id}` does not exist.", param="model")
+
+
+def _replace_metrics(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None:
+    _remove(app, {"/metrics"})
+
+    @app.get("/metrics", summary="Metrics of this node", response_class=Response)
+    async def metrics() -> Response:
+        """What vLLM, Serve and the driver count on this node, in Prometheus' text format; up to 10 s old."""
+        try:
+            return Response(await scrape(), media_type=MEDIA_TYPE)
+        except ServerUnavailable as error:
+            return _error(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+
+
+def _remove(app: FastAPI, paths: Collection[str]) -> None:
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in paths]
+    app.openapi_schema = None
+
+
+def _error(
+    status: HTTPStatus, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """An error as OpenAI's clients read it, with vLLM's types."""
+    kind = {HTTPStatus.NOT_FOUND: "NotFoundError"}.get(status, status.phrase)
+    body: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": status.value}
+    return JSONResponse({"error": body}, status.value, headers)

@@ -1,0 +1,154 @@
+"""OpenTelemetry: one trace a request, of the replica's server span and vLLM's span of the engine below it.
+
+    client's traceparent ─> POST /v1/chat/completions     this module, by OpenTelemetry's ASGI middleware
+                            └ llm_request                 vLLM, with time in queue, to first token, tokens
+
+On where the environment has OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT), or the engine's options have
+`otlp_traces_endpoint`; else nothing is imported and the application is left as it is. All other settings are
+OpenTelemetry's own environment variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLP_HEADERS, …).
+
+Serve's own tracing (RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH) is not used: in Ray 2.60 it makes a trace of each call by
+handle too, every poll of the driver, and forgets between processes that a trace is not sampled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from serve_app.engine.protocol import ASGIApp
+from serve_app.errors import BadSettings
+
+ENDPOINT, TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+PROTOCOL, TRACES_PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+HTTP, GRPC = "http/protobuf", "grpc"
+SERVICE_NAME, RESOURCE = "OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"
+OPTION = "otlp_traces_endpoint"
+# Polled by machines, or without an engine behind them.
+NOT_TRACED = "/health$,/ping$,/load$,/version$,/metrics$"
+CONTEXT_HEADERS = (b"traceparent", b"tracestate")
+FLUSH_MS = 5000
+
+
+def configure(
+    options: Mapping[str, Any], replica_id: str, environment: MutableMapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """The engine's options with the traces' endpoint, if there is one; to be called before the engine starts.
+
+    Leaves in the environment, which EngineCore and its workers inherit, what they and OpenTelemetry's SDK read there.
+    Raises BadSettings for a protocol that vLLM has not.
+    """
+    traces = options.get(OPTION) or environment.get(TRACES_ENDPOINT) or _from_base(environment)
+    if not traces:
+        return dict(options)
+    if not options.get(OPTION) or environment.get(PROTOCOL):
+        # vLLM reads only the variable of traces, and takes gRPC for the default; OpenTelemetry's is HTTP.
+        environment.setdefault(TRACES_PROTOCOL, _protocol(environment))
+    environment[TRACES_ENDPOINT] = traces
+    environment.setdefault(SERVICE_NAME, "serve_app")
+    known = environment.get(RESOURCE, "")
+    if "service.instance.id=" not in known:
+        environment[RESOURCE] = ",".join(filter(None, [known, f"service.instance.id={replica_id}"]))
+    return {**options, OPTION: traces}
+
+
+def _from_base(environment: Mapping[str, str]) -> str:
+    base = environment.get(ENDPOINT, "").rstrip("/")
+    return f"{base}/v1/traces" if base and _protocol(environment) == HTTP else base
+
+
+def _protocol(environment: Mapping[str, str]) -> str:
+    protocol = environment.get(TRACES_PROTOCOL) or environment.get(PROTOCOL) or HTTP
+    if protocol not in (HTTP, GRPC):
+        raise BadSettings(f"{TRACES_PROTOCOL}={protocol}: traces can be sent by {HTTP} or {GRPC}")
+    return protocol
+
+
+def traced(app: ASGIApp, environment: Mapping[str, str] = os.environ) -> ASGIApp:
+    """The application with a server span a request, or as it is where tracing is off; once the engine runs.
+
+    Raises BadSettings if OpenTelemetry's ASGI instrumentation is not installed.
+    """
+    if not environment.get(TRACES_ENDPOINT):
+        return app
+    try:
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+    except ImportError as error:
+        raise BadSettings(
+            f"{TRACES_ENDPOINT} is set, and opentelemetry-instrumentation-asgi is not installed: pip install it"
+        ) from error
+    from opentelemetry.metrics import NoOpMeterProvider
+
+    _set_provider(environment)
+    middleware = OpenTelemetryMiddleware(
+        PassContext(app),
+        excluded_urls=NOT_TRACED,
+        meter_provider=NoOpMeterProvider(),  # counted by Serve
+        exclude_spans=["receive", "send"],  # one for each token of a stream
+    )
+    return Traced(app, middleware)
+
+
+def _set_provider(environment: Mapping[str, str]) -> None:
+    """Have spans sent, unless vLLM sees to it already: there is one provider in a process."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+
+    if isinstance(trace.get_tracer_provider(), TracerProvider):
+        return
+    exporter: SpanExporter
+    if _protocol(environment) == HTTP:
+        from opentelemetry.exporter.otlp.proto.http import trace_exporter as http
+
+        exporter = http.OTLPSpanExporter(endpoint=environment[TRACES_ENDPOINT])
+    else:
+        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc
+
+        exporter = grpc.OTLPSpanExporter(endpoint=environment[TRACES_ENDPOINT])
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+
+
+def flush(environment: Mapping[str, str] = os.environ) -> None:
+    """Send the spans that are still here; blocks up to FLUSH_MS. Serve ends a replica without a word to the SDK."""
+    if environment.get(TRACES_ENDPOINT):
+        from opentelemetry import trace
+
+        if force_flush := getattr(trace.get_tracer_provider(), "force_flush", None):
+            force_flush(FLUSH_MS)
+
+
+class Traced:
+    """`middleware` around `app`, whose other attributes Serve reads."""
+
+    def __init__(self, app: ASGIApp, middleware: ASGIApp) -> None:
+        self._app = app
+        self._middleware = middleware
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._app, name)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._middleware(scope, receive, send)
+
+
+class PassContext:
+    """Puts the current span where vLLM looks for its parent: into the request's headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        # Not the configured propagators: vLLM reads W3C Trace Context, whatever the client speaks.
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        context: dict[str, str] = {}
+        if scope["type"] == "http":
+            TraceContextTextMapPropagator().inject(context)
+        if context:
+            kept = [(name, value) for name, value in scope["headers"] if name.lower() not in CONTEXT_HEADERS]
+            scope = {**scope, "headers": kept + [(name.encode(), value.encode()) for name, value in context.items()]}
+        await self._app(scope, receive, send)
