@@ -6,7 +6,7 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast chaos contract lint serve bench lock clean
+.PHONY: help setup demo test test-fast test-long chaos contract lint serve bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,10 +25,13 @@ serve: .venv/ready ## serve run config.yaml (Ctrl-C stops it)
 	@$(BIN)/serve-app serve "$(CONFIG)"
 
 test: lint ## all set-up, lint and all tests, real engine included
-	@$(BIN)/python -m pytest -q -m "not contract"
+	@$(BIN)/python -m pytest -q -m "not contract and not long"
+
+test-long: .venv/ready ## files and batches on a cluster of their own, a killed driver included
+	@$(BIN)/python -m pytest -q -m long
 
 test-fast: .venv/ready ## the tests that start no engine
-	@$(BIN)/python -m pytest -q -m "not engine and not chaos and not contract"
+	@$(BIN)/python -m pytest -q -m "not engine and not chaos and not contract and not long"
 
 chaos: .venv/ready ## kill drivers, replicas and stores: 50 runs simulated, 3 on real vLLM
 	@$(BIN)/python -m benchmarks.chaos --json chaos.json

@@ -19,7 +19,7 @@ from tests.conftest import unused_port
 from tests.test_population import CONFIG as POPULATIONS
 from tests.test_population import Simulated, replicas, wait_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 CHAT = "/v1/chat/completions"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 

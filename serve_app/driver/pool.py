@@ -39,8 +39,9 @@ class HandlePool:
             return []
         except TimeoutError:  # one that hangs hides all others from a broadcast: ask them one by one
             # Nobody is asked where none runs: Serve would start a replica for a call that waits.
-            guesses = GUESSES if await self._any_runs() else 0
-            asked: list[str | None] = [*self._known] or [None] * guesses
+            asked: list[str | None] = [*self._known]
+            if not asked and await self._any_runs():
+                asked = [None] * GUESSES
             answers = await asyncio.gather(*map(self._describe, asked))
         found = {answer.replica_id: answer for answer in answers if isinstance(answer, ReplicaInfo)}
         self._known = list(found) or self._known

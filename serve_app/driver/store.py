@@ -50,6 +50,8 @@ FAN_OUT = 64
 MERGED_ROWS = 64 * 64 * 1024
 # A reader has one row group in memory, some 10 MB of outcomes.
 GROUP_ROWS = 16_384
+# Whole responses can be large.
+GROUP_BYTES = 64 << 20
 # Outcomes made from a table at once.
 BATCH_ROWS = 1024
 # Manifests read at once: on an object store each takes a round trip.
@@ -518,10 +520,12 @@ def _outcomes(table: pa.Table) -> Iterator[Outcome]:
 
 
 def _grouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Neighbours together, up to GROUP_ROWS; none is cut, so that a row stays with those it was read with."""
+    """Neighbours together, up to GROUP_ROWS and GROUP_BYTES; none is cut: a row stays with those it was read with."""
     group: list[pa.Table] = []
     for table in tables:
-        if group and sum(t.num_rows for t in group) + table.num_rows > GROUP_ROWS:
+        together = [*group, table]
+        rows, size = sum(t.num_rows for t in together), sum(t.nbytes for t in together)
+        if group and (rows > GROUP_ROWS or size > GROUP_BYTES):
             yield pa.concat_tables(group)
             group = []
         group.append(table)

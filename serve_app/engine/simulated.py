@@ -55,7 +55,8 @@ class SimulatedEngine:
         )
 
     def app(self) -> ASGIApp:
-        from fastapi import FastAPI
+        from fastapi import Body, FastAPI
+        from fastapi.responses import JSONResponse
 
         app = FastAPI(title="simulated engine")
 
@@ -66,6 +67,24 @@ class SimulatedEngine:
         @app.get("/v1/models")
         async def models() -> dict[str, Any]:
             return {"object": "list", "data": [{"id": self.info.model, "object": "model", "owned_by": "simulated"}]}
+
+        @app.post("/v1/chat/completions", response_model=None)
+        async def chat(body: dict[str, Any] = Body()) -> Any:  # noqa: B008  # as FastAPI has it
+            if (model := body.get("model", self.info.model)) != self.info.model:
+                error = {"message": f"The model `{model}` does not exist.", "type": "NotFoundError", "code": 404}
+                return JSONResponse({"error": error}, status_code=404)
+            prompt = "\n".join(str(message.get("content")) for message in body["messages"])
+            chunk = Chunk(0, (prompt.encode("utf-32-be", "replace"),), priority=int(body.get("priority", 0)))
+            (completion,) = await self.run(chunk)
+            message = {"role": "assistant", "content": completion.text}
+            used = {"prompt_tokens": completion.prompt_tokens, "completion_tokens": completion.completion_tokens}
+            return {
+                "id": f"chatcmpl-{hashlib.sha256(prompt.encode()).hexdigest()[:16]}",
+                "object": "chat.completion",
+                "model": self.info.model,
+                "choices": [{"index": 0, "message": message, "finish_reason": completion.finish_reason}],
+                "usage": {**used, "total_tokens": sum(used.values())},
+            }
 
         return app
 

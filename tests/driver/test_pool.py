@@ -102,3 +102,16 @@ async def test_a_cancelled_chunk_is_cancelled_on_the_replica(handle: Any) -> Non
     call.cancel()
     await asyncio.wait([call])
     assert handle.sent.cancelled
+
+
+async def test_the_controller_is_not_asked_where_replicas_are_known(
+    handle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def status() -> Any:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(serve, "status", status)
+    pool = HandlePool(handle)
+    await pool.replicas()
+    handle.hangs = "b"
+    assert [one.replica_id for one in await pool.replicas()] == ["a"]
