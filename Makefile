@@ -27,7 +27,7 @@ serve: .venv/ready ## serve run config.yaml (Ctrl-C stops it)
 test: lint ## all set-up, lint and all tests, real engine included
 	@$(BIN)/python -m pytest -q -m "not contract and not long"
 
-test-long: .venv/ready ## files and batches on a cluster of their own, a killed driver included
+test-long: .venv/ready ## files, batches and deploys under load, on clusters of their own
 	@$(BIN)/python -m pytest -q -m long
 
 test-fast: .venv/ready ## the tests that start no engine
