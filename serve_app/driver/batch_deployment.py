@@ -8,9 +8,8 @@ Batches are the driver's jobs: each call goes on to it by handle, and a driver t
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from ray import serve
@@ -21,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.driver.batch_record import BatchRequest
 from serve_app.driver.openai_files import FileStore
 from serve_app.driver.openai_routes import batches_app, files_app
+from serve_app.driver.pool import outside_request
 from serve_app.driver.threads import use_many_threads
 from serve_app.errors import ServeAppError, ServerUnavailable, StoreError
 from serve_app.settings import DRIVER_APP, DriverSettings
@@ -106,13 +106,8 @@ class HandleBatches:
             return await self._handle.batches.remote(call, *arguments, **named)
 
         try:
-            return await _outside_request(remote())
+            return await outside_request(remote())
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, ServeAppError) else error from None
         except (RayActorError, DeploymentUnavailableError) as error:
             raise ServerUnavailable(f"the driver does not answer: {error}") from error
-
-
-async def _outside_request(work: Coroutine[Any, Any, T]) -> T:
-    """Await it in a context of its own: see `Dispatcher._start`."""
-    return await asyncio.create_task(work, context=contextvars.Context())

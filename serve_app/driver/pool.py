@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -11,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 
+T = TypeVar("T")
 # A replica that takes longer to say who it is counts as unable to work.
 DESCRIBE_TIMEOUT_S = 5.0
 # Where no replica is known yet and one hangs, so many are asked at random.
@@ -80,3 +84,9 @@ class HandlePool:
             response.cancel()  # else the replica computes on, for nobody
             raise
         return result
+
+
+async def outside_request(work: Coroutine[Any, Any, T]) -> T:
+    """Await it in a context of its own: a call made in an HTTP request of Serve carries that request's id, and
+    Serve's router tells calls apart by it."""
+    return await asyncio.create_task(work, context=contextvars.Context())

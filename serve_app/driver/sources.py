@@ -90,8 +90,7 @@ def open_source(spec: JobSpec, *, folder_url: str) -> Source:
 def _requests(file: _SourceFile, endpoint: str) -> RequestRows:
     if file.format != "jsonl":
         raise BadSettings(f"format: requests are JSON lines, and {file.name} is {file.format}")
-    with file.stream():
-        pass  # a file that is not there is said now
+    file.check()
     return RequestRows(file.lines, endpoint)
 
 
@@ -184,6 +183,11 @@ class _SourceFile:
             with filesystem.open_input_stream(path, compression=self.compression) as raw:
                 # Python's own reader: it splits lines many times faster.
                 yield io.BufferedReader(cast("io.RawIOBase", raw), READ_BUFFER)
+
+    def check(self) -> None:
+        """Say now that the file is not there, as `stream` would."""
+        with self.stream():
+            pass
 
     def lines(self) -> Iterator[bytes]:
         """See `_lines`."""
@@ -319,8 +323,7 @@ class JsonlRows(_Streamed):
     def __init__(self, file: _SourceFile, maker: RowMaker) -> None:
         super().__init__(file, maker)
         self._decode = msgspec.json.Decoder(dict[str, Any]).decode
-        with file.stream():
-            pass  # a file that is not there is said now
+        file.check()
 
     def _records(self) -> Iterator[bytes]:
         with self._file.stream() as file:

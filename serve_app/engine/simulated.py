@@ -37,6 +37,7 @@ class SimulatedEngine:
         self._device = asyncio.Lock()
         self._chunks = 0
         self._failed = False
+        self._app: ASGIApp | None = None
 
     async def start(self) -> None:
         return None
@@ -55,6 +56,11 @@ class SimulatedEngine:
         )
 
     def app(self) -> ASGIApp:
+        if self._app is None:
+            self._app = self._build_app()
+        return self._app
+
+    def _build_app(self) -> ASGIApp:
         from fastapi import Body, FastAPI
         from fastapi.responses import JSONResponse
 

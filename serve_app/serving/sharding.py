@@ -14,7 +14,6 @@ What vLLM refuses (4xx) it is asked again with the whole list, so that the refus
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import os
 import time
@@ -26,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.driver.pool import outside_request
 from serve_app.engine.protocol import ASGIApp
 from serve_app.errors import EngineFailed
 from serve_app.schema import ReplicaInfo
@@ -362,7 +362,7 @@ class HandlePeers:
     async def replicas(self) -> Sequence[str]:
         async with self._listing:
             if time.monotonic() > self._valid_until:
-                self._listed, valid_s = await _outside_request(self._list())
+                self._listed, valid_s = await outside_request(self._list())
                 self._valid_until = time.monotonic() + valid_s
             return self._listed
 
@@ -376,7 +376,7 @@ class HandlePeers:
         return [answer.replica_id for answer in answers if isinstance(answer, ReplicaInfo)], REFRESH_S
 
     async def complete(self, replica_id: str, piece: Piece) -> Answer:
-        return await _outside_request(self._call(replica_id, piece))
+        return await outside_request(self._call(replica_id, piece))
 
     async def _call(self, replica_id: str, piece: Piece) -> Answer:
         response = self._handle.complete.remote(piece, **{TARGET: replica_id})
@@ -386,12 +386,6 @@ class HandlePeers:
             response.cancel()
             raise
         return answer
-
-
-async def _outside_request(work: Coroutine[Any, Any, T]) -> T:
-    """Await it in a context of its own: a call made in an HTTP request of Serve carries that request's id, and
-    Serve's router tells calls apart by it."""
-    return await asyncio.create_task(work, context=contextvars.Context())
 
 
 # --- ASGI ---

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import httpx
 import pytest
 from openai.types import FileDeleted, FileObject
 
-from serve_app.driver.files import resolve
 from serve_app.driver.openai_files import ORPHAN_S, FileStore, NoSuchFile, new_file_id
 from serve_app.driver.openai_routes import files_app
 from serve_app.errors import BadSettings
@@ -211,27 +210,8 @@ def test_a_store_that_cannot_keep_files_is_refused() -> None:
         FileStore("https://example.org/files")
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        try:
-            host, port = server.get_host_and_port()
-            query = f"endpoint_override={host}:{port}&scheme=http"
-            filesystem, _ = resolve(f"s3://store?{query}&allow_bucket_creation=true")
-            filesystem.create_dir("store")
-            yield f"s3://store/runs?{query}"
-        finally:
-            server.stop()
-
-
-def test_files_are_kept_in_an_object_store_in_the_same_way(bucket: str) -> None:
-    files = FileStore(bucket)
+def test_files_are_kept_in_an_object_store_in_the_same_way(s3: str) -> None:
+    files = FileStore(s3.format("runs"))
     first, second = add(files), add(files, b"x" * (3 << 20), "vision")
     assert b"".join(files.content(second)) == b"x" * (3 << 20)
     page, more = files.page(limit=1)
