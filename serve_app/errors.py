@@ -9,6 +9,7 @@
     ├── EngineFailed          the engine died or hangs; the replica must be replaced
     ├── StoreError            a run's folder cannot be read or written
     │   └── JobNotFound       no job of that id in the store
+    │       └── NoSuchFile    no OpenAI file of that id in the store
     ├── JobConflict           the job is not in a state that allows the request
     │   └── TakenOver         another driver has begun to run it
     └── ServerUnavailable     the server does not answer, or answered with an error
@@ -52,6 +53,10 @@ class StoreError(ServeAppError):
 
 class JobNotFound(StoreError):
     """Raised when the store holds no job of that id."""
+
+
+class NoSuchFile(JobNotFound):
+    """Raised when the store holds no OpenAI file of that id, or no longer."""
 
 
 class JobConflict(ServeAppError):

@@ -20,12 +20,12 @@ from serve_app.driver.batch_output import BatchOutput, Lost
 from serve_app.driver.batch_record import Asked, End, Record, batch_id_of, load, save
 from serve_app.driver.batch_rows import RequestRows
 from serve_app.driver.jobs import UNFINISHED, Jobs
-from serve_app.driver.openai_files import FileStore, NoSuchFile, output_file_id
+from serve_app.driver.openai_files import FileStore, output_file_id
 from serve_app.driver.sources import open_source
 from serve_app.driver.spec import FINISHED, JobSpec, JobStatus
 from serve_app.driver.store import JobStore
 from serve_app.driver.threads import to_its_end
-from serve_app.errors import BadSettings, JobConflict, JobNotFound, StoreError
+from serve_app.errors import BadSettings, JobConflict, JobNotFound, NoSuchFile, StoreError
 
 logger = logging.getLogger(__name__)
 

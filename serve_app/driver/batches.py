@@ -28,9 +28,9 @@ from serve_app.driver.batch_record import (
 from serve_app.driver.batch_run import BatchRun
 from serve_app.driver.files import Folder
 from serve_app.driver.jobs import TAKE_OVER_S, Jobs
-from serve_app.driver.openai_files import FileStore, NoSuchFile
+from serve_app.driver.openai_files import FileStore
 from serve_app.driver.spec import JobSpec
-from serve_app.errors import BadSettings, JobConflict, JobNotFound, StoreError
+from serve_app.errors import BadSettings, JobConflict, JobNotFound, NoSuchFile, StoreError
 
 logger = logging.getLogger(__name__)
 

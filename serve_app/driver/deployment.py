@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 import pydantic
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from ray import serve
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
 
 from serve_app.driver.batches import Batches
+from serve_app.driver.control_app import control_app, invalid
 from serve_app.driver.demand import Demand
 from serve_app.driver.dispatch import ReplicaPool
 from serve_app.driver.job import make_dispatcher
@@ -31,16 +31,9 @@ from serve_app.driver.results import MEDIA_TYPES, stream_results
 from serve_app.driver.runner import RemotePart
 from serve_app.driver.spec import JobSpec, JobStatus
 from serve_app.driver.threads import use_many_threads
-from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError
+from serve_app.errors import BadSettings, JobNotFound, ServeAppError
 from serve_app.settings import DriverSettings
 
-# First match counts.
-STATUS_CODES: tuple[tuple[type[ServeAppError], int, str], ...] = (
-    (JobNotFound, 404, "not_found_error"),
-    (JobConflict, 409, "conflict_error"),
-    (BadSettings, 400, "invalid_request_error"),
-    (ServeAppError, 500, "server_error"),
-)
 # Puts keys and limits, which the driver does not know, around an ASGI application.
 Guard = Callable[[Any], Any]
 RUNNING = ("queued", "running")
@@ -52,16 +45,7 @@ logger = logging.getLogger(__name__)
 
 def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
     """The control routes over `jobs`. Errors have OpenAI's shape."""
-    app = FastAPI(title="serve_app populations")
-
-    @app.exception_handler(ServeAppError)
-    async def on_error(request: Request, error: ServeAppError) -> JSONResponse:
-        code, kind = next((code, kind) for cls, code, kind in STATUS_CODES if isinstance(error, cls))
-        return JSONResponse({"error": {"message": str(error), "type": kind, "code": code}}, status_code=code)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return await on_error(request, _invalid(error.errors(), skip=1))
+    app = control_app("serve_app populations")
 
     @app.post("/", status_code=201, openapi_extra={"requestBody": _REQUEST_BODY})
     async def submit(request: Request) -> JobStatus:
@@ -143,12 +127,7 @@ def _spec(body: str | bytes, **known: Any) -> JobSpec:
     try:
         return JobSpec.model_validate({**fields, **known})
     except pydantic.ValidationError as error:
-        raise _invalid(error.errors()) from error
-
-
-def _invalid(errors: Any, skip: int = 0) -> BadSettings:
-    problems = [": ".join(filter(None, [".".join(map(str, e["loc"][skip:])), e["msg"]])) for e in errors]
-    return BadSettings("; ".join(problems[:5]))
+        raise invalid(error.errors()) from error
 
 
 async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:

@@ -23,7 +23,7 @@ from typing import BinaryIO, Literal
 import msgspec
 
 from serve_app.driver.files import Folder, store_errors
-from serve_app.errors import JobNotFound, StoreError
+from serve_app.errors import NoSuchFile, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,6 @@ PAGE = 256
 ORPHAN_S = 86_400.0
 
 Order = Literal["asc", "desc"]
-
-
-class NoSuchFile(JobNotFound):
-    """Raised when the store holds no file of that id."""
 
 
 class StoredFile(msgspec.Struct, frozen=True):

@@ -1,39 +1,26 @@
 """The HTTP routes `/v1/files` and `/v1/batches`, as OpenAI's clients call them.
 
-Knows requests, answers and OpenAI's shape of errors. Does not know where files lie, nor who runs batches.
+Knows requests and answers. Does not know where files lie, nor who runs batches.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any, Literal, Protocol, cast, get_args
 from urllib.parse import quote
 
 import msgspec
 import pydantic
 from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 
 from serve_app.driver.batch_record import BatchRequest, ExpiresAfter
+from serve_app.driver.control_app import control_app, invalid
 from serve_app.driver.openai_files import FileStore, Order
-from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError, ServerUnavailable
+from serve_app.errors import BadSettings
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
-
-# First match counts.
-STATUS_CODES: tuple[tuple[type[ServeAppError], int, str], ...] = (
-    (JobNotFound, 404, "invalid_request_error"),
-    (JobConflict, 409, "invalid_request_error"),
-    (BadSettings, 400, "invalid_request_error"),
-    (ServerUnavailable, 503, "server_error"),
-    (ServeAppError, 500, "server_error"),
-)
-# Our errors begin with the field that is wrong, if it is one.
-_FIELD = re.compile(r"([a-z_]+(?:\.[a-z_]+)*): ")
 
 
 class BatchService(Protocol):
@@ -54,7 +41,7 @@ class BatchService(Protocol):
 
 def files_app(files: FileStore) -> FastAPI:
     """The routes under `/v1/files`."""
-    app = _app("serve_app files")
+    app = control_app("serve_app files")
 
     @app.post("/", include_in_schema=False)
     @app.post("")
@@ -109,7 +96,7 @@ def files_app(files: FileStore) -> FastAPI:
 
 def batches_app(batches: BatchService) -> FastAPI:
     """The routes under `/v1/batches`."""
-    app = _app("serve_app batches")
+    app = control_app("serve_app batches")
 
     @app.post("/", include_in_schema=False)
     @app.post("")
@@ -136,7 +123,7 @@ def batches_app(batches: BatchService) -> FastAPI:
     return app
 
 
-# --- forms, pages and errors ---
+# --- forms and pages ---
 
 
 def _purpose(form: FormData) -> Purpose:
@@ -155,43 +142,9 @@ def _expires_after(form: FormData) -> int | None:
             return ExpiresAfter.model_validate_json(whole).seconds
         return ExpiresAfter.model_validate(given).seconds if given else None
     except pydantic.ValidationError as error:
-        raise _invalid(error.errors(), "expires_after") from error
+        raise invalid(error.errors(), "expires_after") from error
 
 
 def _page(data: list[Any], more: bool) -> dict[str, Any]:
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
     return {"object": "list", "data": data, **ends, "has_more": more}
-
-
-def _app(title: str) -> FastAPI:
-    app = FastAPI(title=title)
-
-    @app.exception_handler(ServeAppError)
-    async def on_error(request: Request, error: ServeAppError) -> JSONResponse:
-        code, kind = next((code, kind) for cls, code, kind in STATUS_CODES if isinstance(error, cls))
-        field = _FIELD.match(str(error))
-        return _error(code, kind, str(error), field[1] if field else None)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return await on_error(request, _invalid(error.errors()))
-
-    @app.exception_handler(HTTPException)
-    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, "invalid_request_error", str(error.detail), None)
-
-    return app
-
-
-def _error(status: int, kind: str, message: str, param: str | None) -> JSONResponse:
-    error = {"message": message, "type": kind, "param": param, "code": None}
-    return JSONResponse({"error": error}, status_code=status)
-
-
-def _invalid(errors: Any, *above: str) -> BadSettings:
-    """Where a value is wrong (`above` stands before), and why; the place without `body` and `query`."""
-    problems = []
-    for error in errors:
-        place = [*above, *(str(part) for part in error["loc"] if part not in ("body", "query", "path"))]
-        problems.append(": ".join(filter(None, [".".join(place), error["msg"]])))
-    return BadSettings("; ".join(problems[:5]))

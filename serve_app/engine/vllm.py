@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 # 526 at 18-21 rows/s, 32 at 41-50 (84.5 and 93.6 % of tokens cached). The CPU kernels want a multiple of 32.
 CPU_BLOCK_SIZE = 32
 
+# W3C Trace Context of a trace that is not sampled: without a parent, each row of a population would begin a trace.
+UNSAMPLED = {"traceparent": f"00-{'1' * 32}-{'1' * 16}-00"}
+
 
 class VLLMEngine:
     """See `engine.protocol.Engine`. `options` are vLLM's, by vLLM's names; `replicas` share this host.
@@ -73,6 +76,7 @@ class VLLMEngine:
         self._last_step = time.monotonic()
         self._waiting = 0
         self._processes: list[psutil.Process] = []
+        self._trace_headers = UNSAMPLED if options.get("otlp_traces_endpoint") else None
         self._meter = meter
         self._ray_metrics = ray_metrics
 
@@ -84,6 +88,7 @@ class VLLMEngine:
         logger.info("starting vLLM with %s", ", ".join(sorted(engine_options)))  # not the values: hf_token is one
         try:
             self._engine = self._build_engine(engine_options)
+            refuse_unsendable(self._engine)
             self._meter(self._engine)
             self._processes = psutil.Process().children(recursive=True)
             self._app = await self._build_app({**engine_options, **frontend})
@@ -230,6 +235,7 @@ class VLLMEngine:
                 params,
                 request_id=f"chunk-{chunk.chunk_id}-{self._sequence}",
                 priority=chunk.priority,
+                trace_headers=self._trace_headers,
             ):
                 final = output
         except EngineDeadError as error:
@@ -302,6 +308,27 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     kinds = known_options()
     engine = {name: value for name, value in options.items() if kinds[name] == "engine"}
     return engine, {name: value for name, value in options.items() if kinds[name] != "engine"}
+
+
+def refuse_unsendable(engine: Any) -> None:
+    """Have an AsyncLLM refuse what cannot be sent to its EngineCore, as the client's error that it is.
+
+    vLLM 0.32 makes a server's error of it, and never forgets the request.
+    """
+    from vllm.exceptions import VLLMValidationError
+
+    add_request = engine.add_request
+
+    async def checking(request_id: str, *args: Any, **options: Any) -> Any:
+        try:
+            return await add_request(request_id, *args, **options)
+        except (UnicodeEncodeError, OverflowError) as error:
+            await engine.abort(request_id)
+            half = isinstance(error, UnicodeEncodeError)
+            problem = "a text holds half of a surrogate pair" if half else "an integer is beyond 64 bits"
+            raise VLLMValidationError(f"The request cannot be understood: {problem}.") from error
+
+    engine.add_request = checking
 
 
 def sampling_params(chunk: Chunk) -> Any:

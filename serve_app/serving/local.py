@@ -78,6 +78,10 @@ def serve_environment() -> dict[str, str]:
     return {
         "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "serve-app-haproxy"),
+        # A replica whose engine is lost has no stream left to finish.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": os.environ.get("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1"),
+        # HAProxy ends the streams of a replica that left after this many seconds (Ray's default: 120).
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": os.environ.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "1200"),
         # Ray's workers are at nice 15: an engine would then wait for all else on the machine, Ray's own agents too.
         "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  # Ray's own spelling
     }

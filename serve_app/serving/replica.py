@@ -35,7 +35,8 @@ from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
     health_check_period_s=5,
     # Above HealthSettings.stall_timeout_s, so that the replica itself says what is wrong.
     health_check_timeout_s=90,
-    graceful_shutdown_timeout_s=20,
+    # A replica that leaves, by a deploy or a scale-down, first finishes its streams.
+    graceful_shutdown_timeout_s=600,
     # The driver asks each replica once a second who it is; vLLM logs its own requests.
     logging_config={"enable_access_log": False},
 )
@@ -65,8 +66,8 @@ class Replica:
         app: Any = self._engine.app()
         add_routes(app, NodeMetrics().scrape)
         close_admin_routes(app, self._admin_routes)
-        sharding = Sharding(telemetry.traced(app), peers, self._replica_id, self._sharding)
-        self._asgi = Gate(sharding, self._access, "inference")
+        sharding = Sharding(app, peers, self._replica_id, self._sharding)
+        self._asgi = Gate(telemetry.traced(sharding), self._access, "inference")
         return self._asgi
 
     async def run_chunk(self, chunk: Chunk, *, replica_id: str | None = None) -> ChunkResult:

@@ -5,23 +5,29 @@ Knows FastAPI, and the paths of vLLM 0.32; both it takes as it finds them, so it
 Added or put right:
 
     GET /v1/models/{id}   vLLM lists models, and does not answer for one
-    errors                vLLM answers 404 and 405 of unknown paths and methods as {"detail": …}
+    errors                vLLM answers 404 and 405 of unknown paths and methods as {"detail": …}, and some bodies
+                          that are wrong, and what the model cannot do, as the server's faults
     GET /metrics          of the node, not of any one replica (`engine/metrics.py`)
 """
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import run_endpoint_function
 from starlette.exceptions import HTTPException
 
 from serve_app.engine.metrics import MEDIA_TYPE
 from serve_app.errors import BadSettings, ServerUnavailable
+
+logger = logging.getLogger(__name__)
 
 # vLLM's administrative routes. Each acts on one replica, at random; none asks for a key (vLLM's own guards only
 # /v1, /v2, /inference and /cohere). `tests/serving/test_routes.py` fails when a release adds a route that is not here
@@ -81,6 +87,7 @@ def add_routes(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None:
     To be called before the application's first request.
     """
     _shape_errors(app)
+    _blame_the_client(app)
     _add_model(app)
     _replace_metrics(app, scrape)
     # SageMaker's package, which vLLM uses, has built it already, without the handler of errors.
@@ -109,6 +116,31 @@ def _shape_errors(app: FastAPI) -> None:
         # A route's own words where it gave some: without, the detail is the status's phrase.
         message = messages.get(status, error.detail) if error.detail == status.phrase else error.detail
         return _error(status, message, headers=dict(error.headers or {}))
+
+
+def _blame_the_client(app: FastAPI) -> None:
+    on_fault: Any = app.exception_handlers.get(Exception)
+
+    # What vLLM's own validators raise for `structured_outputs: "json"` or `tools: [{}]`: they look into a value before
+    # they know its type, and pydantic lets these two errors pass.
+    @app.exception_handler(AttributeError)
+    @app.exception_handler(KeyError)
+    async def on_programming_error(request: Request, error: Exception) -> Response:
+        if not _in_endpoint(error):
+            return _error(HTTPStatus.BAD_REQUEST, f"A field of the request has the wrong type: {error}")
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        if on_fault is None:
+            return _error(HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR.phrase)
+        return cast("Response", await on_fault(request, error))
+
+    @app.exception_handler(NotImplementedError)
+    async def on_not_implemented(request: Request, error: NotImplementedError) -> Response:
+        return _error(HTTPStatus.BAD_REQUEST, str(error) or f"The model has no {request.url.path}.")
+
+
+def _in_endpoint(error: Exception) -> bool:
+    """Whether the request had been read when the error was raised."""
+    return any(frame.name == run_endpoint_function.__name__ for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _add_model(app: FastAPI) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from urllib.parse import quote
 
@@ -37,8 +37,8 @@ OTHER_METHODS = "(other methods)"
 # Of each route in a round.
 EXAMPLES = 100
 POPULATIONS = "/v1/populations"
-# Of all requests; the rest goes to the replicas.
-POPULATIONS_SHARE = 0.1
+# Applications of their own, and their shares of all requests; the rest goes to the replicas.
+SHARES = {POPULATIONS: 0.1, "/v1/files": 0.05, "/v1/batches": 0.05}
 # Jobs that are left for the routes of one job to find; older ones are deleted.
 KEPT_JOBS = 4
 REQUEST_TIMEOUT_S = 120.0
@@ -52,10 +52,10 @@ def fuzz(base_url: str, *, requests: int, seed: int, workers: int, tally: Tally)
     deleted again. Raises RuntimeError when a document yields no request.
     """
     end = tally.total + requests
-    if httpx.get(f"{base_url}{POPULATIONS}/openapi.json", timeout=30).status_code == 200:
-        with Jobs(base_url, seed) as jobs:
-            share = tally.total + int(requests * POPULATIONS_SHARE)
-            Document(base_url, POPULATIONS, tally, jobs).send_until(share, seed, workers)
+    for prefix, share in SHARES.items():
+        if httpx.get(f"{base_url}{prefix}/openapi.json", timeout=30).status_code == 200:
+            with Jobs(base_url, seed) if prefix == POPULATIONS else nullcontext() as jobs:
+                Document(base_url, prefix, tally, jobs).send_until(tally.total + int(requests * share), seed, workers)
     Document(base_url, "", tally).send_until(end, seed, workers)
 
 

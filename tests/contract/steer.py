@@ -25,6 +25,10 @@ ANSWERED: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "/tokenize": ({"prompt": "Hello"}, ({}, {"return_token_strs": True})),
     "/detokenize": ({"tokens": [1, 2]}, ({},)),
     "/generative_scoring": ({"query": "Hello", "items": ["you"], "label_token_ids": [1, 2]}, ({},)),
+    "/v1/batches": (
+        {"input_file_id": f"file-{0:024x}", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+        ({},),
+    ),
     "/v1/populations/": ({"rows": [{"custom_id": "a", "prompt": "Hello"}]}, ({}, {"labels": ["Yes", "No"]})),
 }
 # Of the bodies, this share is sent as it was made up.
@@ -41,7 +45,7 @@ def steer(path: str, body: Any, model: str, seed: int) -> Any:
     if draw.random() < UNTOUCHED:
         return body
     answered, variants = ANSWERED[path]
-    named = {} if path.startswith("/v1/populations") else {"model": model}
+    named = {} if path.startswith(("/v1/populations", "/v1/batches")) else {"model": model}
     fields = sorted(set(map(str, body)) - {"model"})
     kept = draw.sample(fields, min(len(fields), draw.randint(0, KEPT_FIELDS)))
     return {**answered, **draw.choice(variants), **named, **{name: body[name] for name in kept}}

@@ -83,8 +83,10 @@ def test_conversations_may_come_in_a_batch(http: httpx.Client, model: str) -> No
     body = {"model": model, "messages": asked, "max_tokens": 16, "temperature": 0}
     choices = http.post("/v1/chat/completions/batch", json=body).json()["choices"]
     assert [choice["index"] for choice in choices] == [0, 1]
-    assert "Paris" in choices[0]["message"]["content"]
-    assert "Rome" in choices[1]["message"]["content"]
+    # Its own country in each: whether a model this small knows Rome depends on rounding.
+    for choice, own, other in ((choices[0], "France", "Italy"), (choices[1], "Italy", "France")):
+        assert own in choice["message"]["content"]
+        assert other not in choice["message"]["content"]
 
 
 def test_anthropics_messages_are_answered_and_counted(http: httpx.Client, model: str) -> None:

@@ -472,7 +472,7 @@ async def test_the_control_routes_speak_of_errors_as_openai_does(make_jobs: Make
     async with await serve(jobs, pool) as client:
         missing = await client.get("/nope")
         assert missing.status_code == 404
-        assert missing.json()["error"]["type"] == "not_found_error"
+        assert missing.json()["error"]["type"] == "invalid_request_error"
         for body, told in (
             ({"rows": [{}], "lables": ["Yes"]}, "lables"),
             ({}, "give one of rows, source and generator"),

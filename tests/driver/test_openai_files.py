@@ -10,9 +10,9 @@ import httpx
 import pytest
 from openai.types import FileDeleted, FileObject
 
-from serve_app.driver.openai_files import ORPHAN_S, FileStore, NoSuchFile, new_file_id
+from serve_app.driver.openai_files import ORPHAN_S, FileStore, new_file_id
 from serve_app.driver.openai_routes import files_app
-from serve_app.errors import BadSettings
+from serve_app.errors import BadSettings, NoSuchFile
 
 LINES = b'{"custom_id": "1"}\n{"custom_id": "2"}\n'
 

@@ -62,3 +62,24 @@ def test_options_go_where_they_belong() -> None:
     engine, front_end = split_options({"model": "m", "max_num_seqs": 4, "enable_prompt_tokens_details": True})
     assert engine == {"model": "m", "max_num_seqs": 4}
     assert front_end == {"enable_prompt_tokens_details": True}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("error", [UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogate"), OverflowError()])
+async def test_what_cannot_be_sent_to_the_engine_is_refused_and_forgotten(error: Exception) -> None:
+    from vllm.exceptions import VLLMClientError
+
+    class Engine:
+        aborted: list[str] = []  # noqa: RUF012  # one test's own class
+
+        async def add_request(self, request_id: str, prompt: Any) -> None:
+            raise error
+
+        async def abort(self, request_id: str) -> None:
+            self.aborted.append(request_id)
+
+    engine = Engine()
+    adapter.refuse_unsendable(engine)
+    with pytest.raises(VLLMClientError, match="cannot be understood"):
+        await engine.add_request("one", prompt={})
+    assert engine.aborted == ["one"]

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi import HTTPException as FastAPIHTTPException
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
+from pydantic import BaseModel, model_validator
 
 from serve_app.errors import BadSettings, ServerUnavailable
 from serve_app.serving.routes import ADMIN_ROUTES, add_routes, close_admin_routes
@@ -203,6 +204,41 @@ def vllm_app() -> FastAPI:
     return app
 
 
+@pytest.mark.parametrize("error", [AttributeError("x"), KeyError("x")])
+def test_a_fault_while_the_request_is_read_is_the_clients_and_afterwards_the_servers(error: Exception) -> None:
+    app = FastAPI()
+
+    class Body(BaseModel):
+        field: Any
+
+        @model_validator(mode="before")
+        @classmethod
+        def look(cls, values: Any) -> Any:
+            if values["field"] == "wrong":
+                raise error
+            return values
+
+    @app.post("/read")
+    async def read(body: Body) -> None:
+        raise error
+
+    add_routes(app, scrape)
+    client = TestClient(app, raise_server_exceptions=False)
+    for value, status in (("wrong", 400), ("right", 500)):
+        answer = client.post("/read", json={"field": value})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, status)
+
+
+def test_what_the_model_cannot_do_is_the_clients_error(app: FastAPI) -> None:
+    @app.get("/cannot")
+    async def cannot() -> None:
+        raise NotImplementedError
+
+    add_routes(app, scrape)
+    answer = TestClient(app).get("/cannot")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "The model has no /cannot.")
+
+
 @pytest.mark.engine
 def test_all_administrative_routes_of_vllm_itself_can_be_closed_and_all_else_stays(vllm_app: FastAPI) -> None:
     before = {route.path for route in vllm_app.routes}  # type: ignore[attr-defined]
@@ -231,3 +267,7 @@ def test_vllms_application_answers_for_one_model_and_refuses_in_openais_shape(vl
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, status)
     invalid = client.post("/v1/chat/completions", json={"messages": 5})
     assert (invalid.status_code, invalid.json()["error"]["code"]) == (400, 400)
+    choice = {"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}}
+    for field in ({"structured_outputs": "json"}, {"structured_outputs": ["json"]}, choice):
+        wrong = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}], **field})
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, 400), field
