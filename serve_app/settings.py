@@ -18,6 +18,10 @@ FILES_APP = "files"
 MODELS_APP = "models"
 # The key that our own clients and checks send, if the server asks for one.
 API_KEY_ENV = "SERVE_APP_API_KEY"
+# vLLM's priority of a health probe: lower goes first, so it does not wait behind anything.
+PROBE_PRIORITY = -1000
+# Where vLLM's `additional_config` has SharingSettings, which our scheduler in EngineCore's process reads.
+SHARING_KEY = "serve_app_sharing"
 
 
 def api_key() -> str:
@@ -50,6 +54,17 @@ class HealthSettings(Frozen):
 
     stall_timeout_s: float = Field(60.0, gt=0)
     start_timeout_s: float = Field(900.0, gt=0)
+
+
+class SharingSettings(Frozen):
+    """What populations get of an engine while online requests are open; see `engine/scheduler.py`.
+
+    Obeyed where the engine's `scheduling_policy` is `priority` and its `scheduler_cls` is not given.
+    """
+
+    population_step_tokens: int | None = Field(64, ge=0, description="of each step, beside running online requests; "
+                                               "null: vLLM's own order")  # fmt: skip
+    online_linger_s: float = Field(5.0, ge=0, description="after the last one, steps stay short for so long")
 
 
 class ShardingSettings(Frozen):
@@ -111,6 +126,7 @@ class ReplicaSettings(Frozen):
 
     engine: dict[str, Any] = Field(default_factory=dict)
     health: HealthSettings = HealthSettings()
+    sharing: SharingSettings = SharingSettings()
     sharding: ShardingSettings = ShardingSettings()
     access: AccessSettings = AccessSettings()
     routing: RoutingSettings = RoutingSettings()

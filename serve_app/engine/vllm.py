@@ -1,8 +1,8 @@
 """The adapter: vLLM's AsyncLLM with the multiprocessing executor, behind our engine protocol.
 
-The only module that imports vllm, and only once an engine starts. `vllm/__init__.py` exports a small
-supported API; all else used here moves between minor versions, so vLLM is pinned exactly and
-`tests/engine/test_vllm_api.py` imports every name.
+With scheduler.py, which vLLM loads, the only module that imports vllm, and only once an engine starts.
+`vllm/__init__.py` exports a small supported API; all else used here moves between minor versions, so vLLM is
+pinned exactly and `tests/engine/test_vllm_api.py` imports every name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from serve_app.engine.protocol import ASGIApp
 from serve_app.errors import BadSettings, EngineFailed, ServeAppError
 from serve_app.models.catalog import check_heads, resolve_model, weight_bytes
 from serve_app.schema import Chunk, Completion, EngineInfo, pack_tokens, unpack_tokens
-from serve_app.settings import HealthSettings
+from serve_app.settings import PROBE_PRIORITY, SHARING_KEY, HealthSettings, SharingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ CPU_BLOCK_SIZE = 32
 
 # W3C Trace Context of a trace that is not sampled: without a parent, each row of a population would begin a trace.
 UNSAMPLED = {"traceparent": f"00-{'1' * 32}-{'1' * 16}-00"}
+
+
+DEFAULT_SHARING = SharingSettings()
 
 
 class VLLMEngine:
@@ -56,6 +59,7 @@ class VLLMEngine:
         self,
         options: Mapping[str, Any],
         health: HealthSettings,
+        sharing: SharingSettings = DEFAULT_SHARING,
         *,
         assigned_cpus: float = 1,
         replicas: int = 1,
@@ -65,6 +69,7 @@ class VLLMEngine:
         check_options(options)
         self._options = dict(options)
         self._health = health
+        self._sharing = sharing
         self._assigned_cpus = assigned_cpus
         self._replicas = replicas
         self._cores: CoreClaim | None = None
@@ -153,6 +158,7 @@ class VLLMEngine:
         args = AsyncEngineArgs(**options)
         # The context decides default batch sizes; the server's are the ones `vllm serve` has.
         config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        put_online_first(config, self._sharing)
         return AsyncLLM.from_vllm_config(
             config,
             usage_context=UsageContext.OPENAI_API_SERVER,
@@ -279,8 +285,7 @@ class VLLMEngine:
             probe.cancel()
 
     async def _generate_one(self) -> None:
-        # Lower goes first: a probe does not wait behind a population.
-        probe = Chunk(0, (), label_ids=(1,), priority=-1000)
+        probe = Chunk(0, (), label_ids=(1,), priority=PROBE_PRIORITY)
         completion = await self._complete(pack_tokens([1]), sampling_params(probe), probe)
         if completion.error:
             raise EngineFailed(f"the engine did not generate a token: {completion.error}")
@@ -310,6 +315,16 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return engine, {name: value for name, value in options.items() if kinds[name] != "engine"}
 
 
+def put_online_first(config: Any, sharing: SharingSettings) -> None:
+    """Have the engine of a VllmConfig use our scheduler, unless it was given another one or has no priorities."""
+    scheduling = config.scheduler_config
+    if scheduling.policy != "priority" or scheduling.scheduler_cls is not None:
+        return
+    name = "OnlineFirstAsyncScheduler" if scheduling.async_scheduling else "OnlineFirstScheduler"
+    scheduling.scheduler_cls = f"serve_app.engine.scheduler.{name}"
+    config.additional_config = {**config.additional_config, SHARING_KEY: sharing.model_dump()}
+
+
 def refuse_unsendable(engine: Any) -> None:
     """Have an AsyncLLM refuse what cannot be sent to its EngineCore, as the client's error that it is.
 
@@ -322,10 +337,13 @@ def refuse_unsendable(engine: Any) -> None:
     async def checking(request_id: str, *args: Any, **options: Any) -> Any:
         try:
             return await add_request(request_id, *args, **options)
-        except (UnicodeEncodeError, OverflowError) as error:
+        except (UnicodeEncodeError, OverflowError, TypeError) as error:
             await engine.abort(request_id)
-            half = isinstance(error, UnicodeEncodeError)
-            problem = "a text holds half of a surrogate pair" if half else "an integer is beyond 64 bits"
+            # The tokenizer's word for the same, of `bad_words`.
+            if isinstance(error, TypeError) and "TextEncodeInput" not in str(error):
+                raise
+            large = isinstance(error, OverflowError)
+            problem = "an integer is beyond 64 bits" if large else "a text is not Unicode"
             raise VLLMValidationError(f"The request cannot be understood: {problem}.") from error
 
     engine.add_request = checking

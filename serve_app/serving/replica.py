@@ -126,6 +126,7 @@ def build_engine(settings: ReplicaSettings, *, assigned_cpus: float, replicas: i
     return VLLMEngine(
         settings.engine,
         settings.health,
+        settings.sharing,
         assigned_cpus=assigned_cpus,
         replicas=replicas,
         meter=accounting.install,

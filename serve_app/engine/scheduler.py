@@ -1,0 +1,106 @@
+"""Online requests first, in the engine's own steps: vLLM's scheduler, with a bound on what populations get beside them.
+
+vLLM's `priority` orders those who wait. Those who run come before all who wait, whatever their priority, and a step
+takes as many of their tokens as fit: here a step of 4,096 tokens of a population lasts 3.6 s, and an online request
+waits for the one that runs and for the one that is planned behind it. So, while online requests are open and
+`online_linger_s` longer:
+
+    an online request waits   the step is for online requests alone
+    none waits                running online requests go first; populations get `population_step_tokens` of the step
+    in both                   … and an eighth of the engine's seats (max_num_seqs) is kept for those that come
+
+Population means a priority above 0, online any from 0 down to the health probe's. An engine without online traffic
+makes the very steps that vLLM makes.
+
+Beside vllm.py the only module that imports vllm, and loaded by vLLM itself, in EngineCore's process. Steps on the
+pinned version's fields: `max_num_scheduled_tokens` and `max_num_active_reqs` bound one step, and a request whose
+`next_decode_eligible_step` lies ahead is passed over. `tests/engine/test_scheduler.py` runs vLLM's scheduler with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import takewhile
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from serve_app.settings import PROBE_PRIORITY, SHARING_KEY, SharingSettings
+
+# Of the seats, kept free for the online requests that will come.
+RESERVED_SHARE = 1 / 8
+
+
+class OnlineFirst:
+    """Mixed into one of vLLM's schedulers with the policy `priority`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        scheduler: Any = self
+        self._sharing = read_settings(scheduler.vllm_config.additional_config)
+        self._online_until = 0.0
+        # The last step that was for online requests alone had none that could run.
+        self._blocked = False
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        scheduler: Any = self
+        # In order of priority, so that only those that matter are looked at.
+        urgent = takewhile(lambda request: request.priority <= 0, scheduler.waiting)
+        waiting = [request for request in urgent if is_online(request)]
+        running = [request for request in scheduler.running if is_online(request)]
+        now = time.monotonic()
+        if waiting or running:
+            self._online_until = now + self._sharing.online_linger_s
+        if now > self._online_until or self._sharing.population_step_tokens is None:
+            return super().schedule(*args, **kwargs)  # type: ignore[misc]
+        room = len(scheduler.running) < scheduler.max_num_active_reqs
+        alone = bool(waiting) and room and not self._blocked
+        with self._bounded(scheduler, waiting, running, alone=alone):
+            step: Any = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        # One that waits for its grammar, say: populations need not wait with it.
+        self._blocked = alone and not step.total_num_scheduled_tokens
+        return step
+
+    @contextmanager
+    def _bounded(self, scheduler: Any, waiting: list[Any], running: list[Any], *, alone: bool) -> Iterator[None]:
+        tokens, seats = scheduler.max_num_scheduled_tokens, scheduler.max_num_active_reqs
+        scheduler.running.sort(key=lambda request: not is_online(request))  # stable: else in their order
+        if alone:
+            for request in scheduler.running[len(running) :]:
+                request.next_decode_eligible_step = scheduler.current_step + 2  # `schedule` adds one first
+            scheduler.max_num_active_reqs = min(seats, len(scheduler.running) + len(waiting))
+        else:
+            share = sum(map(missing_tokens, running)) + (self._sharing.population_step_tokens or 0)
+            scheduler.max_num_scheduled_tokens = min(tokens, share)
+            scheduler.max_num_active_reqs = seats - max(1, int(seats * RESERVED_SHARE))
+        try:
+            yield
+        finally:
+            scheduler.max_num_scheduled_tokens, scheduler.max_num_active_reqs = tokens, seats
+
+
+class OnlineFirstScheduler(OnlineFirst, Scheduler):
+    """For engines that plan a step when the one before is done, as for embeddings."""
+
+
+class OnlineFirstAsyncScheduler(OnlineFirst, AsyncScheduler):
+    """For engines that plan a step ahead."""
+
+
+def is_online(request: Any) -> bool:
+    """Whether populations give way to it; a health probe's waits are nobody's."""
+    return bool(PROBE_PRIORITY < request.priority <= 0)
+
+
+def missing_tokens(request: Any) -> int:
+    """Tokens that a running request could take in the next step."""
+    return int(request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens)
+
+
+def read_settings(additional_config: Any) -> SharingSettings:
+    """What `vllm.py` has put there."""
+    given = additional_config.get(SHARING_KEY) if isinstance(additional_config, Mapping) else None
+    return SharingSettings.model_validate(given or {})

@@ -1,0 +1,192 @@
+"""Online requests first: vLLM's own scheduler, asked for one step after the other, without a model behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from serve_app.models.default import prepare
+from serve_app.settings import SHARING_KEY
+
+pytestmark = pytest.mark.engine
+
+STEP_TOKENS, SEATS, BLOCK = 512, 16, 32
+ONLINE, POPULATION = 0, 10
+Make = Callable[..., Any]
+
+
+@pytest.fixture(params=["OnlineFirstScheduler", "OnlineFirstAsyncScheduler"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """A scheduler by its settings; `blocks` of KV cache."""
+    import torch
+    from vllm import AsyncEngineArgs
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    from serve_app.engine import scheduler
+
+    def build(blocks: int = 1000, **sharing: Any) -> Any:
+        config = AsyncEngineArgs(
+            model=str(prepare()),
+            max_model_len=4096,
+            max_num_batched_tokens=STEP_TOKENS,
+            max_num_seqs=SEATS,
+            block_size=BLOCK,
+            scheduling_policy="priority",
+            enable_prefix_caching=False,
+            additional_config={SHARING_KEY: sharing},
+        ).create_engine_config()
+        config.cache_config.num_gpu_blocks = blocks
+        spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=2, head_size=64, dtype=torch.bfloat16)
+        kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["one"], spec)])
+        return getattr(scheduler, request.param)(config, kv, StructuredOutputManager(config), block_size=BLOCK)
+
+    return build
+
+
+def add(scheduler: Any, name: str, tokens: int, priority: int, max_tokens: int = 100) -> None:
+    from vllm import SamplingParams
+    from vllm.v1.request import Request
+
+    params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    params.update_from_generation_config({}, eos_token_id=2)
+    scheduler.add_request(Request(name, list(range(3, 3 + tokens)), params, None, priority=priority))
+
+
+def step(scheduler: Any) -> dict[str, int]:
+    """Plan a step and have it computed: each request that has no prompt left gets token 5. Tokens by request."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    planned = scheduler.schedule()
+    names = list(planned.num_scheduled_tokens)
+    done = [scheduler.requests[name].num_computed_tokens >= scheduler.requests[name].num_tokens for name in names]
+    sampled = [[5] if one else [] for one in done]
+    order = {name: i for i, name in enumerate(names)}
+    scheduler.update_from_output(planned, ModelRunnerOutput(names, order, sampled))
+    return dict(planned.num_scheduled_tokens)
+
+
+def fill(scheduler: Any, rows: int, tokens: int = 200) -> None:
+    for i in range(rows):
+        add(scheduler, f"row-{i}", tokens, POPULATION)
+
+
+def test_without_online_requests_populations_get_whole_steps(make: Make) -> None:
+    scheduler = make(population_step_tokens=64)
+    fill(scheduler, 10)
+    assert sum(step(scheduler).values()) == STEP_TOKENS
+
+
+def test_an_online_request_that_waits_gets_the_next_step_for_itself(make: Make) -> None:
+    scheduler = make(population_step_tokens=64)
+    fill(scheduler, 10)
+    step(scheduler)
+    add(scheduler, "online", 300, ONLINE)
+    assert step(scheduler) == {"online": 300}
+
+
+def test_beside_an_online_request_populations_get_their_bound_and_no_more(make: Make) -> None:
+    scheduler = make(population_step_tokens=64)
+    fill(scheduler, 10)
+    step(scheduler)
+    add(scheduler, "online", 300, ONLINE)
+    step(scheduler)
+    for _ in range(3):
+        taken = step(scheduler)
+        assert taken.pop("online") == 1
+        assert sum(taken.values()) == 64
+
+
+def test_a_bound_of_zero_stops_populations_while_online_requests_are_open(make: Make) -> None:
+    scheduler = make(population_step_tokens=0)
+    fill(scheduler, 4)
+    step(scheduler)
+    add(scheduler, "online", 10, ONLINE, max_tokens=3)
+    assert [step(scheduler) for _ in range(3)] == [{"online": 10}, {"online": 1}, {"online": 1}]
+
+
+def test_populations_have_whole_steps_again_once_the_last_online_request_is_long_done(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("serve_app.engine.scheduler.time.monotonic", lambda: now)
+    scheduler = make(population_step_tokens=64, online_linger_s=5.0)
+    fill(scheduler, 10)
+    add(scheduler, "online", 10, ONLINE, max_tokens=1)
+    assert step(scheduler) == {"online": 10}
+    now += 4.9
+    assert sum(step(scheduler).values()) == 64
+    now += 0.2
+    assert sum(step(scheduler).values()) == STEP_TOKENS
+
+
+def test_null_leaves_vllms_own_order(make: Make) -> None:
+    scheduler = make(population_step_tokens=None)
+    fill(scheduler, 1, tokens=2000)
+    step(scheduler)
+    add(scheduler, "online", 300, ONLINE)
+    assert "online" not in step(scheduler)
+
+
+def test_a_long_online_prompt_takes_whole_steps(make: Make) -> None:
+    scheduler = make(population_step_tokens=64)
+    fill(scheduler, 3)
+    add(scheduler, "online", 1000, ONLINE)
+    assert step(scheduler) == {"online": STEP_TOKENS}
+    assert step(scheduler)["online"] == 1000 - STEP_TOKENS
+
+
+def test_a_seat_is_free_for_an_online_request_though_rows_wait(make: Make) -> None:
+    scheduler = make(population_step_tokens=64)
+    add(scheduler, "first", 10, ONLINE)
+    fill(scheduler, 3 * SEATS, tokens=4)
+    for _ in range(4):
+        step(scheduler)
+    assert len(scheduler.running) == SEATS - SEATS // 8
+    add(scheduler, "second", 10, ONLINE)
+    assert "second" in step(scheduler)
+
+
+def test_rows_go_on_when_no_seat_is_free_for_the_online_request(make: Make) -> None:
+    scheduler = make(population_step_tokens=64)
+    fill(scheduler, 2 * SEATS, tokens=4)
+    step(scheduler)
+    add(scheduler, "online", 10, ONLINE)
+    assert sum(step(scheduler).values()) > 0
+    assert len(scheduler.running) == SEATS
+
+
+def test_rows_go_on_when_the_kv_cache_has_no_room_for_the_online_request(make: Make) -> None:
+    scheduler = make(blocks=16, population_step_tokens=64)
+    fill(scheduler, 2)
+    step(scheduler)
+    add(scheduler, "online", 300, ONLINE)
+    taken = [step(scheduler) for _ in range(3)]
+    assert any(name.startswith("row") for one in taken for name in one)
+
+
+def test_a_health_probe_does_not_shorten_steps(make: Make) -> None:
+    from serve_app.settings import PROBE_PRIORITY
+
+    scheduler = make(population_step_tokens=64)
+    fill(scheduler, 10)
+    add(scheduler, "probe", 1, PROBE_PRIORITY, max_tokens=1)
+    assert sum(step(scheduler).values()) == STEP_TOKENS
+
+
+@pytest.mark.parametrize("policy", ["priority", "fcfs"])
+def test_the_engine_uses_it_where_there_are_priorities(policy: str) -> None:
+    from vllm import AsyncEngineArgs
+
+    from serve_app.engine.vllm import put_online_first
+    from serve_app.settings import SharingSettings
+
+    config = AsyncEngineArgs(model=str(prepare()), scheduling_policy=policy).create_engine_config()
+    for ahead, name in ((False, "OnlineFirstScheduler"), (True, "OnlineFirstAsyncScheduler")):
+        config.scheduler_config.scheduler_cls, config.scheduler_config.async_scheduling = None, ahead
+        put_online_first(config, SharingSettings(population_step_tokens=7))
+        ours = policy == "priority"
+        assert config.scheduler_config.scheduler_cls == (f"serve_app.engine.scheduler.{name}" if ours else None)
+        assert (SHARING_KEY in config.additional_config) == ours
