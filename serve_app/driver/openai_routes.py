@@ -43,8 +43,8 @@ def files_app(files: FileStore) -> FastAPI:
     """The routes under `/v1/files`."""
     app = control_app("serve_app files")
 
-    @app.post("/", include_in_schema=False)
-    @app.post("")
+    @app.post("", include_in_schema=False)
+    @app.post("/")
     async def upload(request: Request) -> Any:
         """Keep a file: a form of `file`, `purpose` and, if wanted, `expires_after`."""
         # Larger files pass through a temporary file: memory stays bounded.
@@ -58,8 +58,8 @@ def files_app(files: FileStore) -> FastAPI:
             stored = await asyncio.to_thread(files.add, file.file, name, purpose, expires_after_s=lasts)
         return msgspec.to_builtins(stored)
 
-    @app.get("/", include_in_schema=False)
-    @app.get("")
+    @app.get("", include_in_schema=False)
+    @app.get("/")
     def page(
         after: str | None = None,
         limit: int = Query(10_000, ge=1, le=10_000),
@@ -98,14 +98,14 @@ def batches_app(batches: BatchService) -> FastAPI:
     """The routes under `/v1/batches`."""
     app = control_app("serve_app batches")
 
-    @app.post("/", include_in_schema=False)
-    @app.post("")
+    @app.post("", include_in_schema=False)
+    @app.post("/")
     async def create(request: BatchRequest) -> Any:
         """Run the requests of an uploaded file."""
         return await batches.create(request)
 
-    @app.get("/", include_in_schema=False)
-    @app.get("")
+    @app.get("", include_in_schema=False)
+    @app.get("/")
     async def page(after: str | None = None, limit: int = Query(20, ge=1, le=100)) -> Any:
         """The batches, newest first, a page at a time."""
         return _page(*await batches.page(after=after, limit=limit))
