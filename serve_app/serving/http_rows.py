@@ -16,7 +16,7 @@ import msgspec
 from serve_app.driver.usage import usage_of
 from serve_app.engine.protocol import ASGIApp
 from serve_app.schema import Chunk, Completion, HttpResponse
-from serve_app.serving.sharding import Answer, Piece, answer_piece
+from serve_app.serving.piece import Answer, Piece, answer_piece
 
 # The engine takes no more for now (vLLM's admission control, a limit in front of it): asked again after these pauses.
 BUSY = (429, 503)

@@ -1,7 +1,7 @@
 """Several models on one base URL: each request goes to the replicas that serve the `model` it names.
 
-Knows of a request its `model` and `prompt_cache_key`, and of the replicas what `GET /v1/models` says of them; every
-other byte passes as it came. Does not know the engines, only their HTTP applications.
+Which replicas those are says `directory.py`. Every byte of a request passes as it came. Does not know the engines, only
+their HTTP applications.
 
     client ─ HTTP ─> Models ┬ handle ─> Replica of one application ─> its own OpenAI routes
                             └ handle ─> Replica of another
@@ -16,18 +16,11 @@ without us; an answer is then held in memory at most once.
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import json
 import logging
-import os
-import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from contextlib import aclosing, suppress
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
-import anyio
 import msgspec
-from anyio.streams.memory import MemoryObjectReceiveStream
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -39,19 +32,14 @@ from starlette.routing import Mount, Route, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import EngineFailed, ServerUnavailable
+from serve_app.serving.directory import LIST_TIMEOUT_S, Card, Directory, Served, read_session, read_wanted
 from serve_app.serving.gate import Gate
-from serve_app.serving.refusal import Refusal, body_too_large
-from serve_app.serving.sharding import ABORT_S, SCOPE, Answer, Piece
+from serve_app.serving.piece import SCOPE, Answer, Piece, is_last
+from serve_app.serving.refusal import Refusal, body_too_large, unavailable
 from serve_app.settings import REPLICA_DEPLOYMENT, ModelsSettings
 
 logger = logging.getLogger(__name__)
 
-# Serve's own name of it; it takes `-` and `_` for the same.
-SESSION_HEADER = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "x-session-id").lower().replace("_", "-").encode()
-# Replicas are asked what they serve only for a list or for a name that nobody is known to serve, once in REFRESH_S.
-REFRESH_S, LIST_TIMEOUT_S = 1.0, 2.0
-MAX_UNSENT_MESSAGES = 64
-BODY = "http.response.body"
 # Where a scope holds the name of a model that nobody serves.
 UNKNOWN = "serve_app.unknown_model"
 LIST_MODELS = Piece(
@@ -70,17 +58,6 @@ LIST_MODELS = Piece(
     },
     b"",
 )
-Card = dict[str, Any]
-
-
-class Served(Protocol):
-    """The replicas of one application."""
-
-    def forward(self, request: Piece, session: str) -> AsyncGenerator[list[Message], None]:
-        """The answer of one of them, as it comes. Ending the generator early aborts the request there."""
-
-    async def models(self) -> list[Card]:
-        """What those that run serve, as OpenAI's model objects; nothing if none could be asked."""
 
 
 def build_app(settings: ModelsSettings, served: Mapping[str, Served]) -> Starlette:
@@ -127,89 +104,6 @@ class Models:
 
 
 # --- which application ---
-
-
-class Directory:
-    """Which application serves which model. What one of them once said stays true while none of its replicas runs."""
-
-    def __init__(self, settings: ModelsSettings, served: Mapping[str, Served]) -> None:
-        self._served = served
-        self._given = {application.name: application.models for application in settings.applications}
-        self._heard: dict[str, list[Card]] = {}
-        self._asking: asyncio.Task[None] | None = None
-        self._valid_until = 0.0
-
-    async def find(self, model: str) -> str | None:
-        """The application that serves it, if any does."""
-        name = self._known(model)
-        if name is None:
-            await self._refresh()
-            name = self._known(model)
-        return name
-
-    async def cards(self) -> list[Card]:
-        """All models as OpenAI's model objects, in the order of the applications."""
-        await self._refresh()
-        cards: dict[str, Card] = {}
-        for name, given in self._given.items():
-            bare = [{"id": model, "object": "model", "created": 0, "owned_by": "serve_app"} for model in given]
-            for card in (*self._heard.get(name, ()), *bare):
-                cards.setdefault(card["id"], card)
-        return list(cards.values())
-
-    def missing(self, model: str) -> Refusal:
-        """Of a model that nobody serves; it may come as long as an application has not been heard."""
-        model = model.encode("utf-8", "replace").decode()  # JSON can name what no answer can hold
-        if silent := [name for name, given in self._given.items() if not given and name not in self._heard]:
-            return unavailable(f"no replica of {', '.join(silent)} has said yet whether it serves `{model}`")
-        return model_not_found(model)
-
-    def _known(self, model: str) -> str | None:
-        for name, given in self._given.items():
-            if model in given or any(card["id"] == model for card in self._heard.get(name, ())):
-                return name
-        return None
-
-    async def _refresh(self) -> None:
-        if time.monotonic() < self._valid_until:
-            return
-        if self._asking is None or self._asking.done():
-            # In a context of its own: who asks first may leave, and Serve would cancel what was begun in its request.
-            self._asking = asyncio.create_task(self._ask(), context=contextvars.Context())
-        await asyncio.shield(self._asking)
-
-    async def _ask(self) -> None:
-        answers = await asyncio.gather(*(served.models() for served in self._served.values()))
-        self._heard |= {name: cards for name, cards in zip(self._served, answers, strict=True) if cards}
-        self._valid_until = time.monotonic() + REFRESH_S
-
-
-class Wanted(msgspec.Struct):
-    """What of a body is read here. Values of other types are the engine's to refuse."""
-
-    model: Any = None
-    prompt_cache_key: Any = None
-
-
-def read_wanted(body: bytes) -> Wanted:
-    """The fields of a JSON object; none of a body that is anything else."""
-    try:
-        return _decode_wanted(body)
-    except (msgspec.DecodeError, RecursionError):
-        pass
-    try:  # the engine's reader takes what JSON does not have: NaN, Infinity, lone surrogates
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        return Wanted()
-    return Wanted(fields.get("model"), fields.get("prompt_cache_key")) if isinstance(fields, dict) else Wanted()
-
-
-def read_session(scope: Scope, wanted: Wanted) -> str:
-    """The session's name from the header, or else from OpenAI's field for requests that share a prefix."""
-    for name, value in scope["headers"]:
-        if name.lower().replace(b"_", b"-") == SESSION_HEADER:
-            return bytes(value).decode("latin-1")
-    return wanted.prompt_cache_key if isinstance(wanted.prompt_cache_key, str) else ""
 
 
 async def read_body(request: Request, most_bytes: int | None) -> bytes | None:
@@ -337,88 +231,7 @@ class HandleServed:
         return self._handle
 
 
-async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message], None]:
-    """An ASGI application's messages as they come, those that wait together at once. Runs in the replica.
-
-    When it is cancelled or closed, the application sees its client leave, as vLLM stops on nothing else. Raises
-    EngineFailed when the application ends without a whole answer, and whatever it raised before that.
-    """
-    outbox, inbox = anyio.create_memory_object_stream[Message](MAX_UNSENT_MESSAGES)
-    body, left = [request.body], asyncio.Event()
-
-    async def receive() -> Message:
-        if body:
-            return {"type": "http.request", "body": body.pop(), "more_body": False}
-        await left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        try:
-            await outbox.send(message)
-        except anyio.BrokenResourceError:
-            raise OSError("the client left") from None  # the error that ASGI has for it
-
-    async def answer() -> None:
-        with outbox:
-            await app({**request.scope, "state": {}}, receive, send)
-
-    call, whole = asyncio.create_task(answer()), False
-    try:
-        with inbox:
-            async for message in inbox:
-                messages = joined([message, *_waiting(inbox)])
-                whole = is_last(messages[-1])
-                yield messages
-        await asyncio.wait({call})
-        error = call.exception()
-        if error and whole:  # Starlette raises what it has answered
-            logger.error("after its answer to a request", exc_info=error)
-        elif error or not whole:
-            raise error or EngineFailed("the engine's application ended without an answer")
-    finally:
-        left.set()
-        try:
-            await asyncio.wait({call}, timeout=ABORT_S)
-        finally:
-            call.cancel()
-            if call.done() and not call.cancelled():
-                call.exception()  # nobody is left to be told
-
-
-def _waiting(inbox: MemoryObjectReceiveStream[Message]) -> Iterator[Message]:
-    with suppress(anyio.WouldBlock, anyio.EndOfStream):
-        while True:
-            yield inbox.receive_nowait()
-
-
-def joined(messages: Iterable[Message]) -> list[Message]:
-    """The same messages, parts of the body that follow one another made one."""
-    result: list[Message] = []
-    for message in messages:
-        if result and message["type"] == result[-1]["type"] == BODY:
-            both = result[-1].get("body", b"") + message.get("body", b"")
-            result[-1] = {"type": BODY, "body": both, "more_body": message.get("more_body", False)}
-        else:
-            result.append(message)
-    return result
-
-
-def is_last(message: Message) -> bool:
-    """Whether an answer ends with this message."""
-    return message["type"] == BODY and not message.get("more_body", False)
-
-
 # --- answers of our own ---
-
-
-def model_not_found(model: str) -> Refusal:
-    """OpenAI's words."""
-    return Refusal(404, "model_not_found", f"The model `{model}` does not exist", code="model_not_found", param="model")
-
-
-def unavailable(message: str, retry_after_s: float = 5.0) -> Refusal:
-    headers = ((b"retry-after", b"%d" % max(0, round(retry_after_s))),)
-    return Refusal(503, "unavailable", f"{message}; try again", type="server_error", headers=headers)
 
 
 def failure(error: Exception) -> Refusal:
@@ -436,6 +249,3 @@ def failure(error: Exception) -> Refusal:
 def response(refusal: Refusal) -> Response:
     headers = {name.decode(): value.decode() for name, value in refusal.headers}
     return Response(refusal.body, refusal.status, headers, "application/json")
-
-
-_decode_wanted = msgspec.json.Decoder(Wanted).decode

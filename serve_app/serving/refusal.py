@@ -107,6 +107,17 @@ def client_too_slow(timeout_s: float) -> Refusal:
     return Refusal(499, "slow_client", f"The client read nothing for {timeout_s:g} s (write_timeout_s).")
 
 
+def model_not_found(model: str) -> Refusal:
+    """OpenAI's words."""
+    return Refusal(404, "model_not_found", f"The model `{model}` does not exist", code="model_not_found", param="model")
+
+
+def unavailable(message: str, retry_after_s: float = 5.0) -> Refusal:
+    """No replica can answer it now."""
+    headers = ((b"retry-after", b"%d" % max(0, round(retry_after_s))),)
+    return Refusal(503, "unavailable", f"{message}; try again", type="server_error", headers=headers)
+
+
 def retry_after(wait_s: float) -> tuple[bytes, bytes]:
     """The header has whole seconds; rounding down would have the client come back too early."""
     return b"retry-after", b"%d" % max(1, math.ceil(wait_s))

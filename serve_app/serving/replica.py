@@ -20,9 +20,9 @@ from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
 from serve_app.serving import accounting, telemetry
 from serve_app.serving.gate import Gate
 from serve_app.serving.http_rows import answer_requests
-from serve_app.serving.models import forward
+from serve_app.serving.piece import Answer, Piece, answer_piece, forward
 from serve_app.serving.routes import add_routes, close_admin_routes
-from serve_app.serving.sharding import Answer, HandlePeers, Piece, Sharding, answer_piece
+from serve_app.serving.sharding import HandlePeers, Sharding
 from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
 
 

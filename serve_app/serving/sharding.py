@@ -1,7 +1,6 @@
 """A long list of prompts in one `/v1/completions` call, answered by all replicas as if by one.
 
-Knows of a completion request its `prompt`, and of an answer its `choices` and `usage`; every other byte passes as it
-came. Does not know the engine, only its HTTP application.
+Does not know the engine, only its HTTP application, nor what of a request is cut (`prompt_list.py`).
 
     client ─ HTTP ─> replica ┬ piece ─> its own engine
                              └ piece ─ handle ─> a peer's engine      pieces are pulled: a slow replica takes fewer
@@ -19,7 +18,6 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from functools import reduce
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -27,9 +25,10 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.driver.pool import outside_request
 from serve_app.engine.protocol import ASGIApp
-from serve_app.errors import EngineFailed
 from serve_app.schema import ReplicaInfo
 from serve_app.serving import accounting
+from serve_app.serving.piece import Answer, Piece, answer_piece
+from serve_app.serving.prompt_list import MAX_PROMPTS, MAX_PROMPTS_ENV, cut, merge, read_fields, read_prompts
 from serve_app.serving.router import TARGET
 from serve_app.settings import ShardingSettings
 
@@ -38,37 +37,9 @@ T = TypeVar("T")
 Receive = Callable[[], Awaitable[Any]]
 
 PATH = "/v1/completions"
-# How many replicas worked, in the answer to a list that was cut.
-REPLICAS_HEADER = b"x-serve-app-replicas"
-# vLLM refuses longer lists, by this environment variable and default; cutting must not get round it.
-MAX_PROMPTS_ENV, MAX_PROMPTS = "VLLM_MAX_COMPLETION_PROMPTS", 1024
 # Replicas are asked who they are at most once in REFRESH_S, and not for FAILED_S after one took LIST_TIMEOUT_S: one
 # that hangs must not delay every request until Serve replaces it.
 REFRESH_S, LIST_TIMEOUT_S, FAILED_S = 1.0, 2.0, 10.0
-# How long an engine's application may take to abort what a cancelled piece asked.
-ABORT_S = 5.0
-# What a piece keeps of its request's ASGI scope: plain values, which the handle can send.
-SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "client")
-# These describe the body as the client sent it, or ask for an encoding that could not be merged.
-OWN_HEADERS = (b"content-length", b"transfer-encoding", b"expect", b"accept-encoding")
-
-
-class Piece(msgspec.Struct, frozen=True):
-    """An HTTP request for a part of the prompts: its ASGI scope and its body."""
-
-    scope: dict[str, Any]
-    body: bytes
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """The HTTP answer to a piece, or to the whole, and the replica that gave it."""
-
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-    replica_id: str = ""
-    # Prompt and completion tokens that a peer's engine gave for it.
-    tokens: tuple[int, int] = (0, 0)
 
 
 class Peers(Protocol):
@@ -146,86 +117,6 @@ class Sharding:
 # --- cut and merge ---
 
 
-def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
-    """The fields of a JSON object, each as the bytes it came in; none if it is not one."""
-    try:
-        return _decode_fields(body)
-    except (msgspec.DecodeError, RecursionError):
-        return {}
-
-
-def read_prompts(fields: dict[str, msgspec.Raw]) -> list[msgspec.Raw]:
-    """The prompts, if all are texts or all lists of token ids, and the answer is to come in one; else none."""
-    if any(bytes(fields.get(name, b"null")) not in (b"null", b"false") for name in ("stream", "prompt_embeds")):
-        return []
-    try:
-        prompts = _decode_prompts(fields.get("prompt", b"[]"))
-    except msgspec.DecodeError:
-        return []
-    kinds = {bytes(memoryview(prompt)[:1]) for prompt in prompts}
-    return prompts if kinds in ({b'"'}, {b"["}) else []
-
-
-def cut(scope: Any, fields: dict[str, msgspec.Raw], prompts: Sequence[msgspec.Raw], size: int) -> list[Piece]:
-    """Requests for `size` prompts each, in order. All but the first get request ids of their own, if there is one."""
-    starts = range(0, len(prompts), size)
-    bodies = [_encode({**fields, "prompt": prompts[start : start + size]}) for start in starts]
-    headers = [(name.lower(), value) for name, value in scope["headers"] if name.lower() not in OWN_HEADERS]
-    request_id = dict(headers).get(b"x-request-id") or _text(fields.get("request_id")).encode("latin-1", "replace")
-    plain = {name: scope[name] for name in SCOPE if name in scope}
-    pieces = []
-    for number, body in enumerate(bodies):
-        own = [*headers, (b"content-length", b"%d" % len(body))]
-        if number and request_id:  # vLLM takes the header before the body's field
-            own = [item for item in own if item[0] != b"x-request-id"]
-            own.append((b"x-request-id", b"%b-%d" % (request_id, number)))
-        pieces.append(Piece({**plain, "headers": own}, body))
-    return pieces
-
-
-def merge(answers: Sequence[Answer]) -> Answer:
-    """One answer out of those to the pieces, in order: the first one's, with all choices and the sum of the usage.
-
-    `prompt_tokens_details.cached_tokens` is summed like the rest; vLLM 0.32 counts there only the last prompt of a
-    list, here of each piece (vllm#55120 mends it). `metrics` vLLM gives for single prompts only, so no list has it.
-    """
-    bodies = [_decode_fields(answer.body) for answer in answers]
-    merged: dict[str, Any] = dict(bodies[0])
-    choices: list[dict[str, Any]] = []
-    for body in bodies:
-        offset = len(choices)
-        for choice in _decode_choices(body["choices"]):
-            choices.append({**choice, "index": offset + int(bytes(choice["index"]))})
-    merged["choices"] = choices
-    merged["usage"] = reduce(_sum, [msgspec.json.decode(body["usage"]) for body in bodies])
-    if "metrics" in merged:
-        merged["metrics"] = None
-    replicas = len({answer.replica_id for answer in answers})
-    return Answer(200, (*answers[0].headers, (REPLICAS_HEADER, b"%d" % replicas)), _encode(merged))
-
-
-def _sum(one: Any, other: Any) -> Any:
-    """Of two usages: numbers added, whatever is missing in one taken from the other."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return {name: _sum(one.get(name), other.get(name)) for name in {**one, **other}}
-    if one is None or other is None:
-        return one if other is None else other
-    return one + other if isinstance(one, int) and isinstance(other, int) else one
-
-
-def _text(raw: msgspec.Raw | None) -> str:
-    try:
-        return msgspec.json.decode(raw, type=str) if raw is not None else ""
-    except msgspec.DecodeError:
-        return ""
-
-
-_encode = msgspec.json.Encoder().encode
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_prompts = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
-
-
 # --- doing it ---
 
 
@@ -301,53 +192,9 @@ def _result(call: asyncio.Task[Answer], replica: str) -> Answer | None:
 def _unavailable(pieces: int) -> Answer:
     message = f"no replica could answer one of the {pieces} parts of this list of prompts; try again"
     error = {"message": message, "type": "ServiceUnavailableError", "param": None, "code": 503}
-    return Answer(503, ((b"content-type", b"application/json"), (b"retry-after", b"5")), _encode({"error": error}))
-
-
-async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answer:
-    """Ask an ASGI application in process. When cancelled it sees its client leave, and the piece is aborted.
-
-    Raises EngineFailed if it gave no answer, and whatever it raised before it gave one.
-    httpx.ASGITransport would cancel the application instead, which vLLM does not notice: its handler runs in a task
-    of its own, and stops on `http.disconnect` only (`with_cancellation`).
-    """
-    body, left = [piece.body], asyncio.Event()
-    start: dict[str, Any] = {}
-    parts: list[bytes] = []
-    complete = False
-
-    async def receive() -> dict[str, Any]:
-        if body:
-            return {"type": "http.request", "body": body.pop(), "more_body": False}
-        await left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        nonlocal complete
-        if message["type"] == "http.response.start":
-            start.update(message)
-        elif message["type"] == "http.response.body":
-            parts.append(message.get("body", b""))
-            complete = not message.get("more_body", False)
-
-    call = asyncio.ensure_future(app({**piece.scope, "state": {}}, receive, send))
-    try:
-        await asyncio.shield(call)
-    except asyncio.CancelledError:
-        left.set()
-        await asyncio.wait({call}, timeout=ABORT_S)
-        raise
-    except Exception:
-        if not complete:
-            raise
-        logger.exception("after its answer to a piece of a completion request")  # Starlette raises what it answered
-    finally:
-        call.cancel()
-    if not complete:
-        raise EngineFailed("the engine's application ended without an answer")
-    headers = ((bytes(name).lower(), bytes(value)) for name, value in start.get("headers", ()))
-    kept = tuple(header for header in headers if header[0] != b"content-length")
-    return Answer(start["status"], kept, b"".join(parts), replica_id)
+    return Answer(
+        503, ((b"content-type", b"application/json"), (b"retry-after", b"5")), msgspec.json.encode({"error": error})
+    )
 
 
 class HandlePeers:

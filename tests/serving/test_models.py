@@ -25,10 +25,12 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from serve_app.errors import EngineFailed
-from serve_app.serving import models
+from serve_app.serving import directory, models
+from serve_app.serving import piece as pieces
+from serve_app.serving.directory import read_wanted
 from serve_app.serving.key_file import create_key
-from serve_app.serving.models import HandleServed, build_app, forward, joined, read_wanted
-from serve_app.serving.sharding import Answer, Piece, answer_piece
+from serve_app.serving.models import HandleServed, build_app
+from serve_app.serving.piece import Answer, Piece, answer_piece, forward, joined
 from serve_app.settings import ModelsSettings
 
 SCOPE = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [], "asgi": {"version": "3.0"}}
@@ -181,7 +183,7 @@ class Cluster:
         self.a, self.b = Engine("small", "small-adapter"), Engine("large", "org/large-adapter")
         self.handles = {"a": FakeHandle(self.a), "b": FakeHandle(self.b)}
         monkeypatch.setattr(serve, "get_deployment_handle", self._handle)
-        monkeypatch.setattr(models, "REFRESH_S", 0.0)
+        monkeypatch.setattr(directory, "REFRESH_S", 0.0)
         self.applications = [{"name": name, "models": given.get(name, [])} for name in "ab"]
         self.configure(max_body_bytes=100_000)
 
@@ -348,7 +350,7 @@ async def test_the_list_is_that_of_all_applications_each_model_once(cluster: Clu
 async def test_known_models_ask_nobody_and_many_unknown_ones_ask_once(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "REFRESH_S", 60.0)
+    monkeypatch.setattr(directory, "REFRESH_S", 60.0)
     await asyncio.gather(*(cluster.post({"model": f"unknown {i}"}) for i in range(20)))
     await asyncio.gather(*(cluster.post({"model": "large"}) for i in range(20)))
     assert {handle.broadcasts for handle in cluster.handles.values()} == {1}
@@ -598,7 +600,7 @@ async def test_an_application_is_held_back_while_nobody_takes_its_answer(cluster
     await anext(answer)
     for _ in range(2000):
         await asyncio.sleep(0)
-    assert cluster.a.sent <= 2 * models.MAX_UNSENT_MESSAGES
+    assert cluster.a.sent <= 2 * pieces.MAX_UNSENT_MESSAGES
     received = sum(len(message.get("body", b"")) for messages in [m async for m in answer] for message in messages)
     assert received <= 1000
     assert cluster.a.sent == 1000
@@ -664,7 +666,7 @@ async def test_one_that_hangs_although_its_client_left_is_cancelled(monkeypatch:
         finally:
             ended.set()
 
-    monkeypatch.setattr(models, "ABORT_S", 0.01)
+    monkeypatch.setattr(pieces, "ABORT_S", 0.01)
     answer = forward(deaf, piece("/"))
     await anext(answer)
     await answer.aclose()

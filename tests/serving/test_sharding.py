@@ -17,7 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.serving.sharding import Answer, HandlePeers, Piece, Sharding, answer_piece, merge
+from serve_app.serving.piece import Answer, Piece, answer_piece
+from serve_app.serving.prompt_list import merge
+from serve_app.serving.sharding import HandlePeers, Sharding
 from serve_app.settings import ShardingSettings
 from tests.fakes import replica
 

@@ -1,0 +1,163 @@
+"""An HTTP request as a value, which a handle can send, and an ASGI application's answer to it: whole, or as it comes.
+
+Both have the application see its client leave when the caller is gone. httpx.ASGITransport would cancel it instead,
+which vLLM does not notice: its handler runs in a task of its own, and stops on `http.disconnect` only
+(`with_cancellation`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import msgspec
+from anyio.streams.memory import MemoryObjectReceiveStream
+from starlette.types import ASGIApp, Message
+
+from serve_app.errors import EngineFailed
+
+logger = logging.getLogger(__name__)
+
+# What a piece keeps of its request's ASGI scope: plain values, which the handle can send.
+SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "client")
+# How long an engine's application may take to abort what a cancelled piece asked.
+ABORT_S = 5.0
+MAX_UNSENT_MESSAGES = 64
+BODY = "http.response.body"
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """An HTTP request for a part of the prompts: its ASGI scope and its body."""
+
+    scope: dict[str, Any]
+    body: bytes
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The HTTP answer to a piece, or to the whole, and the replica that gave it."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    replica_id: str = ""
+    # Prompt and completion tokens that a peer's engine gave for it.
+    tokens: tuple[int, int] = (0, 0)
+
+
+async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answer:
+    """Ask an ASGI application in process. When cancelled it sees its client leave, and the piece is aborted.
+
+    Raises EngineFailed if it gave no answer, and whatever it raised before it gave one.
+    """
+    body, left = [piece.body], asyncio.Event()
+    start: dict[str, Any] = {}
+    parts: list[bytes] = []
+    complete = False
+
+    async def receive() -> Message:
+        if body:
+            return {"type": "http.request", "body": body.pop(), "more_body": False}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        nonlocal complete
+        if message["type"] == "http.response.start":
+            start.update(message)
+        elif message["type"] == "http.response.body":
+            parts.append(message.get("body", b""))
+            complete = not message.get("more_body", False)
+
+    call = asyncio.ensure_future(app({**piece.scope, "state": {}}, receive, send))
+    try:
+        await asyncio.shield(call)
+    except asyncio.CancelledError:
+        left.set()
+        await asyncio.wait({call}, timeout=ABORT_S)
+        raise
+    except Exception:
+        if not complete:
+            raise
+        logger.exception("after its answer to a piece of a completion request")  # Starlette raises what it answered
+    finally:
+        call.cancel()
+    if not complete:
+        raise EngineFailed("the engine's application ended without an answer")
+    headers = ((bytes(name).lower(), bytes(value)) for name, value in start.get("headers", ()))
+    kept = tuple(header for header in headers if header[0] != b"content-length")
+    return Answer(start["status"], kept, b"".join(parts), replica_id)
+
+
+async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message], None]:
+    """An ASGI application's messages as they come, those that wait together at once. Runs in the replica.
+
+    When it is cancelled or closed, the application sees its client leave, as vLLM stops on nothing else. Raises
+    EngineFailed when the application ends without a whole answer, and whatever it raised before that.
+    """
+    outbox, inbox = anyio.create_memory_object_stream[Message](MAX_UNSENT_MESSAGES)
+    body, left = [request.body], asyncio.Event()
+
+    async def receive() -> Message:
+        if body:
+            return {"type": "http.request", "body": body.pop(), "more_body": False}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        try:
+            await outbox.send(message)
+        except anyio.BrokenResourceError:
+            raise OSError("the client left") from None  # the error that ASGI has for it
+
+    async def answer() -> None:
+        with outbox:
+            await app({**request.scope, "state": {}}, receive, send)
+
+    call, whole = asyncio.create_task(answer()), False
+    try:
+        with inbox:
+            async for message in inbox:
+                messages = joined([message, *_waiting(inbox)])
+                whole = is_last(messages[-1])
+                yield messages
+        await asyncio.wait({call})
+        error = call.exception()
+        if error and whole:  # Starlette raises what it has answered
+            logger.error("after its answer to a request", exc_info=error)
+        elif error or not whole:
+            raise error or EngineFailed("the engine's application ended without an answer")
+    finally:
+        left.set()
+        try:
+            await asyncio.wait({call}, timeout=ABORT_S)
+        finally:
+            call.cancel()
+            if call.done() and not call.cancelled():
+                call.exception()  # nobody is left to be told
+
+
+def _waiting(inbox: MemoryObjectReceiveStream[Message]) -> Iterator[Message]:
+    with suppress(anyio.WouldBlock, anyio.EndOfStream):
+        while True:
+            yield inbox.receive_nowait()
+
+
+def joined(messages: Iterable[Message]) -> list[Message]:
+    """The same messages, parts of the body that follow one another made one."""
+    result: list[Message] = []
+    for message in messages:
+        if result and message["type"] == result[-1]["type"] == BODY:
+            both = result[-1].get("body", b"") + message.get("body", b"")
+            result[-1] = {"type": BODY, "body": both, "more_body": message.get("more_body", False)}
+        else:
+            result.append(message)
+    return result
+
+
+def is_last(message: Message) -> bool:
+    """Whether an answer ends with this message."""
+    return message["type"] == BODY and not message.get("more_body", False)
