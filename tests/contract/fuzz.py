@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from urllib.parse import quote
@@ -46,7 +46,7 @@ DELETE_TIMEOUT_S = 60.0
 
 
 def fuzz(base_url: str, *, requests: int, seed: int, workers: int, tally: Tally) -> None:
-    """Send `requests` requests, and finish the route at hand, over all routes of the server; count them in `tally`.
+    """Send `requests` requests, and what is under way then, over all routes of the server; count them in `tally`.
 
     The same seed makes up the same requests; how workers interleave them is not fixed. Jobs that are submitted are
     deleted again. Raises RuntimeError when a document yields no request.
@@ -68,6 +68,7 @@ class Document:
         self._model = served_model(base_url)
         self._tally = tally
         self._jobs = jobs
+        self._enough: Callable[[], None] = lambda: None
 
     def send_until(self, total: int, seed: int, workers: int) -> None:
         """Run rounds, each with the next seed, until the tally has `total` answers."""
@@ -87,11 +88,11 @@ class Document:
             f"{self._url}/openapi.json", config=schemathesis.Config.from_dict(config)
         )
         stream = from_schema(schema.exclude(path=list(SKIPPED))).execute()
+        # Said by the hooks, request by request: the next event may be a route's thousands of cases away.
+        self._enough = lambda: stream.stop() if self._tally.total >= total else None
         for event in stream:
             if isinstance(event, events.FatalError):
                 raise event.exception
-            if self._tally.total >= total:
-                stream.stop()
 
     def _config(self, seed: int, workers: int, phases: tuple[str, ...]) -> dict[str, Any]:
         return {
@@ -126,6 +127,7 @@ class Document:
             )
             if self._jobs is not None and response.status_code == 201:
                 self._jobs.keep(response.json()["id"])
+            self._enough()
 
         def after_network_error(context: Any, case: Any, request: Any) -> None:
             self._tally.add(self._route(case), None, lambda: (case.as_curl_command(), "no answer"))
