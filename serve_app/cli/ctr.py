@@ -74,8 +74,8 @@ def ctr(
     study = None
     if not resume:
         study = make_study(
-            ad=ad, platform=ad_platform, context=platform_context(ad_platform, ad_platform_context, platforms), mode=mode,
-            swap=swap, size=population_size, seed=seed, bank=bank_name(bank, persona),
+            ad=ad, platform=ad_platform, context=platform_context(ad_platform, ad_platform_context, platforms),
+            mode=mode, swap=swap, size=population_size, seed=seed, bank=bank_name(bank, persona),
             profiles=profile_file(profiles, mapped or [], id_column, weights, describe), strata=tuple(stratify or ()),
             allocation=allocation,
         )  # fmt: skip
