@@ -77,8 +77,7 @@ def read_answers(question: Question, profiles: Sequence[Profile], outcomes: Iter
 
 
 def table(answers: Sequence[Answer]) -> pa.Table:
-    """The click table, one row a person: id, attributes, weight, prediction, and where it came from. With several
-    frames also the probability of a click in each, `p_click in <frame>`."""
+    """The click table, one row a person: id, attributes, weight, prediction, and where it came from."""
     names = list(dict.fromkeys(name for answer in answers for name in answer.profile.attributes))
     columns: dict[str, Any] = {"id": pa.array([answer.profile.id for answer in answers], pa.string())}
     for name in names:

@@ -113,11 +113,9 @@ def allocate(size: int, shares: _Reals, most: _Counts) -> _Counts:
     """
     counts = np.ones(len(shares), dtype=np.int64)
     while (left := size - int(counts.sum())) > 0:
-        # Of a target in proportion, what is still missing; where nobody is missing, all that have people get more.
+        # What those that have more people are short of a number in proportion.
         open_ = counts < most
         wanted = np.where(open_, np.maximum(size * shares / shares[open_].sum() - counts, 0), 0.0)
-        if not wanted.any():
-            wanted = np.where(open_, shares, 0.0)
         exact = wanted / wanted.sum() * left
         step = np.minimum(np.floor(exact).astype(np.int64), most - counts)
         if not step.any():

@@ -17,7 +17,15 @@ from scipy import stats
 from serve_app.errors import BadSettings
 from serve_app.workloads.ctr.bank import PACKAGED, Bank, load_bank
 from serve_app.workloads.ctr.conditional import Conditional
-from serve_app.workloads.ctr.distributions import Bernoulli, Categorical, TruncatedNormal, Uniform, as_text
+from serve_app.workloads.ctr.distributions import (
+    Bernoulli,
+    Categorical,
+    Constant,
+    Subset,
+    TruncatedNormal,
+    Uniform,
+    as_text,
+)
 from serve_app.workloads.ctr.profiles import BLOCK, Profile, draw_profiles, generate_profiles
 
 PEOPLE = 8000
@@ -56,6 +64,16 @@ def check_distribution(distribution: Any, values: list[Any], name: str) -> None:
         assert min(values) >= d.min, name
         assert max(values) <= d.max, name
         assert stats.chisquare(observed, expected).pvalue > ALPHA, name
+    elif isinstance(distribution, Subset):
+        subsets = [value.split(", ") for value in values]
+        assert all(len(set(subset)) == distribution.size for subset in subsets)
+        chosen = Counter(one for subset in subsets for one in subset)
+        for one in distribution.values:
+            share = distribution.size / len(distribution.values)
+            assert stats.binomtest(chosen[one], len(values), share).pvalue > ALPHA, name
+    else:
+        assert isinstance(distribution, Constant)
+        assert set(values) == {distribution.value}
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -253,7 +271,7 @@ def test_a_file_that_is_no_bank_is_named(tmp_path: Path, name: str, text: str | 
 
 def test_a_bank_is_the_same_from_yaml_json_and_its_own_dump(tmp_path: Path) -> None:
     said = {**SHOPPERS, "describe": "{age}, {member}", "words": {"member": {True: "in", False: "out"}}}
-    (tmp_path / "b.yaml").write_text(yaml.safe_dump(said))
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
     (tmp_path / "b.json").write_text(json.dumps(said))  # JSON writes the keys true and false
     banks = [load_bank(tmp_path / "b.yaml"), load_bank(tmp_path / "b.json")]
     for name in PACKAGED:
