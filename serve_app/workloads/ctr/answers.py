@@ -42,7 +42,7 @@ class Answer:
     @cached_property
     def _explained(self) -> Explanation | str:
         """Of explain mode: the explanation, or why there is none."""
-        (outcome,) = self.outcomes
+        outcome = self.outcomes[0]
         if self.question.mode != "explain" or outcome is None or outcome.value is None:
             return ""
         try:
