@@ -21,6 +21,8 @@ from serve_app.workloads.ctr.distributions import (
     Bernoulli,
     Categorical,
     Constant,
+    Interval,
+    Levels,
     Subset,
     TruncatedNormal,
     Uniform,
