@@ -13,8 +13,9 @@ from serve_app.errors import BadSettings, ServeAppError
 app = typer.Typer(
     help="Whole-population LLM inference on Ray Serve and vLLM.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-for command in (ctr.ctr, ctr.demo, server.serve, server.validate, server.check):
+for command in (ctr.demo, server.serve, server.validate, server.check):
     app.command()(command)
+app.add_typer(ctr.app, name="ctr")
 app.add_typer(population.app, name="population")
 app.add_typer(keys.app, name="keys")
 

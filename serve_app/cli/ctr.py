@@ -11,59 +11,103 @@ import typer
 from rich.console import Console
 
 from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
+from serve_app.cli.ctr_options import bank_name, platform_context, profile_file
+from serve_app.cli.provider import OWN, PROVIDERS, job_fields
 from serve_app.errors import BadSettings, ServerUnavailable
 
 if TYPE_CHECKING:
-    from serve_app.client.populations import PopulationClient
+    from serve_app.workloads.ctr.result import Result
+    from serve_app.workloads.ctr.study import Study
+
+# A group that does its own work where no subcommand is named.
+app = typer.Typer(help="Predict click-through of an ad over a population.", invoke_without_command=True)
 
 Ad = Annotated[str, typer.Option("--ad", help="Text of the ad.")]
-Platform = Annotated[str, typer.Option("--ad-platform", help="facebook, tiktok or amazon.")]
-Size = Annotated[int, typer.Option("--population-size", help="Number of synthetic profiles.")]
+Platform = Annotated[str, typer.Option("--ad-platform", help="facebook, tiktok, amazon, or one of --platforms.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the population.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the runs; results go to a folder named by the job id.")]
 Price = Annotated[float, typer.Option("--price", min=0.0, help="Dollars for one replica's hour, for the cost.")]
 
 
+@app.callback()
 def ctr(
+    context: typer.Context,
     ad: Ad = "",
     ad_platform: Platform = "facebook",
-    population_size: Size = 1000,
+    ad_platform_context: Annotated[str, typer.Option(help="Where the ad appears, in words; then any platform.")] = "",
+    platforms: Annotated[Path | None, typer.Option(help="YAML or JSON: platforms' names and descriptions.")] = None,
+    mode: Annotated[str, typer.Option(help="score: exact label probabilities; explain: reasons, as JSON.")] = "score",
+    swap: Annotated[str, typer.Option(help="Ask again with swapped labels: none, order (2 rows a person) or words (4).")
+                    ] = "none",
+    population_size: Annotated[int | None, typer.Option(help="People; default: 1000, or all of --profiles.")] = None,
     seed: Seed = 42,
-    resume: Annotated[str, typer.Option("--resume", metavar="JOB_ID", help="Go on with a job; takes its ad.")] = "",
+    bank: Annotated[str, typer.Option(help="Identity bank: default, rich, or a YAML or JSON file of your own.")] = "",
+    persona: Annotated[str, typer.Option(help="default or rich (interests, traits): short for that bank.")] = "",
+    profiles: Annotated[Path | None, typer.Option(help="Your own people: CSV, JSONL or Parquet.")] = None,
+    mapped: Annotated[list[str] | None, typer.Option("--map", metavar="NAME=COLUMN", help="Use these columns only.")
+                   ] = None,
+    id_column: Annotated[str, typer.Option(help="Column of --profiles with ids.")] = "",
+    weights: Annotated[str, typer.Option(help="Column of --profiles with weights.")] = "",
+    describe: Annotated[str, typer.Option(help='How people of --profiles are described: "{age}, from {city}".')] = "",
+    stratify: Annotated[list[str] | None, typer.Option(help="Attribute, or age:30,45,60; may be repeated.")] = None,
+    allocation: Annotated[str, typer.Option(help="People a stratum: proportional or equal.")] = "proportional",
+    provider: Annotated[str, typer.Option(help=f"{OWN} replicas, {', '.join(PROVIDERS)}, or an address.")] = OWN,
+    model: Annotated[str, typer.Option(help="The model that must answer; a provider's by its name there.")] = "",
+    api_key_env: Annotated[str | None, typer.Option(help="Driver's environment variable with the provider's key.")
+                           ] = None,
+    batch_rows: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a provider is given at once.")
+                          ] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests open at a provider.")] = None,
+    requests_per_minute: Annotated[float | None, typer.Option(help="The provider's limit.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="The provider's limit.")] = None,
+    resume: Annotated[str, typer.Option("--resume", metavar="JOB_ID", help="Go on with a job; takes its study.")] = "",
     out: Out = Path("runs"),
     price: Price = 0.10,
     base_url: BaseUrl = DEFAULT_URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
-) -> None:
-    """Predict click-through of an ad over a synthetic population, on a running server."""
+) -> None:  # fmt: skip
+    """Predict click-through of an ad over a population, on a running server."""
+    if context.invoked_subcommand is not None:
+        return
     started = time.monotonic()
-    asked = {"ad": ad, "platform": ad_platform, "size": population_size, "seed": seed}
     output = Console(stderr=True, quiet=True) if as_json else console
-    report = run_ctr(base_url, asked, resume=resume, out=out, price=price, output=output)
-    finish(report, started)
+    study = None
+    if not resume:
+        study = make_study(
+            ad=ad, platform=ad_platform, context=platform_context(ad_platform, ad_platform_context, platforms),
+            mode=mode, swap=swap, size=population_size, seed=seed, bank=bank_name(bank, persona),
+            profiles=profile_file(profiles, mapped or [], id_column, weights, describe), strata=tuple(stratify or ()),
+            allocation=allocation,
+        )  # fmt: skip
+    job = job_fields(
+        provider, model, api_key_env=api_key_env, batch_rows=batch_rows, concurrency=concurrency,
+        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
+    )  # fmt: skip
+    finish(run_ctr(base_url, study, resume=resume, out=out, price=price, output=output, **job), started)
 
 
 def demo(
     ad: Ad = "New smartphone launch",
     ad_platform: Platform = "facebook",
-    population_size: Size = 1000,
+    population_size: Annotated[int, typer.Option("--population-size", help="Number of synthetic profiles.")] = 1000,
     seed: Seed = 42,
     out: Out = Path("runs"),
     price: Price = 0.10,
     config: Annotated[Path, typer.Option("--config", help="Serve config file.")] = Path("config.yaml"),
 ) -> None:
     """Start Ray and the replicas on this machine, predict click-through, stop everything."""
+    from serve_app.serving.config import check_store
     from serve_app.serving.local import local_serve
 
     started = time.monotonic()
-    check_ctr(ad, ad_platform, population_size, out)
+    study = make_study(ad=ad, platform=ad_platform, size=population_size, seed=seed)
+    check_store(out)
     log = out / "serve.log"
     console.print(f"starting Ray and the replicas of {config} (log: {log})")
     with local_serve(config, log=log, on_wait=lambda message: console.print(f"  {message}", markup=False)) as base_url:
         start_s = time.monotonic() - started
         console.print(f"replicas ready after {start_s:.0f} s")
-        asked = {"ad": ad, "platform": ad_platform, "size": population_size, "seed": seed}
-        report = run_ctr(base_url, asked, out=out, price=price, output=console)
+        report = run_ctr(base_url, study, out=out, price=price, output=console)
     console.print(
         f"time: start {start_s:.0f} s, run {report['run_s']:.0f} s, "
         f"stop and the rest {time.monotonic() - started - start_s - report['run_s']:.0f} s"
@@ -71,68 +115,89 @@ def demo(
     finish(report, started)
 
 
-def check_ctr(ad: str, platform: str, size: int, out: Path) -> None:
-    """Raise BadSettings or StoreError before anything starts."""
-    from serve_app.serving.config import check_store
-    from serve_app.workloads.ctr.profiles import generate_profiles
-    from serve_app.workloads.ctr.prompts import render_rows
+def make_study(**fields: Any) -> Study:
+    """The study that the options say, its people included. Raises BadSettings before anything starts."""
+    from serve_app.workloads.ctr.study import Study
 
-    render_rows(generate_profiles(min(size, 1)), ad, platform)
-    check_store(out)
+    study = Study(**fields)
+    if not study.streamed:
+        study.people  # noqa: B018  # reads a file, draws a sample: raises
+    return study
 
 
 def run_ctr(
-    base_url: str, asked: dict[str, Any], *, out: Path, price: float, output: Console, resume: str = ""
+    base_url: str, study: Study | None, *, out: Path, price: float, output: Console, resume: str = "", **job: Any
 ) -> dict[str, Any]:
     """Submit or resume, follow, report and write the results; the report's figures."""
     from serve_app.client.populations import PopulationClient
     from serve_app.client.progress import JobProgress
+    from serve_app.serving.config import check_store
     from serve_app.workloads.ctr import report as ctr_report
-    from serve_app.workloads.ctr.predict import predict, table
-    from serve_app.workloads.ctr.profiles import generate_profiles
+    from serve_app.workloads.ctr.study import Study
 
+    check_store(out)
     client = PopulationClient(base_url)
-    if resume:
+    if study is None:
         asked = client.status(resume)["metadata"]
         if "ad" not in asked:
             raise BadSettings(f"--resume: job '{resume}' was not submitted by `serve-app ctr`")
+        study = Study.from_metadata(asked)
         client.resume(resume)
         job_id = resume
     else:
-        job_id = submit_ctr(client, asked, out)
-    output.print(f"job {job_id}: {asked['size']:,} profiles, ad: {asked['ad']}", markup=False, highlight=False)
+        job_id = study.submit(client, **job)
+    output.print(f"job {job_id}: {len(study.people):,} profiles, ad: {study.ad}", markup=False, highlight=False)
     with JobProgress(output) as progress:
         status = client.wait(job_id, progress)
-    outcomes = list(client.outcomes(job_id))
+    result = study.result(status, client.outcomes(job_id))
     figures = ctr_report.figures(
-        status,
-        [predict(outcome) for outcome in outcomes],
-        ad=asked["ad"],
-        platform=asked["platform"],
-        seed=asked["seed"],
-        price=price,
+        status, result.predictions, ad=study.ad, platform=study.platform, seed=study.seed, price=price
     )
-    profiles = generate_profiles(asked["size"], asked["seed"])
-    paths = ctr_report.write(out / job_id, table(profiles, outcomes), figures)
+    figures |= study_figures(study, result)
+    paths = ctr_report.write(out / job_id, result.table, figures)
     output.print(ctr_report.as_table(figures))
+    if result.label_bias is not None:
+        output.print(_bias_line(figures), markup=False, highlight=False)
     output.print("results: " + ", ".join(map(str, paths)), markup=False)
     return figures
 
 
-def submit_ctr(client: PopulationClient, asked: dict[str, Any], out: Path) -> str:
-    """Render the population and queue it; the job's id."""
-    from serve_app.workloads.ctr.profiles import generate_profiles
-    from serve_app.workloads.ctr.prompts import NO, WORKLOAD, YES, render_rows
+def study_figures(study: Study, result: Result) -> dict[str, Any]:
+    """What the report's figures do not know: how people were asked and drawn. CTR is the population's, by weights."""
+    figures: dict[str, Any] = {
+        "people": len(result.answers),
+        "workload": study.question.workload,
+        "mode": study.mode,
+        "swap": study.swap,
+        "bank": study.people_bank.identity if study.profiles is None else None,
+        "profiles": str(study.profiles.path) if study.profiles is not None else None,
+    }
+    if (estimate := result.population_ctr) is not None:
+        figures |= {"ctr": estimate.mean, "ctr_low": estimate.low, "ctr_high": estimate.high}
+    if (bias := result.label_bias) is not None:
+        figures |= {f"label_swap_bias_{name}": getattr(bias.position, name) for name in ("before", "after", "offset")}
+        if bias.wording is not None:
+            figures |= {
+                f"label_word_bias_{name}": getattr(bias.wording, name) for name in ("before", "after", "offset")
+            }
+    return figures
 
-    check_ctr(asked["ad"], asked["platform"], asked["size"], out)
-    rows = render_rows(generate_profiles(asked["size"], asked["seed"]), asked["ad"], asked["platform"])
-    return client.submit(rows, workload=WORKLOAD, labels=[YES, NO], metadata=asked)
+
+def _bias_line(figures: dict[str, Any]) -> str:
+    parts = [
+        f"{what} moves a click's probability by {figures[f'{key}_before']:.1%} "
+        f"({figures[f'{key}_after']:.1%} after removing what all people share)"
+        for key, what in (("label_swap_bias", "swapping the labels' order"), ("label_word_bias", "other label words"))
+        if f"{key}_before" in figures
+    ]
+    return f"bias: {'; '.join(parts)}; predictions are the mean over both orders"
 
 
 def finish(report: dict[str, Any], started: float) -> None:
     """Print the JSON line and leave with 1 if any row has no answer."""
-    keys = ("rows", "ok", "failed", "replicas", "tp", "rows_per_s", "ctr", "cached_token_share")
-    line = {key: report[key] for key in keys}
+    keys = ("rows", "ok", "failed", "replicas", "tp", "rows_per_s", "ctr", "cached_token_share",
+            "label_swap_bias_before", "label_swap_bias_after")  # fmt: skip
+    line = {key: report[key] for key in keys if key in report}
     line["wall_s"] = round(time.monotonic() - started, 2)
     if report["simulated"]:
         line["simulated"] = True

@@ -34,16 +34,11 @@ class PopulationClient:
     def submit(self, rows: Sequence[Row] = (), **request: Any) -> str:
         """Queue rows, or what `request` names as `source` or `generator`; the job's id.
 
-        `request` holds JobSpec's fields (workload, labels, prompt, max_tokens, …). Raises BadSettings that names
-        the wrong one.
+        `request` holds JobSpec's fields (workload, labels, prompt, max_tokens, …). A row with an `error` becomes an
+        `invalid` outcome. Raises BadSettings that names the wrong field.
         """
         if rows:
-            request["rows"] = [
-                {"custom_id": row.custom_id, "messages": row.messages}
-                if row.prompt is None
-                else {"custom_id": row.custom_id, "prompt": row.prompt}
-                for row in rows
-            ]
+            request["rows"] = [{"custom_id": row.custom_id, **_asked(row)} for row in rows]
             if any(row.expected_tokens for row in rows):
                 request["length_column"] = "expected_tokens"
                 for body, row in zip(request["rows"], rows, strict=True):
@@ -133,6 +128,12 @@ class PopulationClient:
         return ServerUnavailable(
             f"{self.base_url} does not answer ({error}): start it with `make serve`, or give --base-url"
         )
+
+
+def _asked(row: Row) -> dict[str, Any]:
+    if row.error is not None:
+        return {"error": row.error}
+    return {"messages": row.messages} if row.prompt is None else {"prompt": row.prompt}
 
 
 _JSON = {"content-type": "application/json"}

@@ -82,6 +82,7 @@ class JobSpec(Body):
 
     The population is one of `rows`, `source` and `generator`. A row is {"custom_id", "messages"} or {"custom_id",
     "prompt"}, or, with a template in `prompt` or `messages`, any columns that the template's `{column}` fields name.
+    One that its sender could not make is {"custom_id", "error"}: its outcome is `invalid`, with that error.
     With `labels` each row is scored, without it text is generated.
     With `endpoint` a row is a line of an OpenAI batch file, {"custom_id", "method", "url", "body"}, and its answer the
     whole response; what is asked, and how, is then in each body.

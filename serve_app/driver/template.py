@@ -166,7 +166,9 @@ def unreadable(number: int, error: str) -> Row:
 def _own(custom_id: str, values: Mapping[str, Any], length: int) -> Row:
     messages, prompt = values.get("messages"), values.get("prompt")
     if messages is None and prompt is None:
-        return Row(custom_id, error=f"no messages and no prompt; the row has {_some(values) or 'no column'}")
+        # Who sends rows may have failed to make one, and says why.
+        said = as_text(values.get("error")) or f"no messages and no prompt; the row has {_some(values) or 'no column'}"
+        return Row(custom_id, error=said)
     if messages is None:
         return Row(custom_id, (), as_text(prompt), length)
     try:

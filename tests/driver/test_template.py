@@ -137,6 +137,7 @@ def test_without_a_template_a_row_brings_its_own_messages_or_prompt() -> None:
     [
         ({"a": 1}, "^no messages and no prompt; the row has 'custom_id', 'a'$"),
         ({}, "no messages and no prompt"),
+        ({"error": "line 7: age is empty"}, "^line 7: age is empty$"),
         ({"messages": []}, "messages: give at least one"),
         ({"messages": [{"role": "user"}]}, 'messages: .*"content"'),
         ({"messages": [{"role": "user", "content": None}]}, 'messages: .*"content"'),

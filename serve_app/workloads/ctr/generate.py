@@ -3,38 +3,39 @@ needed, so that no client sends it and no memory holds it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
-
 from pydantic import NonNegativeInt, PositiveInt
 
-from serve_app.schema import Row
-from serve_app.workloads.ctr.profiles import Profile, draw_profiles
-from serve_app.workloads.ctr.prompts import asker
-
-
-@dataclass(frozen=True, slots=True)
-class Population:
-    """Rows [start, size) of the people of a seed, made anew in each pass."""
-
-    ask: Callable[[Profile], Row]
-    size: int
-    seed: int
-    start: int
-
-    def __len__(self) -> int:
-        return max(0, self.size - self.start)
-
-    def __iter__(self) -> Iterator[Row]:
-        return map(self.ask, islice(draw_profiles(self.seed, self.start), len(self)))
+from serve_app.errors import BadSettings
+from serve_app.workloads.ctr.bank import PACKAGED, Bank
+from serve_app.workloads.ctr.frames import Swap
+from serve_app.workloads.ctr.prompts import Mode
+from serve_app.workloads.ctr.sample import Allocation
+from serve_app.workloads.ctr.study import Rows, Study
 
 
 def rows(
-    ad: str, platform: str, size: PositiveInt, seed: NonNegativeInt = 42, *, start: NonNegativeInt = 0
-) -> Population:
-    """The rows of `render_rows(generate_profiles(size, seed), ad, platform)` from number `start` (from 0) on.
+    ad: str,
+    platform: str = "facebook",
+    size: PositiveInt = 1000,
+    seed: NonNegativeInt = 42,
+    *,
+    context: str = "",
+    mode: Mode = "score",
+    swap: Swap = "none",
+    bank: Bank | str = "default",
+    strata: tuple[str, ...] = (),
+    allocation: Allocation = "proportional",
+    start: NonNegativeInt = 0,
+) -> Rows:
+    """The rows of a `Study` of a bank's people, from number `start` (from 0) on.
 
-    Raises BadSettings for an empty ad or an unknown platform.
+    `bank` is a packaged one's name or a whole document: a path would be one of the driver's machine. Without strata,
+    nobody before `start` is made. Raises BadSettings for what a study refuses.
     """
-    return Population(asker(ad, platform), size, seed, start)
+    if isinstance(bank, str) and bank not in PACKAGED:
+        raise BadSettings(f"bank '{bank}' is unknown: use {', '.join(PACKAGED)}, or give the bank itself")
+    study = Study(
+        ad=ad, platform=platform, context=context, mode=mode, swap=swap, size=size, seed=seed, bank=bank,
+        strata=strata, allocation=allocation,
+    )  # fmt: skip
+    return study.rows(start)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-import pyarrow as pa
 from scipy import stats
+from scipy.special import expit
 
 from serve_app.schema import Outcome
-from serve_app.workloads.ctr.profiles import Profile
-from serve_app.workloads.ctr.prompts import NO, YES
+from serve_app.workloads.ctr.frames import YES_NO, Frame
 
 # A prediction counts as confident when one answer has at least this probability.
 HIGH_CONFIDENCE = 0.8
@@ -38,69 +36,31 @@ class Prediction:
         return None if self.p_click is None else max(self.p_click, 1 - self.p_click)
 
 
-def predict(outcome: Outcome) -> Prediction:
+def predict(outcome: Outcome, frame: Frame = YES_NO) -> Prediction:
     """Read the two labels' exact log-probabilities."""
-    if outcome.status != "ok" or outcome.value is None:
+    return predict_over([outcome], [frame])
+
+
+def predict_over(outcomes: Sequence[Outcome], frames: Sequence[Frame]) -> Prediction:
+    """One person's prediction from the same question in several frames: the mean of their log-odds.
+
+    Where both orders of a wording are among them, that is invariant to swapping them: what an order adds to a click's
+    log-odds the other takes away (balanced position calibration, Wang et al. 2024, arXiv:2305.17926, in log-odds, where
+    the prior of a label is a sum term, as Zheng et al. 2024, arXiv:2309.03882, have it). The mass is the frames' mean.
+    A person without an answer in one of the frames has no prediction: it would not be balanced.
+    """
+    answered = [outcome.value for outcome in outcomes if outcome.status == "ok" and outcome.value is not None]
+    if len(answered) < len(frames):
         return Prediction(None, None)
-    logprobs = outcome.value["logprobs"]
-    yes, no = math.exp(logprobs[YES]), math.exp(logprobs[NO])
-    return Prediction(yes / (yes + no), yes + no)
+    odds = [log_odds(value, frame) for value, frame in zip(answered, frames, strict=True)]
+    masses = [math.exp(value["logprobs"][label]) for value, f in zip(answered, frames, strict=True)
+              for label in (f.click, f.ignore)]  # fmt: skip
+    return Prediction(float(expit(math.fsum(odds) / len(odds))), math.fsum(masses) / len(frames))
 
 
-def table(profiles: Sequence[Profile], outcomes: Iterable[Outcome]) -> pa.Table:
-    """One row a profile, in the population's order: its columns, `click`, and where the prediction came from."""
-    by_id = {outcome.custom_id: outcome for outcome in outcomes}
-    records = []
-    for profile in profiles:
-        outcome = by_id.get(profile.id)
-        prediction = predict(outcome) if outcome else Prediction(None, None)
-        provenance = msgspec.structs.asdict(outcome) if outcome else {"status": "missing"}
-        provenance.pop("custom_id", None)
-        provenance.pop("value", None)
-        records.append(
-            {
-                **asdict(profile),
-                "click": prediction.click,
-                "p_click": prediction.p_click,
-                "confidence": prediction.confidence,
-                "label_mass": prediction.label_mass,
-                **provenance,
-            }
-        )
-    return pa.Table.from_pylist(records, schema=SCHEMA)
-
-
-_TEXT, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-_COLUMNS: dict[str, pa.DataType] = {
-    "id": _TEXT,
-    "gender": _TEXT,
-    "age": _COUNT,
-    "region": _TEXT,
-    "occupation": _TEXT,
-    "annual_salary": _TEXT,
-    "liability_status": _TEXT,
-    "is_married": _FLAG,
-    "health_status": _FLAG,
-    "illness": _TEXT,
-    "click": _FLAG,
-    "p_click": _REAL,
-    "confidence": _REAL,
-    "label_mass": _REAL,
-    "status": _TEXT,
-    "content_hash": _TEXT,
-    "error": _TEXT,
-    "attempts": _COUNT,
-    "replica": _TEXT,
-    "model": _TEXT,
-    "engine_version": _TEXT,
-    "simulated": _FLAG,
-    "prompt_tokens": _COUNT,
-    "cached_tokens": _COUNT,
-    "completion_tokens": _COUNT,
-    "latency_ms": _REAL,
-    "finished_at": _TEXT,
-}
-SCHEMA = pa.schema(_COLUMNS)
+def log_odds(value: dict[str, Any], frame: Frame) -> float:
+    """Natural log-odds of a click, of an outcome's value in that frame."""
+    return float(value["logprobs"][frame.click] - value["logprobs"][frame.ignore])
 
 
 @dataclass(frozen=True, slots=True)

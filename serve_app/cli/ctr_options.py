@@ -1,0 +1,54 @@
+"""From options of `serve-app ctr`, each of them text, to what a study takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serve_app.errors import BadSettings
+
+if TYPE_CHECKING:
+    from serve_app.workloads.ctr.profile_file import ProfileFile
+
+
+def platform_context(platform: str, context: str, platforms: Path | None) -> str:
+    """The platform in the user's words; "" for one that comes with the package. Raises BadSettings."""
+    if context or platforms is None:
+        return context
+    from serve_app.workloads.ctr.prompts import PLATFORMS, read_platforms
+
+    known = {**PLATFORMS, **read_platforms(platforms)}
+    if platform not in known:
+        raise BadSettings(f"--ad-platform '{platform}' is unknown: use one of {', '.join(known)}")
+    return known[platform]
+
+
+def bank_name(bank: str, persona: str) -> str:
+    """`--bank`, or the bank that `--persona` is short for. Raises BadSettings."""
+    if bank and persona:
+        raise BadSettings("--persona: names a bank that comes with the package; leave it out with --bank")
+    if persona not in ("", "default", "rich"):
+        raise BadSettings(f"--persona '{persona}' is unknown: use default or rich")
+    return bank or persona or "default"
+
+
+def profile_file(
+    path: Path | None, mapped: list[str], id_column: str, weights: str, describe: str
+) -> ProfileFile | None:
+    """What `--profiles` and its companions say. Raises BadSettings."""
+    from serve_app.workloads.ctr.profile_file import ProfileFile
+
+    if path is None:
+        if idle := [flag for flag, value in (("--map", mapped), ("--id-column", id_column), ("--weights", weights),
+                                             ("--describe", describe)) if value]:  # fmt: skip
+            raise BadSettings(f"{', '.join(idle)}: for a file of --profiles only")
+        return None
+    columns = {}
+    for pair in mapped:
+        name, equals, column = pair.partition("=")
+        if not (name and equals and column):
+            raise BadSettings(f"--map {pair}: write name=column, as in age=Age")
+        if name in columns:
+            raise BadSettings(f"--map {pair}: '{name}' is mapped twice")
+        columns[name] = column
+    return ProfileFile(path, columns, id_column, weights, describe)

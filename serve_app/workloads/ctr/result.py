@@ -1,0 +1,48 @@
+"""What a study found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from serve_app.workloads.ctr.answers import Answer, table
+from serve_app.workloads.ctr.bias import LabelBias, label_bias
+from serve_app.workloads.ctr.predict import Prediction, Rates, rates
+from serve_app.workloads.ctr.sample import Estimate, weighted_mean
+
+
+@dataclass(frozen=True)
+class Result:
+    """A study's answers, one a person in the population's order, and the job's last status."""
+
+    status: dict[str, Any]
+    answers: tuple[Answer, ...]
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """One a person."""
+        return [answer.prediction for answer in self.answers]
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The click table; see `answers.table`."""
+        return table(self.answers)
+
+    @cached_property
+    def rates(self) -> Rates:
+        """Click-through over the people asked, each counted once, whatever weight they have."""
+        return rates(self.predictions)
+
+    @cached_property
+    def population_ctr(self) -> Estimate | None:
+        """Click-through of the population that the people are a sample of; None where nobody has an answer."""
+        weights = [answer.profile.weight for answer in self.answers if answer.prediction.p_click is not None]
+        return weighted_mean([p for one in self.predictions if (p := one.p_click) is not None], weights)
+
+    @cached_property
+    def label_bias(self) -> LabelBias | None:
+        """Position and wording bias; None without swapped labels."""
+        return label_bias(self.answers)

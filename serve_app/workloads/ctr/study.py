@@ -1,0 +1,206 @@
+"""A study: one ad, asked about one population. The Python API of the click-through workload:
+
+    from serve_app.client.populations import PopulationClient
+    from serve_app.workloads.ctr.study import Study
+
+    study = Study(ad="New smartphone launch", platform="tiktok", size=1000, swap="order")
+    result = study.run(PopulationClient("http://127.0.0.1:8000"))
+    print(result.rates.ctr, result.label_bias, result.table.to_pylist()[0])
+
+Knows people and questions. Does not know jobs but for what a client asks and gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from serve_app.errors import BadSettings
+from serve_app.schema import Outcome, Row
+from serve_app.workloads.ctr.answers import read_answers
+from serve_app.workloads.ctr.bank import PACKAGED, Bank, Inline, load_bank
+from serve_app.workloads.ctr.frames import Swap
+from serve_app.workloads.ctr.profile_file import ProfileFile, read_profiles
+from serve_app.workloads.ctr.profiles import Profile, draw_profiles, generate_profiles
+from serve_app.workloads.ctr.prompts import Mode, Question
+from serve_app.workloads.ctr.result import Result
+from serve_app.workloads.ctr.sample import Allocation, Stratifier, draw_sample
+
+SIZE = 1000
+# A stratified sample of a bank is drawn from so many times its size of people: rare strata have some of them.
+POOL = 20
+
+
+class Client(Protocol):
+    """What a study needs of `client.populations.PopulationClient`."""
+
+    def submit(self, rows: Any = (), **request: Any) -> str: ...
+
+    def wait(self, job_id: str, on_status: Callable[[dict[str, Any]], None] = ...) -> dict[str, Any]: ...
+
+    def outcomes(self, job_id: str) -> Iterator[Outcome]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Who is asked what. The first five fields are `prompts.Question`'s.
+
+    People are those of a bank's seed, or of a file (`profiles`). `size` is 1,000 of a bank and all of a file, unless it
+    is given; a part of a file, and strata (`sample.Stratifier.parse`), are drawn as `sample.draw_sample` does. Drawn
+    from a bank without strata, the n-th person does not depend on `size`.
+
+    Raises BadSettings naming the command's flag.
+    """
+
+    ad: str
+    platform: str = "facebook"
+    context: str = ""
+    mode: Mode = "score"
+    swap: Swap = "none"
+    size: int | None = None
+    seed: int = 42
+    bank: str | Path | Inline | Bank = "default"
+    profiles: ProfileFile | None = None
+    strata: tuple[str, ...] = ()
+    allocation: Allocation = "proportional"
+
+    def __post_init__(self) -> None:
+        self.question  # noqa: B018  # raises
+        if self.size is not None and self.size < 1:
+            raise BadSettings("--population-size must be at least 1")
+        if self.seed < 0:
+            raise BadSettings("--seed must be at least 0")
+        if self.allocation not in ("proportional", "equal"):
+            raise BadSettings(f"--allocation '{self.allocation}' is unknown: use proportional or equal")
+        self._stratifiers  # noqa: B018  # raises
+        self.people_bank  # noqa: B018  # raises
+
+    @cached_property
+    def question(self) -> Question:
+        """What is asked."""
+        return Question(self.ad, self.platform, self.context, self.mode, self.swap)
+
+    @cached_property
+    def people_bank(self) -> Bank:
+        """The bank that people are drawn from, or that says what a file's columns mean."""
+        return load_bank(self.bank)
+
+    @cached_property
+    def _stratifiers(self) -> tuple[Stratifier, ...]:
+        return tuple(map(Stratifier.parse, self.strata))
+
+    @property
+    def streamed(self) -> bool:
+        """Whether people come from a seed one by one, and none of them need be held."""
+        return self.profiles is None and not self.strata
+
+    @cached_property
+    def people(self) -> list[Profile]:
+        """Everybody, in order; a file's bad rows, which are nobody, last. Raises BadSettings."""
+        size = SIZE if self.size is None else self.size
+        if self.streamed:
+            return generate_profiles(size, self.seed, self.people_bank)
+        if self.profiles is None:
+            pool = generate_profiles(POOL * size, self.seed, self.people_bank)
+            return draw_sample(pool, size, self.seed, by=self._stratifiers, allocation=self.allocation)
+        found = read_profiles(self.profiles, self.people_bank)
+        good, bad = [p for p in found if p.error is None], [p for p in found if p.error is not None]
+        if self.size is not None or self.strata:
+            drawn = draw_sample(
+                good, self.size or len(good), self.seed, by=self._stratifiers, allocation=self.allocation
+            )
+            return drawn + bad
+        mean = sum(person.weight for person in good) / len(good)
+        return [replace(person, weight=person.weight / mean) for person in good] + bad
+
+    def rows(self, start: int = 0) -> Rows:
+        """What is asked, from row `start` (from 0) on; a person's rows stand together."""
+        return Rows(self, start)
+
+    def submit(self, client: Client, **job: Any) -> str:
+        """Queue the study; the job's id. `job` holds further fields of `driver.spec.JobSpec` (model, provider, …).
+
+        People of a bank are drawn by the driver, a file's are sent.
+        """
+        request = {**self.question.job(external="provider" in job), "metadata": self.metadata, **job}
+        if self.profiles is None:
+            return client.submit(generator={"name": "ctr", "arguments": self.arguments}, **request)
+        return client.submit(list(self.rows()), **request)
+
+    def run(
+        self, client: Client, on_status: Callable[[dict[str, Any]], None] = lambda status: None, **job: Any
+    ) -> Result:
+        """Submit the study, follow it to its end, read the answers."""
+        job_id = self.submit(client, **job)
+        status = client.wait(job_id, on_status)
+        return self.result(status, client.outcomes(job_id))
+
+    def result(self, status: dict[str, Any], outcomes: Iterable[Outcome]) -> Result:
+        """What a job of this study found."""
+        return Result(status, tuple(read_answers(self.question, self.people, outcomes)))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the generator `ctr` (`generate.rows`), as JSON has them: no path, a bank of the user's whole."""
+        same = ("ad", "platform", "context", "mode", "swap", "seed", "allocation")
+        return {
+            **{name: getattr(self, name) for name in same},
+            "size": SIZE if self.size is None else self.size,
+            "bank": self.bank if self.bank in PACKAGED else self.people_bank.model_dump(mode="json"),
+            "strata": list(self.strata),
+        }
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The study as JSON, so that whoever resumes the job can read its answers; see `from_metadata`."""
+        said = self.arguments
+        if self.profiles is None:
+            return said
+        file = asdict(replace(self.profiles, path=self.profiles.path.absolute()))
+        return {**said, "size": self.size, "profiles": {**file, "path": str(file["path"])},
+                "profiles_sha256": self.profiles.digest()}  # fmt: skip
+
+    @classmethod
+    def from_metadata(cls, said: Mapping[str, Any]) -> Study:
+        """Inverse of `metadata`. Raises BadSettings if the file of profiles is gone or changed."""
+        known = {field.name: said[field.name] for field in fields(cls) if field.name in said}
+        if file := known.get("profiles"):
+            known["profiles"] = ProfileFile(**{**file, "path": Path(file["path"])})
+            if known["profiles"].digest() != said["profiles_sha256"]:
+                raise BadSettings(f"--profiles {file['path']} has changed since the job was submitted")
+        return cls(**{**known, "strata": tuple(known.get("strata", ()))})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows [start, …) of a study, made anew in each pass."""
+
+    study: Study
+    start: int
+
+    def __len__(self) -> int:
+        return max(0, self._people * self._each - self.start)
+
+    def __iter__(self) -> Iterator[Row]:
+        first, skip = divmod(self.start, self._each)
+        asked = (row for person in self._from(first) for row in self.study.question.rows(person))
+        return islice(asked, skip, skip + len(self))
+
+    @property
+    def _each(self) -> int:
+        return len(self.study.question.row_ids(""))
+
+    @property
+    def _people(self) -> int:
+        if self.study.streamed:
+            return SIZE if self.study.size is None else self.study.size
+        return len(self.study.people)
+
+    def _from(self, first: int) -> Iterator[Profile]:
+        if self.study.streamed:
+            return draw_profiles(self.study.seed, first, self.study.people_bank)
+        return iter(self.study.people[first:])

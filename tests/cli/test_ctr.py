@@ -1,0 +1,137 @@
+"""`serve-app ctr`: what its options come to."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from serve_app.cli import app
+from serve_app.cli import ctr as ctr_command
+from serve_app.cli.provider import job_fields
+from serve_app.errors import BadSettings
+from serve_app.workloads.ctr.profile_file import ProfileFile
+from serve_app.workloads.ctr.study import Study
+
+
+class Ran(Exception):
+    """Raised in place of a run."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `run_ctr` would have been called with."""
+    found: dict[str, Any] = {}
+
+    def run_ctr(base_url: str, study: Study | None, **options: Any) -> None:
+        found.update(options, base_url=base_url, study=study)
+        raise Ran
+
+    monkeypatch.setattr(ctr_command, "run_ctr", run_ctr)
+    return found
+
+
+def serve_app(*arguments: str) -> Exception | None:
+    result = CliRunner().invoke(app, ["ctr", *arguments])
+    assert result.exception is None or isinstance(result.exception, Exception), result.output
+    return result.exception
+
+
+def test_the_flags_that_users_know_make_the_study_that_they_always_made(asked: dict[str, Any]) -> None:
+    serve_app("--ad", "A phone", "--ad-platform", "tiktok", "--population-size", "5", "--seed", "7", "--out", "there")
+    assert asked["study"] == Study(ad="A phone", platform="tiktok", size=5, seed=7)
+    assert asked["out"] == Path("there")
+    serve_app("--ad", "A phone")
+    assert len(asked["study"].people) == 1000
+
+
+def test_options_of_people_and_questions_reach_the_study(asked: dict[str, Any], tmp_path: Path) -> None:
+    people, platforms = tmp_path / "people.csv", tmp_path / "platforms.yaml"
+    people.write_text("who,Age,w\na,30,1\nb,40,2\nc,50,2\n")
+    platforms.write_text("radio: Between two songs.\n")
+    raised = serve_app(
+        "--ad", "x", "--ad-platform", "radio", "--platforms", str(platforms), "--swap", "order", "--profiles",
+        str(people), "--map", "age=Age", "--id-column", "who", "--weights", "w", "--describe", "{age}", "--stratify",
+        "age:35", "--allocation", "equal", "--population-size", "2", "--seed", "3",
+    )  # fmt: skip
+    assert isinstance(raised, Ran)
+    assert asked["study"] == Study(
+        ad="x", platform="radio", context="Between two songs.", swap="order", size=2, seed=3, strata=("age:35",),
+        allocation="equal", profiles=ProfileFile(people, {"age": "Age"}, "who", "w", "{age}"),
+    )  # fmt: skip
+
+
+def test_a_persona_is_a_bank_that_comes_with_the_package(asked: dict[str, Any]) -> None:
+    serve_app("--ad", "x", "--persona", "rich")
+    assert asked["study"].bank == "rich"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "--ad is empty"),
+        (["--ad", "x", "--persona", "rich", "--bank", "default"], "--persona"),
+        (["--ad", "x", "--persona", "poor"], "--persona 'poor' is unknown"),
+        (["--ad", "x", "--map", "a=b"], "--map: for a file of --profiles only"),
+        (["--ad", "x", "--profiles", "p.csv", "--map", "a"], "--map a: write name=column"),
+        (["--ad", "x", "--profiles", "p.csv", "--map", "a=b", "--map", "a=c"], "'a' is mapped twice"),
+        (["--ad", "x", "--profiles", "none.csv"], "none.csv: No such file"),
+        (["--ad", "x", "--stratify", "agee"], "--stratify: 'agee' is no attribute"),
+        (["--ad", "x", "--platforms", "none.yaml"], "none.yaml: No such file"),
+        (["--ad", "x", "--provider", "openia", "--model", "m"], "--provider 'openia' is unknown: use own, openai"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(
+    arguments: list[str], problem: str, asked: dict[str, Any]
+) -> None:
+    raised = serve_app(*arguments)
+    assert isinstance(raised, BadSettings)
+    assert problem in str(raised)
+    assert not asked
+
+
+def test_a_subcommand_can_stand_beside_the_bare_command(asked: dict[str, Any]) -> None:
+    group, ran = typer.Typer(invoke_without_command=True), []
+    group.callback()(ctr_command.ctr)
+
+    @group.command()
+    def compare(ad: str) -> None:
+        ran.append(ad)
+
+    assert CliRunner().invoke(group, ["compare", "B"]).exit_code == 0
+    assert (ran, asked) == (["B"], {})
+    assert isinstance(CliRunner().invoke(group, ["--ad", "A"]).exception, Ran)
+    assert asked["study"].ad == "A"
+
+
+def test_a_provider_is_a_field_of_the_job_with_its_key_by_name_only(asked: dict[str, Any]) -> None:
+    serve_app("--ad", "x", "--provider", "openai", "--model", "m", "--batch-size", "4", "--requests-per-minute", "9")
+    assert asked["provider"] == {
+        "base_url": "https://api.openai.com/v1", "model": "m", "api_key_env": "OPENAI_API_KEY", "batch_rows": 4,
+        "requests_per_minute": 9,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "limits", "fields"),
+    [
+        ("own", "", {}, {}),
+        ("own", "m", {"batch_rows": None}, {"model": "m"}),
+        ("http://h/v1", "m", {}, {"provider": {"base_url": "http://h/v1", "model": "m", "api_key_env": ""}}),
+        ("http://h/v1", "m", {"api_key_env": "K"},
+         {"provider": {"base_url": "http://h/v1", "model": "m", "api_key_env": "K"}}),
+    ],
+)  # fmt: skip
+def test_who_answers_is_part_of_the_job(
+    provider: str, model: str, limits: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    assert job_fields(provider, model, **limits) == fields
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "problem"), [("own", "", "--concurrency: only for"), ("openai", "", "--model: name")]
+)
+def test_a_provider_that_is_half_said_is_refused(provider: str, model: str, problem: str) -> None:
+    with pytest.raises(BadSettings, match=problem):
+        job_fields(provider, model, concurrency=2)
