@@ -14,6 +14,7 @@ from serve_app.errors import BadSettings
 from serve_app.workloads.icm.dataset import Dataset
 from serve_app.workloads.icm.labels import NONE, Labels
 from serve_app.workloads.icm.search import Step
+from serve_app.workloads.icm.testbeds import read_lines, row_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +25,22 @@ class Gold:
 
     @classmethod
     def read(cls, path: Path) -> Gold:
-        """From JSONL of {"id", "label"}, label 0 or 1. Raises BadSettings with the line's number."""
+        """From JSONL, or a JSON array, of rows with id and label, 0 or 1; what else a row has is not looked at.
+
+        Raises BadSettings with the line's number.
+        """
         labels: dict[str, int] = {}
-        for number, line in enumerate(_lines(path), 1):
-            if not line.strip():
-                continue
+        for number, line in read_lines(path):
+            where = f"{path}, line {number}"
             try:
                 row = msgspec.json.decode(line, type=_GoldRow)
-            except (msgspec.ValidationError, msgspec.DecodeError) as error:
-                raise BadSettings(
-                    f'{path}, line {number}: {error}; a gold row is {{"id": …, "label": 0 or 1}}'
-                ) from None
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise BadSettings(f'{where}: {error}; a gold row is {{"id": …, "label": 0 or 1}}') from None
             if row.label not in (0, 1):
-                raise BadSettings(f"{path}, line {number}: label {row.label} is not 0 or 1")
-            if row.id in labels:
-                raise BadSettings(f"{path}, line {number}: id '{row.id}' is there twice")
-            labels[row.id] = row.label
+                raise BadSettings(f"{where}: label {row.label} is not 0 or 1")
+            if (name := row_name(row.id, row.uid, number)) in labels:
+                raise BadSettings(f"{where}: id '{name}' is there twice")
+            labels[name] = int(row.label)
         return cls(labels)
 
     def of(self, dataset: Dataset) -> Labels:
@@ -50,16 +51,10 @@ class Gold:
         return bytes(self.labels[example.id] for example in dataset.examples)
 
 
-class _GoldRow(msgspec.Struct, forbid_unknown_fields=True):
-    id: str
-    label: int
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSettings(f"--gold {path}: {getattr(error, 'strerror', None) or error}") from error
+class _GoldRow(msgspec.Struct):
+    label: int | bool
+    id: str | int | None = None
+    uid: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)

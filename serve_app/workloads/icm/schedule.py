@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,7 @@ def stream(seed: int, use: str, number: int = 0) -> np.random.Generator:
     return np.random.default_rng((seed, number, STREAMS.index(use)))
 
 
+@lru_cache(maxsize=4096)  # an iteration's are looked at again and again while others are scored ahead of it
 def draw(seed: int, iteration: int, rounds: int) -> Draws:
     """Those of an iteration; iteration 0 is the initial labelling's."""
     example, accept, *pairs = stream(seed, "iteration", iteration).random(2 + rounds).tolist()

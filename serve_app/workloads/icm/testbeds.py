@@ -40,10 +40,6 @@ class Row(msgspec.Struct, frozen=True):
     key: str = ""
     consistency_key: str = ""
 
-    def name(self, number: int) -> str:
-        """Its id, or one by its place in the file, from 1."""
-        return str(next((given for given in (self.id, self.uid) if given is not None), f"row-{number}"))
-
     @property
     def said(self) -> str:
         """The claim."""
@@ -152,7 +148,7 @@ def load(name: str, data: Path | None = None, *, words: LabelWords | None = None
     examples = []
     for number, row in read_rows(path):
         where = f"{path}, line {number}"
-        if (identity := row.name(number)) in rows:
+        if (identity := row_name(row.id, row.uid, number)) in rows:
             raise BadSettings(f"{where}: id '{identity}' is there twice: ids must differ")
         try:
             examples.append(testbed.example(row, identity))
@@ -174,23 +170,32 @@ def _form_of(path: Path) -> str:
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(number from 1, row). Raises BadSettings with the number of a row that is none."""
+    for number, line in read_lines(path):
+        try:
+            yield number, msgspec.json.decode(line, type=Row)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadSettings(f"{path}, line {number}: not a row: {error}") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, JSON) of the lines of a JSONL file, or of the elements of a JSON array. Raises BadSettings."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise BadSettings(f"--data {path}: {error.strerror or error}") from error
-    if content.lstrip().startswith(b"["):
+        raise BadSettings(f"{path}: {error.strerror or error}") from error
+    if content.lstrip().startswith(b"[") and path.suffix != ".jsonl":
         try:
             lines = [bytes(raw) for raw in msgspec.json.decode(content, type=list[msgspec.Raw])]
         except msgspec.DecodeError as error:
             raise BadSettings(f"{path} begins as a JSON array and is none: {error}") from None
     else:
         lines = content.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield number, msgspec.json.decode(line, type=Row)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise BadSettings(f"{path}, line {number}: not a row: {error}") from None
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def row_name(given: str | int | None, uid: str | int | None, number: int) -> str:
+    """A row's id, or one by its place in the file, from 1."""
+    return str(next((name for name in (given, uid) if name is not None), f"row-{number}"))
 
 
 def _relations(testbed: Testbed, rows: Sequence[Row], examples: Sequence[Example]) -> tuple[Relation, ...]:
