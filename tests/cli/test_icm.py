@@ -64,9 +64,7 @@ def test_a_run_is_resumed_by_its_folder_with_its_own_settings(planted: None, tmp
     assert invoke("--K", "40", "--out", str(out), *options)["iterations"] == 40
 
 
-def test_own_rows_without_gold_labels_get_labels_and_no_accuracy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_rows_without_gold_get_labels_and_no_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def make_scorer(*_: Any, **__: Any) -> Iterator[Noise]:
         yield Noise()

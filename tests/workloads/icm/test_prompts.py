@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.workloads.icm.labels import NONE, put
@@ -19,10 +19,9 @@ def leave_one_out(prompts: Prompts, labels: bytes) -> list[list[int]]:
     return tokens
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([0, 1, NONE]), min_size=5, max_size=20).map(bytes), st.data())
-def test_a_prompt_shows_every_other_label_once_and_ends_where_its_own_begins(
-    labels: bytes, data: st.DataObject
-) -> None:
+def test_a_prompt_shows_every_other_label_once_and_ends_before_its_own(labels: bytes, data: st.DataObject) -> None:
     some = dataset(len(labels))
     index = data.draw(st.integers(0, len(labels) - 1))
     prompt = Prompts(some, seed=3).render(question(labels, index))
@@ -47,18 +46,19 @@ def test_the_order_reaches_its_bound_in_a_cold_cache_and_a_fixed_order_shares_ha
 
 
 def test_after_one_relabel_as_much_is_shared_as_computed() -> None:
-    size = 256
+    size = 64
     prompts = Prompts(dataset(size), seed=1)
     labels = bytes(index % 2 for index in range(size))
     warm = []
-    for changed in range(0, size, 16):
+    for changed in range(size):
         cache = PrefixCache(block_size=1)
         cache.add(leave_one_out(prompts, labels))
         warm.append(cache.add(leave_one_out(prompts, put(labels, (changed, 1 - labels[changed])))).share)
     # Σ_l 2^l·(l + 1 + 1/2) of N² computed; a query that was asked before is computed again, its last token.
-    expected = 1 - (sum(2**level * (level + 1.5) for level in range(8)) + 1) / size**2
+    expected = 1 - (sum(2**level * (level + 1.5) for level in range(6)) + 1) / size**2
     assert sum(warm) / len(warm) == pytest.approx(expected, abs=0.002)
-    assert expected == pytest.approx(0.971, abs=0.001)
+    # The module's figure for 256.
+    assert 1 - sum(2**level * (level + 1.5) for level in range(8)) / 256**2 == pytest.approx(0.971, abs=0.001)
 
 
 def test_the_cache_counts_whole_blocks_and_leaves_a_token_to_compute() -> None:

@@ -240,11 +240,10 @@ def test_a_failed_row_stops_the_search_and_names_the_example_and_a_second_try_go
     asked = SearchSettings(iterations=60, num_seed=4, alpha=2)
     whole = [step.without_costs() for step in Search(dataset(8), asked, Noise(4))]
     search = Search(dataset(8), asked, Flaky(4))
-    steps = []
+    steps: list[Step] = []
     with pytest.raises(ScoringFailed, match=r"example 'e\d' .*replica lost.*--resume"):
-        for step in search:
-            steps.append(step)
-    steps += list(search)
+        steps.extend(search)
+    steps += search
     assert [step.without_costs() for step in steps] == whole
 
 
