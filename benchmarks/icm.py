@@ -2,11 +2,11 @@
 
 Speed: all leave-one-out prompts of a labelling in one call and in the tree's order, against one call a prompt in the
 examples' order, as the published code asks; and against one call a prompt in the tree's order, which is what the call
-alone gains. In turns, each on labels of its own, so that no side finds another's prompts in the cache; the first pass is
-warm-up; the median over passes is reported. Cache: share of prompt tokens that the engine says it took from its prefix
-cache, for labels it has not seen (cold) and after one label changed (warm), beside what a single cache of unlimited room
-would have had. Resume: a search in one go, and the same stopped half-way and gone on with from its checkpoint. Accuracy:
-ICM and the five baselines on a sample of the bundled data for each seed, whatever it shows.
+alone gains. In turns, each on labels of its own, so that no side finds another's prompts in the cache; the first pass
+is warm-up; the median over passes is reported. Cache: share of prompt tokens that the engine says it took from its
+prefix cache, for labels it has not seen (cold) and after one label changed (warm), beside what a single cache of
+unlimited room would have had. Resume: a search in one go, and the same stopped half-way and gone on with from its
+checkpoint. Accuracy: ICM and the five baselines on a sample of the bundled data for each seed, whatever it shows.
 """
 
 from __future__ import annotations

@@ -135,10 +135,11 @@ class Search:
         index = self._sample(labels, draws)
         negative, positive = self.answers.logprobs(question(labels, index))
         label = int(positive > negative)
-        if labels[index] == label:
+        forced = self._rules.forced_fix
+        # What is not changed may still be made consistent, in the paper; the published code goes on to the next example.
+        if labels[index] == label and (forced or not state.current.inconsistent):
             return index, label, state.current
         proposed = put(labels, (index, label))
-        forced = self._rules.forced_fix
         return index, label, self._fix(proposed, state.current, self._alpha(state), draws, forced=forced)
 
     def _decide(self, state: State, index: int, label: int, proposed: Evaluated) -> tuple[State, Step]:

@@ -69,9 +69,7 @@ class Plain:
             ]
             index = int(np.searchsorted(np.cumsum(weights), drawn.example * sum(weights), side="right"))
             no, yes = self.logprobs(labels, index)
-            proposed = put(labels, (index, int(yes > no)))
-            if proposed != labels:
-                proposed = self.fix(proposed, alpha, drawn.pairs)
+            proposed = self.fix(put(labels, (index, int(yes > no))), alpha, drawn.pairs)
             delta = self.utility(proposed, alpha) - self.utility(labels, alpha)
             accepted = delta > 0 or drawn.accept < math.exp(delta / self.asked.temperature(iteration, 0))
             labels = proposed if accepted else labels
