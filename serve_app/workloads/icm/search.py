@@ -136,7 +136,7 @@ class Search:
         negative, positive = self.answers.logprobs(question(labels, index))
         label = int(positive > negative)
         forced = self._rules.forced_fix
-        # What is not changed may still be made consistent, in the paper; the published code goes on to the next example.
+        # What is not changed may still be made consistent, in the paper; the published code goes on.
         if labels[index] == label and (forced or not state.current.inconsistent):
             return index, label, state.current
         proposed = put(labels, (index, label))
