@@ -18,7 +18,7 @@ from tests.workloads.icm.models import Noise, Planted
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load("reviews")
-    model = Planted(data, Gold.read(BUNDLED / "reviews.gold.jsonl").of(data), known=0.8, pull=4.0, seed=0)
+    model = Planted(data, Gold.read(BUNDLED / "reviews.gold.jsonl").of(data), known=0.8, pull=3.0, seed=0)
 
     @contextmanager
     def make_scorer(*_: Any, **__: Any) -> Iterator[Planted]:

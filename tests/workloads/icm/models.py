@@ -13,6 +13,8 @@ from serve_app.workloads.icm.dataset import Dataset, Example, LabelWords
 from serve_app.workloads.icm.prompts import Prompt
 from serve_app.workloads.icm.scoring import LabelLogprobs
 
+# Right demonstrations after which `Planted` has 76 % of its pull: more than few-shot with random labels shows.
+HALF_CONVINCED = 16
 WORDS = LabelWords(" no", " yes")
 
 
@@ -45,8 +47,8 @@ class Noise:
 
 
 class Planted:
-    """Believes what is right of each example with share `known`, and is coherent on truths: the more demonstrations
-    are right than wrong, the more sure it is of what is right (`pull`, a logit). Falsehoods have no such common cause.
+    """Believes what is right of each example with share `known` (a logit of ±1), and is coherent on truths: each right
+    demonstration makes it surer of what is right (`pull`, a logit, is the most), a wrong one says nothing to it.
     """
 
     def __init__(self, data: Dataset, gold: bytes, *, known: float, pull: float, seed: int) -> None:
@@ -57,9 +59,8 @@ class Planted:
         self._pull = pull
         self._index = {example.id: index for index, example in enumerate(data.examples)}
         words = data.words.in_text
-        # +1 for a right demonstration, -1 for a wrong one.
         self._shown = {
-            f"{example.text}{words[label]}": 1 if label == gold[index] else -1
+            f"{example.text}{words[label]}": int(label == gold[index])
             for index, example in enumerate(data.examples)
             for label in (0, 1)
         }
@@ -70,4 +71,4 @@ class Planted:
     def _logit(self, prompt: Prompt) -> float:
         index = self._index[prompt.example]
         seen = sum(self._shown.get(part, 0) for part in prompt.text.split("\n\n"))
-        return self._belief[index] + self._truth[index] * self._pull * math.tanh(max(0, seen) / 6)
+        return self._belief[index] + self._truth[index] * self._pull * math.tanh(seen / HALF_CONVINCED)

@@ -9,12 +9,12 @@ from serve_app.workloads.icm.search import Search
 from serve_app.workloads.icm.testbeds import BUNDLED, load
 from tests.workloads.icm.models import Noise, Planted
 
-DATA = load("reviews").sample(40, seed=0)
+DATA = load("reviews").sample(64, seed=0)
 GOLD = Gold.read(BUNDLED / "reviews.gold.jsonl").of(DATA)
 
 
 def found(score: Scorer, variant: str, seed: int) -> Finding:
-    search = Search(DATA, SearchSettings(iterations=250, variant=variant, seed=seed, speculate=4), score)
+    search = Search(DATA, SearchSettings(iterations=300, variant=variant, seed=seed, speculate=4), score)
     list(search)
     return conclude(search)
 
@@ -23,15 +23,19 @@ def labels(finding: Finding) -> bytes:
     return bytes(label.label for label in finding.labels)
 
 
-@pytest.mark.parametrize("variant", ["paper", "original"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_planted_truths_are_recovered_from_a_model_that_knows_65_of_100(variant: str, seed: int) -> None:
-    model = Planted(DATA, GOLD, known=0.65, pull=4.0, seed=seed)
-    assert accuracy(baselines.zero_shot(DATA, model), GOLD).mean == pytest.approx(0.65, abs=0.02)
-    finding = found(model, variant, seed)
-    assert accuracy(labels(finding), GOLD).mean >= 0.9
-    assert finding.coherent
-    assert finding.confidence > finding.shuffled_confidence + 0.2
+@pytest.mark.parametrize(("variant", "least"), [("paper", 3), ("original", 4)])
+def test_planted_truths_are_recovered_from_a_model_that_knows_65_of_100_or_it_says_that_they_are_not(
+    variant: str, least: int
+) -> None:
+    recovered = 0
+    for seed in range(4):
+        model = Planted(DATA, GOLD, known=0.65, pull=3.0, seed=seed)
+        assert accuracy(baselines.zero_shot(DATA, model), GOLD).mean == pytest.approx(0.65, abs=0.02)
+        finding = found(model, variant, seed)
+        recovered += accuracy(labels(finding), GOLD).mean >= 0.9
+        # The paper's sum stops at a few labels when the first random ones are unlucky; that is seen without gold.
+        assert finding.coherent == (accuracy(labels(finding), GOLD).mean >= 0.9)
+    assert recovered >= least
 
 
 @pytest.mark.parametrize("variant", ["paper", "original"])
@@ -43,7 +47,7 @@ def test_of_an_incoherent_model_nothing_is_pretended(variant: str) -> None:
 
 
 def test_every_example_has_a_label_and_those_not_searched_say_so() -> None:
-    search = Search(DATA, SearchSettings(iterations=5), Planted(DATA, GOLD, known=0.65, pull=4.0, seed=0))
+    search = Search(DATA, SearchSettings(iterations=5), Planted(DATA, GOLD, known=0.65, pull=3.0, seed=0))
     list(search)
     finding = conclude(search)
     assert [label.id for label in finding.labels] == [example.id for example in DATA.examples]
@@ -53,13 +57,13 @@ def test_every_example_has_a_label_and_those_not_searched_say_so() -> None:
 
 
 def test_baselines_take_one_call_a_round_and_see_gold_only_where_it_is_given() -> None:
-    model, usage = Planted(DATA, GOLD, known=0.65, pull=4.0, seed=0), Usage()
-    shots = {"shots": 16, "seed": 1}
-    assert accuracy(baselines.gold_few_shot(DATA, model, GOLD, **shots, usage=usage), GOLD).mean >= 0.95
+    model, usage = Planted(DATA, GOLD, known=0.65, pull=3.0, seed=0), Usage()
+    shots = {"shots": 8, "seed": 1}
+    gold = accuracy(baselines.gold_few_shot(DATA, model, GOLD, **shots, usage=usage), GOLD).mean
     assert usage.calls == 1
     random = accuracy(baselines.random_few_shot(DATA, model, **shots, usage=usage), GOLD).mean
     assert usage.calls == 2
-    assert random < 0.95
+    assert gold > random
     bootstrapped = accuracy(baselines.bootstrapped_few_shot(DATA, model, **shots, usage=usage), GOLD).mean
     assert usage.calls == 2 + 1 + baselines.ROUNDS
     assert bootstrapped > random

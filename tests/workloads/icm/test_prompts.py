@@ -50,7 +50,7 @@ def test_after_one_relabel_as_much_is_shared_as_computed() -> None:
     prompts = Prompts(dataset(size), seed=1)
     labels = bytes(index % 2 for index in range(size))
     warm = []
-    for changed in range(size):
+    for changed in range(0, size, 2):
         cache = PrefixCache(block_size=1)
         cache.add(leave_one_out(prompts, labels))
         warm.append(cache.add(leave_one_out(prompts, put(labels, (changed, 1 - labels[changed])))).share)

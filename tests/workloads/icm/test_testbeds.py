@@ -115,12 +115,12 @@ def test_neither_key_nor_place_tells_a_reviews_gold_label() -> None:
 
 def test_a_sample_holds_whole_groups_and_is_the_seeds() -> None:
     data = load("reviews")
-    sample = data.sample(30, seed=5)
+    sample = data.sample(31, seed=5)
     groups = [example.group for example in sample.examples]
-    assert len(sample) == 28
-    assert all(groups.count(group) == 4 for group in groups)
-    assert len(sample.relations) == 7 * 6
-    assert sample == data.sample(30, seed=5)
-    assert sample != data.sample(30, seed=6)
-    with pytest.raises(BadSettings, match="--batch_size 3 is below the smallest consistency group"):
-        data.sample(3, seed=5)
+    assert len(sample) == 30
+    assert all(groups.count(group) == 2 for group in groups)
+    assert len(sample.relations) == 15
+    assert sample == data.sample(31, seed=5)
+    assert sample != data.sample(31, seed=6)
+    with pytest.raises(BadSettings, match="--batch_size 1 is below the smallest consistency group"):
+        data.sample(1, seed=5)

@@ -1,8 +1,8 @@
 """Writes the bundled testbeds: `python -m serve_app.workloads.icm.data.compose`.
 
-reviews   the remarks of `clauses.py`, 132 pairs, put together by a seeded grammar: five groups a subject, in each of
-          which two people disagree about two aspects. What one person says has one key: it is meant one way. Which
-          of the two has key a is drawn by lot, and so says nothing of who liked it.
+reviews   the remarks of `clauses.py`, 132 pairs, each put into frames by a seeded grammar at most twice: two people
+          disagree about one thing, so exactly one of them liked it. Which of the two has key a is drawn by lot, and so
+          says nothing of who.
 claims    numbers that a small model does not know: atomic numbers, years, sums of three-digit numbers. For each
           question a right claim and a wrong one, in random order; whether two claims contradict each other is
           computed from the numbers in them.
@@ -19,8 +19,8 @@ import msgspec
 from serve_app.workloads.icm.data.clauses import DISLIKED, LIKED, OPENERS, SUBJECTS
 
 FOLDER = Path(__file__).parent
-# The two aspects of each of a subject's five groups: each aspect at most twice.
-ASPECTS = ((0, 1), (2, 3), (4, 5), (0, 3), (2, 5))
+# Aspects of each subject that are used a second time: always with something around them, so that no text is there twice.
+AGAIN = (0, 2, 3, 5)
 # Symbols are left out: they would give some away. Order of the periodic table, by IUPAC.
 ELEMENTS = {
     "scandium": 21, "vanadium": 23, "gallium": 31, "germanium": 32, "rubidium": 37, "yttrium": 39, "niobium": 41,
@@ -41,6 +41,8 @@ YEARS = {
     "The Lisbon earthquake took place in": 1755,
 }  # fmt: skip
 SUMS = 22
+# What stands around a remark: nothing or how it was, and for its second use something before it.
+PLAIN, FRAMED = ("plain", "mood"), ("opener", "both")
 
 
 def main() -> None:
@@ -55,30 +57,32 @@ def main() -> None:
 
 
 def reviews(seed: int = 1) -> list[dict[str, Any]]:
-    """Groups of four: two people, two remarks each."""
+    """Pairs of remarks, one by somebody who liked it and one by somebody who did not."""
     rng = random.Random(seed)
     rows = []
     for subject, aspects in SUBJECTS.items():
-        for number, chosen in enumerate(ASPECTS, 1):
+        chosen = [(aspect, PLAIN) for aspect in range(len(aspects))] + [(aspect, FRAMED) for aspect in AGAIN]
+        for number, (aspect, forms) in enumerate(chosen, 1):
             keys = rng.sample(["a", "b"], 2)
-            remarks = []
-            for label, key in enumerate(keys):
-                moods = rng.sample(LIKED if label else DISLIKED, 2)
-                openers = rng.sample(OPENERS, 2)
-                for aspect, mood, opener in zip(chosen, moods, openers, strict=True):
-                    text = _frame(rng, aspects[aspect][1 - label], mood, opener, again=number > 3)
-                    remarks.append({"key": key, "text": text, "label": label})
-            rng.shuffle(remarks)
+            moods = (DISLIKED, LIKED)
+            pair = [
+                {
+                    "key": keys[label],
+                    "text": _frame(rng, aspects[aspect][1 - label], moods[label], forms),
+                    "label": label,
+                }
+                for label in (0, 1)
+            ]
+            rng.shuffle(pair)
             group = f"{subject}-{number}"
-            rows += [{"id": f"{group}-{i}", "group": group, **remark} for i, remark in enumerate(remarks, 1)]
+            rows += [{"id": f"{group}-{i}", "group": group, **remark} for i, remark in enumerate(pair, 1)]
     return rows
 
 
-def _frame(rng: random.Random, remark: str, mood: str, opener: str, *, again: bool) -> str:
-    """A remark as a review; one that is used again always has something around it, so that no text is there twice."""
-    form = rng.choice(("opener", "both") if again else ("plain", "mood"))
-    before = f"{opener} " if form in ("opener", "both") else ""
-    after = f" {mood}" if form in ("mood", "both") else ""
+def _frame(rng: random.Random, remark: str, moods: tuple[str, ...], forms: tuple[str, ...]) -> str:
+    form = rng.choice(forms)
+    before = f"{rng.choice(OPENERS)} " if form in ("opener", "both") else ""
+    after = f" {rng.choice(moods)}" if form in ("mood", "both") else ""
     return f"{before}{remark}.{after}"
 
 
