@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.errors import BadSettings, ScoringFailed
-from serve_app.workloads.icm.consistency import CONSISTENT, Constraints, Kind
+from serve_app.workloads.icm.consistency import CONSISTENT, Constraints, Kind, Relation
 from serve_app.workloads.icm.dataset import Dataset
 from serve_app.workloads.icm.labels import NONE, Labels, labelled, put, without
 from serve_app.workloads.icm.prompts import Prompts, Question, question
@@ -42,7 +42,7 @@ class Plain:
         return alpha * self.asked.rules.predictability([labels[i] for i in given], terms) - inconsistent
 
     def fix(self, labels: Labels, alpha: float, drawn: tuple[float, ...]) -> Labels:
-        failed = set()
+        failed: set[Relation] = set()
         for number in drawn:
             pairs = [r for r in self.data.relations if r.violated(labels) and r not in failed]
             if not pairs:

@@ -19,7 +19,7 @@ import msgspec
 from serve_app.workloads.icm.data.clauses import DISLIKED, LIKED, OPENERS, SUBJECTS
 
 FOLDER = Path(__file__).parent
-# Aspects of each subject that are used a second time: always with something around them, so that no text is there twice.
+# Aspects of each subject that are used a second time, then always in a frame, so that no text is there twice.
 AGAIN = (0, 2, 3, 5)
 # Symbols are left out: they would give some away. Order of the periodic table, by IUPAC.
 ELEMENTS = {
@@ -64,15 +64,8 @@ def reviews(seed: int = 1) -> list[dict[str, Any]]:
         chosen = [(aspect, PLAIN) for aspect in range(len(aspects))] + [(aspect, FRAMED) for aspect in AGAIN]
         for number, (aspect, forms) in enumerate(chosen, 1):
             keys = rng.sample(["a", "b"], 2)
-            moods = (DISLIKED, LIKED)
-            pair = [
-                {
-                    "key": keys[label],
-                    "text": _frame(rng, aspects[aspect][1 - label], moods[label], forms),
-                    "label": label,
-                }
-                for label in (0, 1)
-            ]
+            texts = [_frame(rng, aspects[aspect][1 - label], (DISLIKED, LIKED)[label], forms) for label in (0, 1)]
+            pair = [{"key": keys[label], "text": texts[label], "label": label} for label in (0, 1)]
             rng.shuffle(pair)
             group = f"{subject}-{number}"
             rows += [{"id": f"{group}-{i}", "group": group, **remark} for i, remark in enumerate(pair, 1)]
