@@ -13,8 +13,8 @@ from serve_app.workloads.icm.dataset import Dataset, Example, LabelWords
 from serve_app.workloads.icm.prompts import Prompt
 from serve_app.workloads.icm.scoring import LabelLogprobs
 
-# Right demonstrations after which `Planted` has 76 % of its pull: more than few-shot with random labels shows.
-HALF_CONVINCED = 16
+# Right demonstrations after which `Planted` has 76 % (tanh 1) of its pull.
+CONVINCING = 16
 WORDS = LabelWords(" no", " yes")
 
 
@@ -71,4 +71,4 @@ class Planted:
     def _logit(self, prompt: Prompt) -> float:
         index = self._index[prompt.example]
         seen = sum(self._shown.get(part, 0) for part in prompt.text.split("\n\n"))
-        return self._belief[index] + self._truth[index] * self._pull * math.tanh(seen / HALF_CONVINCED)
+        return self._belief[index] + self._truth[index] * self._pull * math.tanh(seen / CONVINCING)
