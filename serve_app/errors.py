@@ -12,6 +12,7 @@
     │       └── NoSuchFile    no OpenAI file of that id in the store
     ├── JobConflict           the job is not in a state that allows the request
     │   └── TakenOver         another driver has begun to run it
+    ├── ScoringFailed         a row that a search cannot do without has no answer
     └── ServerUnavailable     the server does not answer, or answered with an error
 
 All of them carry one message that names what is wrong and how to mend it, and pickle as they are, since
@@ -69,3 +70,7 @@ class TakenOver(JobConflict):
 
 class ServerUnavailable(ServeAppError):
     """Raised when the server does not answer, or answers with an error."""
+
+
+class ScoringFailed(ServeAppError):
+    """Raised when a search asked for a label's probability and got none: it stops there and can be resumed."""

@@ -7,13 +7,13 @@ import sys
 import typer
 from rich.console import Console
 
-from serve_app.cli import ctr, keys, population, server
+from serve_app.cli import ctr, icm, keys, population, server
 from serve_app.errors import BadSettings, ServeAppError
 
 app = typer.Typer(
     help="Whole-population LLM inference on Ray Serve and vLLM.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-for command in (ctr.demo, server.serve, server.validate, server.check):
+for command in (ctr.demo, icm.icm, icm.icm_preset, server.serve, server.validate, server.check):
     app.command()(command)
 app.add_typer(ctr.app, name="ctr")
 app.add_typer(population.app, name="population")

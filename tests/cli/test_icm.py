@@ -1,0 +1,112 @@
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from serve_app.cli import app, icm
+from serve_app.engine.options import check_options
+from serve_app.serving.config import ServeConfig
+from serve_app.workloads.icm.evaluation import Gold
+from serve_app.workloads.icm.testbeds import BUNDLED, load
+from tests.workloads.icm.models import Noise, Planted
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load("reviews")
+    model = Planted(data, Gold.read(BUNDLED / "reviews.gold.jsonl").of(data), known=0.8, pull=3.0, seed=0)
+
+    @contextmanager
+    def make_scorer(*_: Any, **__: Any) -> Iterator[Planted]:
+        yield model
+
+    monkeypatch.setattr(icm, "make_scorer", make_scorer)
+
+
+def invoke(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["icm", *arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    line: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return line
+
+
+def test_the_users_flags_run_a_search_and_leave_jsonl_and_one_page(planted: None, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    line = invoke(
+        "--testbed", "reviews", "--alpha", "50", "--K", "60", "--batch_size", "16", "--num_seed", "4", "--seed", "1",
+        "--model", "m", "--shots", "8", "--baseline_seeds", "2", "--out", str(out),
+    )  # fmt: skip
+    assert line["iterations"] == 60
+    assert set(line["accuracy"]) == {
+        "ICM", "zero-shot", "chat", "random-label few-shot", "bootstrapped few-shot", "gold few-shot",
+    }  # fmt: skip
+    assert line["accuracy"]["gold few-shot"]["seeds"] == 2
+    labels = [json.loads(row) for row in (out / "results.jsonl").read_text().splitlines()]
+    assert len(labels) == 16
+    assert all(row["word"] in ("negative", "positive") for row in labels)
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "Accuracy by iteration" in page
+    assert "bootstrapped few-shot" in page
+    assert json.loads((out / "report.json").read_text())["asked"]["K"] == 60
+
+
+def test_a_run_is_resumed_by_its_folder_with_its_own_settings(planted: None, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("--batch_size", "16", "--num_seed", "4", "--no-baselines")
+    first = invoke("--K", "20", "--out", str(out), *options)
+    assert (first["iterations"], set(first["accuracy"])) == (20, {"ICM"})
+    assert invoke("--resume", str(out))["iterations"] == 20
+    assert invoke("--K", "40", "--out", str(out), *options)["iterations"] == 40
+
+
+def test_own_rows_without_gold_get_labels_and_no_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def make_scorer(*_: Any, **__: Any) -> Iterator[Noise]:
+        yield Noise()
+
+    monkeypatch.setattr(icm, "make_scorer", make_scorer)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"<b>{i}</b> is"}) + "\n" for i in range(12)))
+    line = invoke("--testbed", str(rows), "--words", "bad,good", "--K", "20", "--out", str(tmp_path / "run"))
+    assert (line["examples"], line["accuracy"], line["label_words"]) == (12, {}, ["bad", "good"])
+    assert line["coherent"] is False
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "do not hold together" in page
+    assert "&lt;b&gt;0&lt;/b&gt; is" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--testbed", "nothing"], "--testbed 'nothing' is unknown"),
+        (["--words", "same,same"], "--words 'same,same': give two different words"),
+        (["--variant", "mine"], "--variant 'mine' is unknown"),
+        (["--provider-url", "https://x/v1"], "give the provider's model by --model"),
+        (["--provider-url", "https://x/v1", "--cluster"], "--cluster calls our own replicas"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: list[str], problem: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["icm", *arguments, "--out", str(tmp_path)])
+    assert result.exit_code != 0
+    assert problem in str(result.exception)
+
+
+@pytest.mark.parametrize("size", ["8B", "70B", "405B"])
+def test_a_preset_is_a_config_file_that_the_installed_vllm_understands(size: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(CliRunner().invoke(app, ["icm-preset", size]).stdout)
+    (engine,) = ServeConfig.load(path).engines
+    options = engine.settings.engine
+    check_options(options)
+    assert options["enable_prefix_caching"]
+    assert (options["max_num_seqs"], options["max_num_batched_tokens"]) == (256, 32768)
+    assert (options.get("nnodes", 1) > 1) == (size == "405B")
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    assert "8B, 70B, 405B" in str(CliRunner().invoke(app, ["icm-preset", "7B"]).exception)

@@ -1,0 +1,75 @@
+"""Gold labels cannot reach a search: what it is given has none, and no module that it is made of knows them."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from serve_app.errors import BadSettings
+from serve_app.workloads.icm import search
+from serve_app.workloads.icm.dataset import Dataset
+from serve_app.workloads.icm.evaluation import Gold
+from serve_app.workloads.icm.runs import fingerprint
+from serve_app.workloads.icm.schedule import SearchSettings
+from serve_app.workloads.icm.search import Search
+from serve_app.workloads.icm.testbeds import Row, load
+from tests.test_boundaries import imports
+from tests.workloads.icm.models import Noise
+
+FOLDER = Path(search.__file__).parent
+PACKAGE = "serve_app.workloads.icm."
+
+
+def reached(name: str) -> set[str]:
+    """Modules of this workload that a module imports, directly or not."""
+    found: set[str] = set()
+    waiting = {name}
+    while waiting:
+        found.add(module := waiting.pop())
+        used = imports(FOLDER / f"{module}.py") if (FOLDER / f"{module}.py").exists() else set()
+        waiting |= {one.removeprefix(PACKAGE).split(".")[0] for one in used if one.startswith(PACKAGE)} - found
+    return found
+
+
+@pytest.mark.parametrize("module", ["search", "finding", "testbeds", "runs", "scorers", "preflight", "baselines"])
+def test_no_module_of_the_search_reaches_the_one_that_knows_gold_labels_or_made_the_data(module: str) -> None:
+    assert {"evaluation", "comparison", "data"}.isdisjoint(reached(module))
+
+
+def test_rows_and_datasets_have_no_field_for_a_gold_label() -> None:
+    names = {*Row.__struct_fields__, *Dataset.__dataclass_fields__}
+    assert not {name for name in names if "label" in name or "gold" in name}
+
+
+@pytest.mark.parametrize("form", ["truthfulqa", "gsm8k", "alpaca"])
+def test_flipping_every_gold_label_of_a_published_file_changes_nothing_that_the_search_sees_or_does(
+    tmp_path: Path, form: str
+) -> None:
+    rows = [
+        {"question": f"q{i // 4}", "choice": f"answer {i}", "choice_2": f"answer {i ^ 1}", "label": i % 2,
+         "consistency_id": i // 4, "vanilla_label": i % 2}
+        for i in range(16)
+    ]  # fmt: skip
+    flipped = [{**row, "label": 1 - i % 2, "vanilla_label": 1 - i % 2} for i, row in enumerate(rows)]
+    traces = []
+    for number, some in enumerate((rows, flipped)):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(some))
+        data = load(form, path)
+        steps = list(Search(data, SearchSettings(iterations=40, seed=1), Noise(1)))
+        traces.append((fingerprint(data), msgspec.json.encode(steps)))
+        assert Gold.read(path).of(data) == bytes((i + number) % 2 for i in range(16))
+    assert traces[0] == traces[1]
+
+
+def test_malformed_gold_rows_are_named_by_line_and_missing_ones_by_id(tmp_path: Path) -> None:
+    path = tmp_path / "gold.jsonl"
+    for bad, problem in (('{"id": "b"}', "label"), ('{"id": "b", "label": 2}', "label 2 is not 0 or 1"),
+                         ('{"id": "a", "label": 1}', "'a' is there twice"), ("x", "line 2")):  # fmt: skip
+        path.write_text('{"id": "a", "label": 1}\n' + bad)
+        with pytest.raises(BadSettings, match=rf"gold.jsonl, line 2: .*{problem}" if problem != "line 2" else problem):
+            Gold.read(path)
+    path.write_text('{"id": "hotel-1-1", "label": 1}')
+    with pytest.raises(BadSettings, match="439 example.* have no gold label, the first is 'hotel-1-2'"):
+        Gold.read(path).of(load("reviews"))
