@@ -153,8 +153,9 @@ def _leave_one_out(method: Method, x: Floats, clicks: Floats, impressions: Float
 def _choose(held_out: dict[Method, list[_LeftOut | None]]) -> Method:
     chosen, *richer = held_out  # in the order of FEWEST_ADS: the simplest first
     for method in richer:
-        gains = np.array([a.log_score - b.log_score for a, b in zip(held_out[method], held_out[chosen]) if a and b])
-        if all(held_out[method]) and gains.mean() > gains.std(ddof=1) / len(gains) ** 0.5:
+        pairs = zip(held_out[method], held_out[chosen], strict=True)
+        gains = np.array([rich.log_score - simple.log_score for rich, simple in pairs if rich and simple])
+        if len(gains) == len(held_out[method]) and gains.mean() > gains.std(ddof=1) / len(gains) ** 0.5:
             chosen = method
     return chosen
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -40,15 +40,15 @@ class Curve(BaseModel):
         if not self.knots:
             return self.intercept + self.slope * x
         at, level, _ = np.array(self.knots).T
-        return np.interp(x, at, level)
+        return np.asarray(np.interp(x, at, level))
 
     def standard_error(self, x: Floats) -> Floats:
         """Of the curve itself; the ad error is not in it."""
         if not self.knots:
             (a, ab), (_, b) = self.covariance
-            return np.sqrt(np.maximum(0.0, a + 2 * ab * x + b * x**2))
+            return np.asarray(np.sqrt(np.maximum(0.0, a + 2 * ab * x + b * x**2)))
         at, _, error = np.array(self.knots).T
-        return np.interp(x, at, error)
+        return np.asarray(np.interp(x, at, error))
 
     def draw(self, x: Floats, rng: np.random.Generator) -> Floats:
         """Draws of the logits of CTR for scores `x` (draws, ads): the curve's error, shared by a draw's ads, and an
@@ -61,7 +61,7 @@ class Curve(BaseModel):
         else:
             moved = rng.multivariate_normal(np.zeros(2), np.array(self.covariance), draws, method="eigh")
             shared = moved[:, :1] + moved[:, 1:] * x
-        return self(x) + (shared + own) * wide
+        return np.asarray(self(x) + (shared + own) * wide)
 
 
 def fit_curve(method: Method, x: Floats, clicks: Floats, impressions: Floats) -> Curve | None:
@@ -84,20 +84,15 @@ def fit_curve(method: Method, x: Floats, clicks: Floats, impressions: Floats) ->
         return None
     (a, ab), (_, b) = fit.covariance.tolist()
     intercept, slope = fit.coefficients.tolist()
+    covariance = ((a, ab), (ab, b))
     return Curve(
-        method="platt",
-        ad_error=fit.ad_error,
-        df=fit.df,
-        intercept=intercept,
-        slope=slope,
-        covariance=((a, ab), (ab, b)),
+        method="platt", ad_error=fit.ad_error, df=fit.df, intercept=intercept, slope=slope, covariance=covariance
     )
 
 
 def _isotonic(x: Floats, clicks: Floats, impressions: Floats) -> Curve | None:
     at, same = np.unique(x, return_inverse=True)
-    clicks, impressions = np.bincount(same, clicks), np.bincount(same, impressions)
-    values, variances = empirical_logits(clicks, impressions)
+    values, variances = empirical_logits(*(np.bincount(same, counts).astype(float) for counts in (clicks, impressions)))
     between = 0.0
     for _ in range(20):
         found = optimize.isotonic_regression(values, weights=1 / (variances + between))
@@ -107,9 +102,9 @@ def _isotonic(x: Floats, clicks: Floats, impressions: Floats) -> Curve | None:
         before, between = between, _excess(values - found.x, variances, df)
         if abs(between - before) < 1e-9:
             break
-    edges: Sequence[int] = found.blocks.tolist()
+    edges = found.blocks.tolist()
     knots = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         error = float(1 / (1 / (variances[start:end] + between)).sum() ** 0.5)
         knots += [(float(at[i]), float(found.x[start]), error) for i in dict.fromkeys((start, end - 1))]
     return Curve(method="isotonic", ad_error=between**0.5, df=df, knots=tuple(knots))

@@ -8,7 +8,7 @@ Without a calibration, intervals and probabilities cover the draw of the populat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -21,6 +21,7 @@ from serve_app.workloads.ctr.estimate import Estimate, Floats, mean_interval, ra
 from serve_app.workloads.ctr.pairing import PairedRows, pair_rows
 from serve_app.workloads.ctr.power import detectable, impressions_needed, rows_needed
 from serve_app.workloads.ctr.segments import Segment, segments
+from serve_app.workloads.ctr.sequential import Look
 
 DRAWS = 20_000
 
@@ -38,7 +39,7 @@ class Arm:
 @dataclass(frozen=True, slots=True)
 class Contrast:
     """`second` minus `first`. Intervals and p-values are Bonferroni-adjusted for all pairs of the experiment, so an
-    interval without 0, `p_value` ≤ alpha and `decided` are one statement.
+    interval without 0, `p_value` ≤ alpha and `decided` are one statement; after a sequential stop there is no p-value.
 
     `difference` is of the scores. With a calibration `calibrated` (difference, low, high) is of the CTRs, and
     `win_probability` (that `second` has the higher CTR) and `decided` follow it.
@@ -95,11 +96,14 @@ def compare(
     smallest: float | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    look: Look | None = None,
 ) -> Comparison:
     """Compare ads by their results (columns id, p_click, attributes; `weight` if sampled so) on one population.
 
     `rows_needed` is for the observed difference, or for `smallest`, the smallest difference worth knowing. Check the
-    calibration against the runs first (`Calibration.check`). Raises BadSettings as `pair_rows` does.
+    calibration against the runs first (`Calibration.check`). With `look`, the last one of a sequential test, the
+    differences' intervals and decisions are the confidence sequence's: an ordinary interval is wrong once the data
+    chose when to stop. Raises BadSettings as `pair_rows` does.
     """
     paired = pair_rows(results)
     weights = paired.weights
@@ -111,7 +115,7 @@ def compare(
     return Comparison(
         arms=tuple(Arm(*arm) for arm in zip(paired.ads, scores, rates, best.tolist(), strict=True)),
         contrasts=tuple(
-            _contrast(paired, pair, drawn if calibration else None, len(pairs), level, power, smallest)
+            _contrast(paired, pair, drawn if calibration else None, (1 - level) / len(pairs), power, smallest, look)
             for pair in pairs
         ),
         rows=len(paired.chances),
@@ -143,17 +147,21 @@ def _contrast(
     paired: PairedRows,
     pair: tuple[int, int],
     drawn: Floats | None,
-    pairs: int,
-    level: float,
+    alpha: float,
     power: float,
     smallest: float | None,
+    look: Look | None,
 ) -> Contrast:
     first, second = pair
-    alpha = (1 - level) / pairs
+    names = paired.ads[first], paired.ads[second]
+    pairs = paired.chances.shape[1] * (paired.chances.shape[1] - 1) // 2
     differences = paired.differences(first, second)
     found = mean_interval(differences, paired.weights, level=1 - alpha)
     p_value = _p_value(found)
-    win, decided = _win_probability(found), p_value is not None and p_value * pairs <= 1 - level
+    win, decided = _win_probability(found), p_value is not None and p_value <= alpha
+    if look is not None:
+        low, high = look.intervals[names]
+        found, p_value, decided = replace(found, low=low, high=high), None, not low <= 0 <= high
     rates = paired.chances[:, first].mean(), paired.chances[:, second].mean()
     calibrated = None
     if drawn is not None:
@@ -165,8 +173,8 @@ def _contrast(
     sd = (found.se or 0.0) * len(differences) ** 0.5
     size = smallest or found.mean or 0.0
     return Contrast(
-        first=paired.ads[first],
-        second=paired.ads[second],
+        first=names[0],
+        second=names[1],
         difference=found,
         p_value=None if p_value is None else min(1.0, p_value * pairs),
         calibrated=calibrated,
@@ -176,7 +184,7 @@ def _contrast(
         detectable=detectable(sd, len(differences), alpha=alpha, power=power),
         # A live test counts clicks, so it needs rates of the world, which only a calibration gives.
         impressions_needed=impressions_needed(*map(float, rates), alpha=alpha, power=power) if calibrated else None,
-        segments=tuple(segments(paired.people, differences, level=level)),
+        segments=tuple(segments(paired.people, differences, level=1 - alpha * pairs)),
     )
 
 
@@ -190,6 +198,8 @@ def _p_value(found: Estimate) -> float | None:
 
 def _win_probability(found: Estimate) -> float:
     """That the mean over all people drawn likewise is above 0: the posterior under a flat prior, Student's t."""
-    if found.mean is None or not found.se:
-        return 0.5 + 0.5 * float(np.sign(found.mean or 0.0)) * (found.se is not None)
+    if found.mean is None or found.se is None:
+        return 0.5
+    if found.se == 0:
+        return float(np.heaviside(found.mean, 0.5))
     return float(stats.t.cdf(found.mean / found.se, found.df))

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from scipy import stats
 
 from serve_app.errors import BadSettings
 
@@ -66,3 +67,9 @@ def _records(path: Path) -> list[Any]:
 def _say(problem: Any) -> str:
     where = ".".join(map(str, problem["loc"]))
     return f"{where}: {problem['msg']}" if where else str(problem["msg"]).removeprefix("Value error, ")
+
+
+def observed_interval(clicks: int, impressions: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of an observed click-through rate."""
+    found = stats.binomtest(clicks, impressions).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +107,7 @@ def _bins(attribute: str, values: Floats, cuts: Sequence[float] | None) -> Itera
     if cuts is None:
         cuts = np.unique([float(f"{cut:.2g}") for cut in np.quantile(known, (0.2, 0.4, 0.6, 0.8))]).tolist()
     edges = [-np.inf, *sorted(cuts), np.inf]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         yield Level(attribute, _range(low, high, known, whole), (values >= low) & (values < high))
     if len(known) < len(values):
         yield Level(attribute, NONE, np.isnan(values))

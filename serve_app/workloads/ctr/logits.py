@@ -65,11 +65,12 @@ def weighted_least_squares(values: Floats, variances: Floats, design: Floats) ->
 
 def moment_variance(values: Floats, variances: Floats, design: Floats) -> float:
     """τ² for which the weighted squares of the residuals sum to their degrees of freedom, or 0 (Paule & Mandel)."""
-    df = design.shape[0] - design.shape[1]
+    df = int(design.shape[0]) - int(design.shape[1])
 
     def surplus(between: float) -> float:
         coefficients, _ = weighted_least_squares(values, variances + between, design)
-        return float(np.sum((values - design @ coefficients) ** 2 / (variances + between))) - df
+        squares = (values - design @ coefficients) ** 2
+        return float((squares / (variances + between)).sum()) - df
 
     if df < 1 or surplus(0.0) <= 0:
         return 0.0

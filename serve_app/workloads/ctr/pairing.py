@@ -61,7 +61,7 @@ def pair_rows(results: Mapping[str, pa.Table], *, value: str = "p_click") -> Pai
 
 
 def _positions(ad: str, table: pa.Table) -> dict[str, int]:
-    ids = table["id"].to_pylist()
+    ids = [str(person) for person in table["id"].to_pylist()]
     positions = {person: row for row, person in enumerate(ids)}
     if len(positions) < len(ids):
         twice = next(person for row, person in enumerate(ids) if positions[person] != row)

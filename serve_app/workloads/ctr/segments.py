@@ -97,17 +97,18 @@ def welch(one: Estimate, other: Estimate) -> tuple[float | None, float | None]:
 
 def _shrink(group: list[Segment]) -> list[Segment]:
     """Means drawn towards their common mean by se²/(se² + τ²), τ² by moments (DerSimonian & Laird 1986)."""
-    known = [s for s in group if s.estimate.mean is not None and s.estimate.se]
+    estimates = {s.level: s.estimate for s in group}
+    known = {level: (e.mean, e.se**2) for level, e in estimates.items() if e.mean is not None and e.se}
     if len(known) < 3:
         return group
-    means, variances = (np.array(x) for x in zip(*((s.estimate.mean, s.estimate.se**2) for s in known), strict=True))
+    means, variances = np.array(list(known.values())).T
     inverse = 1 / variances
     common = inverse @ means / inverse.sum()
     excess = inverse @ (means - common) ** 2 - (len(known) - 1)
     between = max(0.0, excess / (inverse.sum() - (inverse**2).sum() / inverse.sum()))
     centre = (1 / (variances + between)) @ means / (1 / (variances + between)).sum()
     shrunk = centre + between / (between + variances) * (means - centre)
-    by_level = {s.level: float(value) for s, value in zip(known, shrunk, strict=True)}
+    by_level = dict(zip(known, shrunk.tolist(), strict=True))
     return [replace(s, shrunk=by_level.get(s.level)) for s in group]
 
 
