@@ -43,7 +43,8 @@ class Source(Frozen):
 
 
 class CalibrationAd(Frozen):
-    """A historic ad with its score, and what the other ads alone predict for it (None: too few of them)."""
+    """A historic ad with its score. `held_out` is the CTR that the other ads alone predict for it, with the interval of
+    what its impressions would show (None: too few other ads)."""
 
     ad: str
     platform: str
@@ -146,7 +147,7 @@ def _leave_one_out(method: Method, x: Floats, clicks: Floats, impressions: Float
         linear, error = float(curve(x[i : i + 1])[0]), float(curve.standard_error(x[i : i + 1])[0])
         total = (error**2 + curve.ad_error**2 + variances[i]) ** 0.5
         log_score = float(stats.t.logpdf(values[i], curve.df, loc=linear, scale=total))
-        found.append(_LeftOut(linear, (error**2 + curve.ad_error**2) ** 0.5, curve.df, log_score))
+        found.append(_LeftOut(linear, total, curve.df, log_score))
     return found
 
 

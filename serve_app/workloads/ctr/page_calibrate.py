@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import exp
+
 from serve_app.workloads.ctr import charts
 from serve_app.workloads.ctr.calibration import Calibration
 from serve_app.workloads.ctr.page import SIMULATED, Chart, Grid, Page, Section, Tile, interval, percent
@@ -55,11 +57,10 @@ def reliability_section(calibration: Calibration) -> Section:
     shown = [ad for ad in calibration.ads if ad.held_out is not None]
     level = f"{calibration.level:.0%}"
     words = [
-        f"Each dot is a historic ad: across, what the other ads alone predict for it with its {level} interval; up, "
-        "what was observed. On the dashed line they agree.",
-        f"{_covered(calibration)} of {len(shown)} observed rates lie inside their interval. An interval holds for a "
-        "new ad that is like the historic ones; it covers the people drawn, the clicks' noise, the curve and the ad "
-        "error.",
+        f"Each dot is a historic ad: across, what the other ads alone predict for it, with the {level} interval of "
+        "what its impressions would show; up, what was observed. On the dashed line they agree.",
+        f"{_covered(calibration)} of {len(shown)} observed rates lie inside their interval. The calibration takes "
+        "a new ad to be like the historic ones.",
     ]
     rows = [
         (

@@ -160,6 +160,6 @@ def _speed(figures: dict[str, Any]) -> list[str]:
     if gain["kind"] == "measured":
         return [f"{faster}: one alone took {gain['one_replica_s']:.1f} s."]
     return [
-        f"{faster}: the replicas' busy times add up to {gain['one_replica_s']:.1f} s. One alone was not run, and may be "
-        "faster than it was beside the others."
+        f"{faster}: the replicas' busy times add up to {gain['one_replica_s']:.1f} s. One alone was not run, and may "
+        "be faster than it was beside the others."
     ]
