@@ -9,11 +9,13 @@ the *ad error*, by which one ad differs from what its score says. It takes the n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import optimize, stats
 from scipy.special import expit, logit
@@ -182,6 +184,16 @@ def calibrated_rate(calibration: Calibration, score: Estimate) -> CalibratedRate
     down, up = np.hypot(t * error, middle - low), np.hypot(t * error, high - middle)
     rates = expit(np.array([middle, middle - down, middle + up, low, high])).tolist()
     return CalibratedRate(*rates)
+
+
+def source_of(results: Iterable[pa.Table], workload: str) -> Source:
+    """What computed these runs. Raises BadSettings where it was more than one model, or a model and a simulation."""
+    whole = pa.concat_tables([table.select(["model", "simulated"]) for table in results])
+    answered = whole.filter(pc.is_valid(whole["model"]))
+    models, simulated = (pc.unique(answered[name]).to_pylist() for name in ("model", "simulated"))
+    if len(models) != 1 or len(simulated) != 1:
+        raise BadSettings(f"the results come from {len(models)} models ({', '.join(map(str, models))}): use one")
+    return Source(model=str(models[0]), workload=workload, simulated=bool(simulated[0]))
 
 
 def apply_calibration(

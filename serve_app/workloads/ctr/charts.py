@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from serve_app.workloads.ctr.calibration import Calibration
 from serve_app.workloads.ctr.estimate import Floats
@@ -141,6 +142,7 @@ def reliability(calibration: Calibration) -> str:
             axes.plot(span, span, color="#888888", linestyle="--", linewidth=1)
             axes.set(xscale="log", yscale="log", xlim=span, ylim=span)
             for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
                 axis.set_major_formatter(lambda value, _: f"{value:g}")
                 axis.set_minor_formatter(lambda value, _: "")
         axes.set_xlabel("predicted from the other ads, % (with its interval)")

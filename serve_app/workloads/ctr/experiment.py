@@ -16,7 +16,7 @@ import pyarrow as pa
 from scipy import stats
 from scipy.special import expit, logit
 
-from serve_app.workloads.ctr.calibration import EDGE, CalibratedRate, Calibration, calibrated_rate
+from serve_app.workloads.ctr.calibration import EDGE, CalibratedRate, Calibration, calibrated_rate, move_mean
 from serve_app.workloads.ctr.estimate import Estimate, Floats, mean_interval, rate_interval
 from serve_app.workloads.ctr.pairing import PairedRows, pair_rows
 from serve_app.workloads.ctr.power import detectable, impressions_needed, rows_needed
@@ -42,7 +42,8 @@ class Contrast:
     interval without 0, `p_value` ≤ alpha and `decided` are one statement; after a sequential stop there is no p-value.
 
     `difference` is of the scores. With a calibration `calibrated` (difference, low, high) is of the CTRs, and
-    `win_probability` (that `second` has the higher CTR) and `decided` follow it.
+    `win_probability` (that `second` has the higher CTR) and `decided` follow it, and the segments are of the
+    calibrated probabilities.
     """
 
     first: str
@@ -108,14 +109,20 @@ def compare(
     paired = pair_rows(results)
     weights = paired.weights
     scores = [rate_interval(chances, weights, level=level) for chances in paired.chances.T]
+    rates = [None if calibration is None else calibrated_rate(calibration, score) for score in scores]
+    shown = [
+        chances if rate is None else move_mean(chances, weights, rate.ctr)
+        for chances, rate in zip(paired.chances.T, rates, strict=True)
+    ]
     drawn = _draw_rates(paired, scores, calibration, draws, np.random.default_rng(seed))
     best = np.bincount(drawn.argmax(axis=1), minlength=len(scores)) / draws
     pairs = list(combinations(range(len(scores)), 2))
-    rates = [None if calibration is None else calibrated_rate(calibration, score) for score in scores]
     return Comparison(
         arms=tuple(Arm(*arm) for arm in zip(paired.ads, scores, rates, best.tolist(), strict=True)),
         contrasts=tuple(
-            _contrast(paired, pair, drawn if calibration else None, (1 - level) / len(pairs), power, smallest, look)
+            _contrast(
+                paired, pair, shown, drawn if calibration else None, (1 - level) / len(pairs), power, smallest, look
+            )
             for pair in pairs
         ),
         rows=len(paired.chances),
@@ -146,6 +153,7 @@ def _draw_rates(
 def _contrast(
     paired: PairedRows,
     pair: tuple[int, int],
+    shown: list[Floats],
     drawn: Floats | None,
     alpha: float,
     power: float,
@@ -161,7 +169,9 @@ def _contrast(
     win, decided = _win_probability(found), p_value is not None and p_value <= alpha
     if look is not None:
         low, high = look.intervals[names]
-        found, p_value, decided = replace(found, low=low, high=high), None, not low <= 0 <= high
+        decided, p_value = not low <= 0 <= high, None
+        ends = (low, high) if np.isfinite([low, high]).all() else (None, None)  # too few rows for any look
+        found = replace(found, low=ends[0], high=ends[1])
     rates = paired.chances[:, first].mean(), paired.chances[:, second].mean()
     calibrated = None
     if drawn is not None:
@@ -184,7 +194,7 @@ def _contrast(
         detectable=detectable(sd, len(differences), alpha=alpha, power=power),
         # A live test counts clicks, so it needs rates of the world, which only a calibration gives.
         impressions_needed=impressions_needed(*map(float, rates), alpha=alpha, power=power) if calibrated else None,
-        segments=tuple(segments(paired.people, differences, level=1 - alpha * pairs)),
+        segments=tuple(segments(paired.people, shown[second] - shown[first], level=1 - alpha * pairs)),
     )
 
 

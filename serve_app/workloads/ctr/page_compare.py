@@ -48,7 +48,7 @@ def compare_page(
         sections=[
             _ads(comparison, arms),
             _differences(comparison, looks),
-            *(_differing(contrast) for contrast in comparison.contrasts),
+            *(_differing(c) for c in comparison.contrasts if best.ad in (c.first, c.second)),
             _effort(comparison),
             *([reliability_section(calibration)] if calibration else []),
         ],
@@ -143,7 +143,7 @@ def _differing(contrast: Contrast) -> Section:
         f"In these groups the difference is another than among everybody else: {named}."
         if found
         else "In no group the difference is another than among everybody else, beyond chance.",
-        "By the scores, at a false discovery rate of 5 % over all groups.",
+        "At a false discovery rate of 5 % over all groups; dashed: everybody. It covers the people drawn only.",
     ]
     return Section(
         f"Segments that differ: {pair}",
@@ -154,7 +154,7 @@ def _differing(contrast: Contrast) -> Section:
                     f"differ-{pair}-{name}",
                     [Dot(s.level, s.estimate.mean, s.estimate.low, s.estimate.high, s.differs) for s in group],
                     label=f"{pair}, percentage points",
-                    reference=contrast.difference.mean,
+                    reference=_difference(contrast)[0],
                 ),
                 f"{pair} by {name}: " + "; ".join(f"{s.level} {points(s.estimate.mean)}" for s in group),
                 name.replace("_", " "),
@@ -173,7 +173,7 @@ def _effort(comparison: Comparison) -> Section:
     return Section(
         "What it takes",
         [
-            f"People for the difference to be found with {comparison.power:.0%} power; the smallest difference that "
+            f"By the scores: people for the difference to be found with {comparison.power:.0%} power; the smallest difference that "
             "this many people find; and, calibrated, the impressions of each ad that a live A/B test would need."
         ],
         table=Grid(("pair", "people needed", "detectable, points", "live impressions per ad"), rows, (1, 2, 3)),

@@ -142,12 +142,20 @@ def _percent(share: float | None) -> str:
 
 def write(folder: Path, table: pa.Table, report: dict[str, Any]) -> list[Path]:
     """Write results.parquet, results.csv and report.json; their paths. Raises StoreError."""
-    paths = [folder / name for name in ("results.parquet", "results.csv", "report.json")]
+    return write_files(folder, {"results": table}, "report.json", report)
+
+
+def write_files(folder: Path, tables: Mapping[str, pa.Table], name: str, report: Mapping[str, Any]) -> list[Path]:
+    """Write each table as Parquet and CSV under its name, and the report as JSON; their paths. Raises StoreError."""
+    paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pa_parquet.write_table(table, paths[0])
-        pa_csv.write_csv(_flat(table), paths[1])
-        paths[2].write_text(json.dumps(report, indent=1) + "\n")
+        for title, table in tables.items():
+            paths += [folder / f"{title}.parquet", folder / f"{title}.csv"]
+            pa_parquet.write_table(table, paths[-2])
+            pa_csv.write_csv(_flat(table), paths[-1])
+        paths.append(folder / name)
+        paths[-1].write_text(json.dumps(report, indent=1) + "\n")
     except OSError as error:
         raise StoreError(f"--out: cannot write {folder}: {error.strerror or error}") from error
     return paths
