@@ -88,6 +88,15 @@ class Comparison:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    level: float
+    alpha: float  # of one pair
+    power: float
+    smallest: float | None
+    look: Look | None
+
+
 def compare(
     results: Mapping[str, pa.Table],
     *,
@@ -117,14 +126,10 @@ def compare(
     drawn = _draw_rates(paired, scores, calibration, draws, np.random.default_rng(seed))
     best = np.bincount(drawn.argmax(axis=1), minlength=len(scores)) / draws
     pairs = list(combinations(range(len(scores)), 2))
+    asked = _Asked(level, (1 - level) / len(pairs), power, smallest, look)
     return Comparison(
         arms=tuple(Arm(*arm) for arm in zip(paired.ads, scores, rates, best.tolist(), strict=True)),
-        contrasts=tuple(
-            _contrast(
-                paired, pair, shown, drawn if calibration else None, (1 - level) / len(pairs), power, smallest, look
-            )
-            for pair in pairs
-        ),
+        contrasts=tuple(_contrast(paired, pair, shown, drawn if calibration else None, asked) for pair in pairs),
         rows=len(paired.chances),
         dropped=paired.dropped,
         level=level,
@@ -155,14 +160,11 @@ def _contrast(
     pair: tuple[int, int],
     shown: list[Floats],
     drawn: Floats | None,
-    alpha: float,
-    power: float,
-    smallest: float | None,
-    look: Look | None,
+    asked: _Asked,
 ) -> Contrast:
     first, second = pair
     names = paired.ads[first], paired.ads[second]
-    pairs = paired.chances.shape[1] * (paired.chances.shape[1] - 1) // 2
+    alpha, power, look = asked.alpha, asked.power, asked.look
     differences = paired.differences(first, second)
     found = mean_interval(differences, paired.weights, level=1 - alpha)
     p_value = _p_value(found)
@@ -181,12 +183,12 @@ def _contrast(
         rates = np.median(drawn[:, first]), np.median(drawn[:, second])
     # Per-person spread that gives the same standard error without weights: what weighting costs is paid in rows.
     sd = (found.se or 0.0) * len(differences) ** 0.5
-    size = smallest or found.mean or 0.0
+    size = asked.smallest or found.mean or 0.0
     return Contrast(
         first=names[0],
         second=names[1],
         difference=found,
-        p_value=None if p_value is None else min(1.0, p_value * pairs),
+        p_value=None if p_value is None else min(1.0, p_value * (1 - asked.level) / alpha),
         calibrated=calibrated,
         win_probability=win,
         decided=decided,
@@ -194,7 +196,7 @@ def _contrast(
         detectable=detectable(sd, len(differences), alpha=alpha, power=power),
         # A live test counts clicks, so it needs rates of the world, which only a calibration gives.
         impressions_needed=impressions_needed(*map(float, rates), alpha=alpha, power=power) if calibrated else None,
-        segments=tuple(segments(paired.people, shown[second] - shown[first], level=1 - alpha * pairs)),
+        segments=tuple(segments(paired.people, shown[second] - shown[first], level=asked.level)),
     )
 
 

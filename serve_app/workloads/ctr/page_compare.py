@@ -173,8 +173,9 @@ def _effort(comparison: Comparison) -> Section:
     return Section(
         "What it takes",
         [
-            f"By the scores: people for the difference to be found with {comparison.power:.0%} power; the smallest difference that "
-            "this many people find; and, calibrated, the impressions of each ad that a live A/B test would need."
+            f"By the scores: people for the difference to be found with {comparison.power:.0%} power; the smallest "
+            "difference that this many people find; and, calibrated, the impressions of each ad that a live A/B "
+            "test would need."
         ],
         table=Grid(("pair", "people needed", "detectable, points", "live impressions per ad"), rows, (1, 2, 3)),
     )
