@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from serve_app.workloads.ctr.estimate import Floats
 
 MAX_STEPS = 200
-TOLERANCE = 1e-9
+TOLERANCE = 1e-7  # logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def fit_logits(
     if np.linalg.matrix_rank(design) < size or not 0 < clicks.sum() < impressions.sum():
         return None
     between = ad_error**2 if ad_error is not None else 0.0
-    linear = np.full(ads, float(logit(clicks.sum() / impressions.sum())))
+    linear, _ = empirical_logits(clicks, impressions)
     for _ in range(MAX_STEPS):
         rate = expit(linear)
         variances = 1 / (impressions * rate * (1 - rate))
@@ -77,7 +77,7 @@ def moment_variance(values: Floats, variances: Floats, design: Floats) -> float:
     high = float(np.var(values)) + 1e-6
     while surplus(high) > 0:
         high *= 2
-    return float(optimize.brentq(surplus, 0.0, high, xtol=1e-12))
+    return float(optimize.brentq(surplus, 0.0, high, xtol=1e-10))
 
 
 def empirical_logits(clicks: Floats, impressions: Floats) -> tuple[Floats, Floats]:
