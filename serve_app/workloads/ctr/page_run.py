@@ -19,6 +19,9 @@ from serve_app.workloads.ctr.report import lines
 from serve_app.workloads.ctr.segments import FALSE_DISCOVERY_RATE, Segment, segments
 
 
+UNCALIBRATED = "Clicks, CTR and confidence in this table are the model's own, before calibration."
+
+
 def run_page(
     figures: dict[str, Any],
     results: pa.Table,
@@ -44,7 +47,7 @@ def run_page(
                 [Chart(charts.distribution(chances, weights_of(results)), _spread(chances[chances == chances]))],
             ),
             *([reliability_section(calibration)] if calibration else []),
-            Section("The run", _speed(figures), table=Grid(("", ""), lines(figures))),
+            Section("The run", [*_speed(figures), *([UNCALIBRATED] if rate else [])], table=Grid(("", ""), lines(figures))),
         ],
         provenance=provenance(figures, results),
         warnings=warnings(figures),
@@ -77,10 +80,11 @@ def _tiles(figures: dict[str, Any], rate: CalibratedRate | None) -> list[Tile]:
     around = f"95 %: {interval(figures['ctr_low'], figures['ctr_high'])}"
     headline = [Tile("CTR, calibrated", percent(rate.ctr), f"95 %: {interval(rate.low, rate.high)}")] if rate else []
     cost = figures["cost_per_1000"]
+    clicks = rate.ctr * figures["ok"] if rate else figures["expected_clicks"]
     return [
         *headline,
         Tile("CTR by the model", percent(figures["ctr"]), around),
-        Tile("predicted clicks", f"{figures['expected_clicks']:,.1f}", f"of {figures['ok']:,} people"),
+        Tile("predicted clicks", f"{clicks:,.1f}", f"of {figures['ok']:,} people"),
         Tile("high confidence", percent(figures["high_confidence_share"], 1), "of the predictions"),
         Tile("total time", f"{figures['run_s']:,.1f} s", f"{figures['rows_per_s']:,.1f} people/s"),
         Tile("per 1,000 people", "–" if cost is None else f"${cost:.4f}", f"${figures['cost']:.4f} in all"),

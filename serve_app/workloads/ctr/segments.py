@@ -84,8 +84,9 @@ def _segment(group: Level, values: Floats, weights: Floats | None, level: float)
 def student(one: Estimate, other: Estimate) -> tuple[float | None, float | None]:
     """Difference of two independent means and the two-sided p-value of Student's t test with pooled variance.
 
-    Pooled, as the null is that a group is people like all others: probabilities of a click are skewed, and Welch's
-    test of a small group against a large rest then calls 10 to 20 % of such groups different at 5 %.
+    Pooled, as the null is that a group is people like all others. Probabilities of a click are skewed: among 12 groups
+    of 200 people that do not differ, Welch's test (after adjustment) found one that does in 10 to 23 % of 1,500
+    simulated populations, this one in 5 to 7 %.
     """
     if one.mean is None or other.mean is None:
         return None, None

@@ -30,7 +30,7 @@ def people(rows: int = 60, gap: float = 0.0) -> pa.Table:
     chances[5] = np.nan
     cities = rng.choice(["x", "$y$", "<z>"], rows)
     return results(
-        chances, age=rng.integers(18, 80, rows), city=cities, interests=[["a", "b"], ["a"], []] * (rows // 3)
+        chances, age=rng.integers(18, 80, rows).tolist(), city=cities, interests=[["a", "b"], ["a"], []] * (rows // 3)
     )
 
 
