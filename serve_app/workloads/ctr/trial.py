@@ -1,0 +1,90 @@
+"""Run an experiment: every ad on the same people, all at once or batch by batch until it is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from serve_app.errors import BadSettings
+from serve_app.workloads.ctr.estimate import WEIGHT
+from serve_app.workloads.ctr.pairing import pair_rows
+from serve_app.workloads.ctr.sequential import Look, SequentialTest
+
+
+class RunPopulation(Protocol):
+    """Shows an ad to people number `start` to `start + size` of one population; their results (columns as in
+    `predict.SCHEMA`). The same numbers are the same people in every call."""
+
+    def __call__(self, ad: str, platform: str, *, start: int, size: int) -> pa.Table: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What an arm of the experiment shows, and where."""
+
+    ad: str
+    platform: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The arms' results, by name; `looks` is empty without a sequential test. `size` is what was asked for."""
+
+    results: Mapping[str, pa.Table]
+    looks: tuple[Look, ...]
+    size: int
+
+    @property
+    def rows_saved(self) -> int:
+        """People that no ad needed to be shown to, as the test was decided before."""
+        return self.size - self.looks[-1].rows if self.looks and self.looks[-1].decided else 0
+
+
+def name_arms(ads: Iterable[str], platforms: Iterable[str]) -> dict[str, Shown]:
+    """Every ad on every platform, named A, B, … (with several platforms: A on tiktok, …).
+
+    Raises BadSettings for an empty or repeated ad, and unless there are two arms or more.
+    """
+    texts, places = [ad.strip() for ad in ads], list(dict.fromkeys(platforms))
+    if not all(texts) or len(set(texts)) < len(texts):
+        raise BadSettings("--ad: each ad needs a text of its own")
+    letters = [chr(ord("A") + i) if i < 26 else f"ad {i + 1}" for i in range(len(texts))]
+    arms = {
+        letter if len(places) == 1 else f"{letter} on {platform}": Shown(text, platform)
+        for platform in places
+        for letter, text in zip(letters, texts, strict=True)
+    }
+    if len(arms) < 2:
+        raise BadSettings("a comparison needs two arms: give --ad twice, or --ad-platform twice")
+    return arms
+
+
+def run_trial(arms: Mapping[str, Shown], run: RunPopulation, size: int) -> Trial:
+    """Show every ad to the same `size` people."""
+    return Trial({name: run(arm.ad, arm.platform, start=0, size=size) for name, arm in arms.items()}, (), size)
+
+
+def run_sequential(
+    arms: Mapping[str, Shown], run: RunPopulation, size: int, *, batch: int, alpha: float, indifference: float = 0.0
+) -> Trial:
+    """The same, `batch` people at a time, until it is decided or all `size` were asked; see `sequential.py`.
+
+    Raises BadSettings for a weighted population: the test takes rows that count alike.
+    """
+    test = SequentialTest(list(arms), alpha=alpha, planned_rows=size, indifference=indifference)
+    parts: dict[str, list[pa.Table]] = {name: [] for name in arms}
+    looks: list[Look] = []
+    for start in range(0, size, batch):
+        people = min(batch, size - start)
+        for name, arm in arms.items():
+            parts[name].append(run(arm.ad, arm.platform, start=start, size=people))
+        latest = {name: tables[-1] for name, tables in parts.items()}
+        if any(WEIGHT in table.column_names for table in latest.values()):
+            raise BadSettings("a weighted population cannot be tested batch by batch: leave --sequential out")
+        looks.append(test.add(pair_rows(latest).chances))
+        if looks[-1].decided:
+            break
+    return Trial({name: pa.concat_tables(tables) for name, tables in parts.items()}, tuple(looks), size)
