@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from rich.console import Console
 
 from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
+from serve_app.cli.ctr_calibrate import calibrate
+from serve_app.cli.ctr_compare import compare
 from serve_app.cli.ctr_options import bank_name, platform_context, profile_file
 from serve_app.cli.provider import OWN, PROVIDERS, job_fields
 from serve_app.errors import BadSettings, ServerUnavailable
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 # A group that does its own work where no subcommand is named.
 app = typer.Typer(help="Predict click-through of an ad over a population.", invoke_without_command=True)
+app.command()(compare)
+app.command()(calibrate)
 
 Ad = Annotated[str, typer.Option("--ad", help="Text of the ad.")]
 Platform = Annotated[str, typer.Option("--ad-platform", help="facebook, tiktok, amazon, or one of --platforms.")]
@@ -51,6 +56,7 @@ def ctr(
     describe: Annotated[str, typer.Option(help='How people of --profiles are described: "{age}, from {city}".')] = "",
     stratify: Annotated[list[str] | None, typer.Option(help="Attribute, or age:30,45,60; may be repeated.")] = None,
     allocation: Annotated[str, typer.Option(help="People a stratum: proportional or equal.")] = "proportional",
+    calibration: Annotated[Path | None, typer.Option(help="File of `serve-app ctr calibrate`.")] = None,
     provider: Annotated[str, typer.Option(help=f"{OWN} replicas, {', '.join(PROVIDERS)}, or an address.")] = OWN,
     model: Annotated[str, typer.Option(help="The model that must answer; a provider's by its name there.")] = "",
     api_key_env: Annotated[str | None, typer.Option(help="Driver's environment variable with the provider's key.")
@@ -83,7 +89,10 @@ def ctr(
         provider, model, api_key_env=api_key_env, batch_rows=batch_rows, concurrency=concurrency,
         requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
     )  # fmt: skip
-    finish(run_ctr(base_url, study, resume=resume, out=out, price=price, output=output, **job), started)
+    report = run_ctr(
+        base_url, study, resume=resume, out=out, price=price, output=output, calibration_file=calibration, **job
+    )
+    finish(report, started)
 
 
 def demo(
@@ -126,16 +135,28 @@ def make_study(**fields: Any) -> Study:
 
 
 def run_ctr(
-    base_url: str, study: Study | None, *, out: Path, price: float, output: Console, resume: str = "", **job: Any
+    base_url: str,
+    study: Study | None,
+    *,
+    out: Path,
+    price: float,
+    output: Console,
+    resume: str = "",
+    calibration_file: Path | None = None,
+    **job: Any,
 ) -> dict[str, Any]:
     """Submit or resume, follow, report and write the results; the report's figures."""
     from serve_app.client.populations import PopulationClient
     from serve_app.client.progress import JobProgress
     from serve_app.serving.config import check_store
     from serve_app.workloads.ctr import report as ctr_report
+    from serve_app.workloads.ctr.calibration import apply_calibration, load_calibration, source_of
+    from serve_app.workloads.ctr.page import write_page
+    from serve_app.workloads.ctr.page_run import run_page
     from serve_app.workloads.ctr.study import Study
 
     check_store(out)
+    calibration = load_calibration(calibration_file) if calibration_file else None
     client = PopulationClient(base_url)
     if study is None:
         asked = client.status(resume)["metadata"]
@@ -150,11 +171,19 @@ def run_ctr(
     with JobProgress(output) as progress:
         status = client.wait(job_id, progress)
     result = study.result(status, client.outcomes(job_id))
+    people, rate = result.table, None
+    if calibration is not None:
+        people, rate = apply_calibration(
+            calibration, people, source_of([people], study.question.workload), study.platform
+        )
     figures = ctr_report.figures(
-        status, result.predictions, ad=study.ad, platform=study.platform, seed=study.seed, price=price
+        status, result.predictions, ad=study.ad, platform=study.platform, seed=study.seed, price=price, results=people
     )
-    figures |= study_figures(study, result)
-    paths = ctr_report.write(out / job_id, result.table, figures)
+    figures |= study_figures(study, result) | {"calibrated": rate and asdict(rate)}
+    paths = ctr_report.write(out / job_id, people, figures)
+    paths.append(
+        write_page(run_page(figures, people, calibration=calibration, rate=rate), out / job_id / "report.html")
+    )
     output.print(ctr_report.as_table(figures))
     if result.label_bias is not None:
         output.print(_bias_line(figures), markup=False, highlight=False)
@@ -163,17 +192,14 @@ def run_ctr(
 
 
 def study_figures(study: Study, result: Result) -> dict[str, Any]:
-    """What the report's figures do not know: how people were asked and drawn. CTR is the population's, by weights."""
+    """What the report's figures do not know: how people were asked and drawn."""
     figures: dict[str, Any] = {
-        "people": len(result.answers),
         "workload": study.question.workload,
         "mode": study.mode,
         "swap": study.swap,
         "bank": study.people_bank.identity if study.profiles is None else None,
         "profiles": str(study.profiles.path) if study.profiles is not None else None,
     }
-    if (estimate := result.population_ctr) is not None:
-        figures |= {"ctr": estimate.mean, "ctr_low": estimate.low, "ctr_high": estimate.high}
     if (bias := result.label_bias) is not None:
         figures |= {f"label_swap_bias_{name}": getattr(bias.position, name) for name in ("before", "after", "offset")}
         if bias.wording is not None:

@@ -40,6 +40,6 @@ def tie_to_parent() -> None:
 
 
 def step_aside() -> None:
-    """Make this process nicer, if it is a worker: where front ends share its cores they go first, as they need little."""
+    """Make this process nicer, if it is a worker: front ends that share its cores need little, and go first."""
     if multiprocessing.current_process().name.startswith(WORKER_NAME):
         os.nice(int(os.environ.get(NICENESS_ENV, NICENESS)))

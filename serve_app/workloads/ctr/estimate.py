@@ -13,9 +13,9 @@ import pyarrow as pa
 from scipy import stats
 
 from serve_app.errors import BadSettings
+from serve_app.workloads.ctr.columns import WEIGHT
 
 Floats = npt.NDArray[np.float64]
-WEIGHT = "weight"  # the column of a weighted sample; without it all rows count alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,16 @@ def column(table: pa.Table, name: str) -> Floats:
 
 
 def weights_of(table: pa.Table) -> Floats | None:
-    """The rows' sampling weights, or None. Raises BadSettings for one that is missing, negative or infinite."""
+    """The rows' sampling weights; None where there are none, or all are equal.
+
+    Raises BadSettings for one that is missing, negative or infinite."""
     if WEIGHT not in table.column_names:
         return None
     weights = column(table, WEIGHT)
     wrong = np.flatnonzero(~np.isfinite(weights) | (weights <= 0))
     if len(wrong):
         raise BadSettings(f"column '{WEIGHT}', row {wrong[0] + 1}: {weights[wrong[0]]} is not a positive number")
-    return weights
+    return weights if len(weights) and np.ptp(weights) else None
 
 
 def ctr(table: pa.Table, name: str = "p_click", *, level: float = 0.95) -> Estimate:

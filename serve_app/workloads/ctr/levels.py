@@ -12,18 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve_app.errors import BadSettings
-from serve_app.workloads.ctr.estimate import WEIGHT, Floats, column
+from serve_app.workloads.ctr.columns import RESERVED
+from serve_app.workloads.ctr.estimate import Floats, column
 
 Mask = npt.NDArray[np.bool_]
 
 # Columns of a run's results that say nothing of the person.
-NOT_ATTRIBUTES = frozenset(
-    {
-        "id", WEIGHT, "click", "p_click", "p_click_calibrated", "confidence", "label_mass", "will_click", "reasoning",
-        "status", "content_hash", "error", "attempts", "replica", "model", "engine_version", "simulated",
-        "prompt_tokens", "cached_tokens", "completion_tokens", "latency_ms", "finished_at", "reused_from", "platform",
-    }
-)  # fmt: skip
+NOT_ATTRIBUTES = RESERVED | {"p_click_calibrated", "platform"}
 # The age groups that advertising platforms report (Google Ads, Meta Ads, TikTok Ads).
 CUTS: Mapping[str, Sequence[float]] = {"age": (25, 35, 45, 55, 65)}
 # More groups than this are names, not segments; fewer numbers than this are categories.

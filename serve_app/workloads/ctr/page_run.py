@@ -18,7 +18,6 @@ from serve_app.workloads.ctr.page_calibrate import reliability_section
 from serve_app.workloads.ctr.report import lines
 from serve_app.workloads.ctr.segments import FALSE_DISCOVERY_RATE, Segment, segments
 
-
 UNCALIBRATED = "Clicks, CTR and confidence in this table are the model's own, before calibration."
 
 
@@ -37,7 +36,7 @@ def run_page(
     found = segments(results, chances, attributes=attributes)
     return Page(
         title=f"Who clicks? {figures['ad']}",
-        lead=f"Predicted click-through of this ad on {figures['platform']}, over {figures['rows']:,} synthetic people.",
+        lead=f"Predicted click-through of this ad on {figures['platform']}, over {figures['people']:,} people.",
         tiles=_tiles(figures, rate),
         sections=[
             _segments(found, rate.ctr if rate else figures["ctr"], attributes or attributes_of(results)),
@@ -47,7 +46,9 @@ def run_page(
                 [Chart(charts.distribution(chances, weights_of(results)), _spread(chances[chances == chances]))],
             ),
             *([reliability_section(calibration)] if calibration else []),
-            Section("The run", [*_speed(figures), *([UNCALIBRATED] if rate else [])], table=Grid(("", ""), lines(figures))),
+            Section(
+                "The run", [*_speed(figures), *([UNCALIBRATED] if rate else [])], table=Grid(("", ""), lines(figures))
+            ),
         ],
         provenance=provenance(figures, results),
         warnings=warnings(figures),
@@ -57,9 +58,9 @@ def run_page(
 def warnings(figures: dict[str, Any]) -> list[str]:
     """What must be read before any figure."""
     found = [SIMULATED] if figures["simulated"] else []
-    missing = figures["rows"] - figures["ok"]
+    missing = figures["people"] - figures["answered"]
     if missing:
-        found.append(f"{missing:,} of {figures['rows']:,} people have no answer; the figures leave them out.")
+        found.append(f"{missing:,} of {figures['people']:,} people have no answer; the figures leave them out.")
     return found
 
 
@@ -80,11 +81,11 @@ def _tiles(figures: dict[str, Any], rate: CalibratedRate | None) -> list[Tile]:
     around = f"95 %: {interval(figures['ctr_low'], figures['ctr_high'])}"
     headline = [Tile("CTR, calibrated", percent(rate.ctr), f"95 %: {interval(rate.low, rate.high)}")] if rate else []
     cost = figures["cost_per_1000"]
-    clicks = rate.ctr * figures["ok"] if rate else figures["expected_clicks"]
+    clicks = rate.ctr * figures["answered"] if rate else figures["expected_clicks"]
     return [
         *headline,
         Tile("CTR by the model", percent(figures["ctr"]), around),
-        Tile("predicted clicks", f"{clicks:,.1f}", f"of {figures['ok']:,} people"),
+        Tile("predicted clicks", f"{clicks:,.1f}", f"of {figures['answered']:,} people"),
         Tile("high confidence", percent(figures["high_confidence_share"], 1), "of the predictions"),
         Tile("total time", f"{figures['run_s']:,.1f} s", f"{figures['rows_per_s']:,.1f} people/s"),
         Tile("per 1,000 people", "–" if cost is None else f"${cost:.4f}", f"${figures['cost']:.4f} in all"),

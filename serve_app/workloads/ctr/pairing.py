@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from serve_app.errors import BadSettings
-from serve_app.workloads.ctr.estimate import WEIGHT, Floats, column, weights_of
+from serve_app.workloads.ctr.columns import WEIGHT
+from serve_app.workloads.ctr.estimate import Floats, column, weights_of
 from serve_app.workloads.ctr.levels import attributes_of
 
 

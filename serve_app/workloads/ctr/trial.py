@@ -9,14 +9,14 @@ from typing import Protocol
 import pyarrow as pa
 
 from serve_app.errors import BadSettings
-from serve_app.workloads.ctr.estimate import WEIGHT
+from serve_app.workloads.ctr.estimate import weights_of
 from serve_app.workloads.ctr.pairing import pair_rows
 from serve_app.workloads.ctr.sequential import Look, SequentialTest
 
 
 class RunPopulation(Protocol):
-    """Shows an ad to people number `start` to `start + size` of one population; their results (columns as in
-    `predict.SCHEMA`). The same numbers are the same people in every call."""
+    """Shows an ad to people number `start` to `start + size` of one population; their results (columns as
+    `answers.table` has them). The same numbers are the same people in every call."""
 
     def __call__(self, ad: str, platform: str, *, start: int, size: int) -> pa.Table: ...
 
@@ -82,7 +82,7 @@ def run_sequential(
         for name, arm in arms.items():
             parts[name].append(run(arm.ad, arm.platform, start=start, size=people))
         latest = {name: tables[-1] for name, tables in parts.items()}
-        if any(WEIGHT in table.column_names for table in latest.values()):
+        if any(weights_of(table) is not None for table in latest.values()):
             raise BadSettings("a weighted population cannot be tested batch by batch: leave --sequential out")
         looks.append(test.add(pair_rows(latest).chances))
         if looks[-1].decided:
