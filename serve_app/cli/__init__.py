@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from serve_app.cli import ctr, keys, population, server
+from serve_app.cli import ctr, k8s, keys, population, server
 from serve_app.errors import BadSettings, ServeAppError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ for command in (ctr.ctr, ctr.demo, server.serve, server.validate, server.check):
     app.command()(command)
 app.add_typer(population.app, name="population")
 app.add_typer(keys.app, name="keys")
+app.add_typer(k8s.app, name="k8s")
 
 
 def main() -> None:
