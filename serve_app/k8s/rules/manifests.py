@@ -141,8 +141,13 @@ def variables(container: Manifest) -> dict[str, Any]:
 
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label selector takes these labels (matchLabels alone is used here)."""
-    return all(labels.get(key) == value for key, value in (selector.get("matchLabels") or selector or {}).items())
+    """Whether a label selector, or a Service's plain map, takes these labels. Of operators, In alone is known."""
+    plain = not {"matchLabels", "matchExpressions"} & set(selector)
+    wanted = selector if plain else selector.get("matchLabels") or {}
+    return all(labels.get(key) == value for key, value in wanted.items()) and all(
+        entry["operator"] == "In" and labels.get(entry["key"]) in entry["values"]
+        for entry in ([] if plain else selector.get("matchExpressions") or [])
+    )
 
 
 def mounted(container: Manifest, *, writable: bool = False) -> set[str]:
