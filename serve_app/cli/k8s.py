@@ -45,11 +45,15 @@ def presets(values: ValuesFile = DEFAULT_VALUES) -> None:
 @app.command()
 def render(
     preset: Preset = "",
-    way: Annotated[str, typer.Option("--way", help="server, download, vllm, vllm-job, population or kernels.")] = "server",
+    way: Annotated[
+        str, typer.Option("--way", help="server, download, vllm, vllm-job, population or kernels.")
+    ] = "server",
     serve_config: Annotated[
         bool, typer.Option("--serve-config", help="Only the Serve config file, as `serve run` takes it.")
     ] = False,
-    write: Annotated[bool, typer.Option("--write", help="Write every rendered file of k8s/ and cluster/ anew.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write every rendered file of k8s/ and cluster/ anew.")
+    ] = False,
     values: ValuesFile = DEFAULT_VALUES,
 ) -> None:
     """Print the manifests of a preset, for `kubectl apply --server-side -f -`."""

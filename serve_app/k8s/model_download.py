@@ -34,7 +34,12 @@ def model_download(values: Values, preset: Preset) -> list[Manifest]:
         ],
     )  # fmt: skip
     spec = pod(
-        values, [download], account=STORE_ACCOUNT, priority=POPULATION_PRIORITY, volumes=(data,), restartPolicy="OnFailure"
+        values,
+        [download],
+        account=STORE_ACCOUNT,
+        priority=POPULATION_PRIORITY,
+        volumes=(data,),
+        restartPolicy="OnFailure",
     )
     spec["terminationGracePeriodSeconds"] = 30  # what is half there is gone on with
     # A Job cannot be changed once it is there: another revision is another name.

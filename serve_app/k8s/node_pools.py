@@ -42,7 +42,9 @@ def node_pool(name: str, gpu: Gpu, capacity: str, *, auto_mode: bool) -> Manifes
                     "requirements": [
                         _requirement(f"{prefix}/instance-family", *gpu.instance_families),
                         # A population takes what is cheap, and on demand only where no spot is left.
-                        _requirement("karpenter.sh/capacity-type", *(("spot", "on-demand") if spot else ("on-demand",))),
+                        _requirement(
+                            "karpenter.sh/capacity-type", *(("spot", "on-demand") if spot else ("on-demand",))
+                        ),
                         _requirement("kubernetes.io/arch", "amd64"),
                     ],
                     "expireAfter": "336h",

@@ -10,7 +10,12 @@ from serve_app.k8s.values import DATA, MODELS, Preset, Values
 Manifest = dict[str, Any]
 
 # Secrets, made by cluster/up.sh or by hand (k8s/README.md); manifests only name them.
-KEYS_SECRET, REDIS_SECRET, HUB_SECRET, VLLM_SECRET = "serve-app-keys", "serve-app-redis", "serve-app-hub", "serve-app-vllm"
+KEYS_SECRET, REDIS_SECRET, HUB_SECRET, VLLM_SECRET = (
+    "serve-app-keys",
+    "serve-app-redis",
+    "serve-app-hub",
+    "serve-app-vllm",
+)
 SECRETS = (KEYS_SECRET, REDIS_SECRET, HUB_SECRET, VLLM_SECRET)
 # In k8s/base and in the overlays.
 DATA_CLAIM = "serve-app-data"
@@ -68,7 +73,13 @@ def scratch_mounts() -> list[Manifest]:
 
 
 def pod(
-    values: Values, containers: list[Manifest], *, account: str, priority: str, volumes: tuple[Manifest, ...] = (), **fields: Any
+    values: Values,
+    containers: list[Manifest],
+    *,
+    account: str,
+    priority: str,
+    volumes: tuple[Manifest, ...] = (),
+    **fields: Any,
 ) -> Manifest:
     """A pod's spec: non-root, without a token unless a field says otherwise, and slow enough to drain."""
     return {

@@ -160,7 +160,12 @@ def multi_node_template(values: Values, preset: Preset, name: str, part: str) ->
     # NCCL registers memory with the adapter, beyond the 64 KiB that a process may lock without.
     ray["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
     spec = pod(
-        values, [ray], account=WORKER_ACCOUNT, priority=ONLINE_PRIORITY, volumes=(data,), **gpu_placement(preset, "on-demand")
+        values,
+        [ray],
+        account=WORKER_ACCOUNT,
+        priority=ONLINE_PRIORITY,
+        volumes=(data,),
+        **gpu_placement(preset, "on-demand"),
     )
     # One placement group of the network: stages that are far apart wait for each other.
     spec["affinity"] = {

@@ -1,4 +1,4 @@
-"""The rendered files of k8s/ and cluster/: what each holds, and their text."""
+"""The rendered files of k8s/ and cluster/: what each holds, and its text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from serve_app.errors import BadSettings
+from serve_app.k8s.dashboards import DASHBOARDS, dashboard
 from serve_app.k8s.kernels import evaluators
 from serve_app.k8s.model_download import model_download
 from serve_app.k8s.node_pools import node_pools
@@ -85,6 +86,8 @@ def render(values: Values, way: str, preset_name: str) -> str:
 def rendered_files(values: Values) -> dict[Path, str]:
     """Each committed file that is made from the values, relative to the repository's root, and its text."""
     files = {overlay.path: render(values, overlay.way, overlay.preset) for overlay in OVERLAYS}
+    for name in DASHBOARDS:
+        files[Path(f"k8s/monitoring/dashboards/{name}.json")] = dashboard(name)
     for path, auto_mode in NODE_POOLS.items():
         files[path] = text(node_pools(values, auto_mode=auto_mode), "serve-app k8s render --write")
     return files

@@ -16,7 +16,6 @@ from serve_app.k8s.values import Gpu, Preset, Values
 from serve_app.settings import (
     DRIVER_APP,
     FILES_APP,
-    REPLICA_DEPLOYMENT,
     REPLICAS_APP,
     AccessSettings,
     DriverSettings,

@@ -1,10 +1,10 @@
 """Everything that can be asked of manifests without a cluster. A check's answer is a list of refusals, each with its reason.
 
-    builtin   Kubernetes' own objects, strictly, by kubernetes-validate
-    custom    custom resources by their CRDs, which are no part of the project: `CRDS` says whether they are here
-    pod       each pod template, lifted out and taken as a Pod: the CRDs do not look inside
-    serve     serveConfigV2 by Ray's own schema
-    <rule>    serve_app.k8s.rules, by the rule's name
+builtin   Kubernetes' own objects, strictly, by kubernetes-validate
+custom    custom resources by their CRDs, which are no part of the project: `CRDS` says whether they are here
+pod       each pod template, lifted out and taken as a Pod: the CRDs do not look inside
+serve     serveConfigV2 by Ray's own schema
+<rule>    serve_app.k8s.rules, by the rule's name
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ def has_schema(manifest: Manifest) -> bool:
 
 def _is_builtin(manifest: Manifest) -> bool:
     group = str(manifest.get("apiVersion")).rpartition("/")[0]
-    return "." not in group or group.endswith(".k8s.io") and group in (
+    return "." not in group or (group.endswith(".k8s.io") and group in (
         "networking.k8s.io", "scheduling.k8s.io", "rbac.authorization.k8s.io", "storage.k8s.io",
         "admissionregistration.k8s.io", "apiextensions.k8s.io",
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 @cache  # each call reads 1.6 MB of schemas, and most objects of the bad sets are the good ones

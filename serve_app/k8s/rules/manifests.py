@@ -11,7 +11,17 @@ import yaml
 Manifest = dict[str, Any]
 Found = Iterator[tuple[Manifest, str]]
 RAY_KINDS = ("RayService", "RayJob", "RayCluster")
-MULTIPLES = {"": 1.0, "m": 1e-3, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "k": 1e3, "M": 1e6, "G": 1e9}
+MULTIPLES = {
+    "": 1.0,
+    "m": 1e-3,
+    "Ki": 2.0**10,
+    "Mi": 2.0**20,
+    "Gi": 2.0**30,
+    "Ti": 2.0**40,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +163,5 @@ def selects(selector: Manifest, labels: dict[str, str]) -> bool:
 def mounted(container: Manifest, *, writable: bool = False) -> set[str]:
     """The folders that volumes are mounted at."""
     return {
-        mount["mountPath"]
-        for mount in container.get("volumeMounts") or []
-        if not (writable and mount.get("readOnly"))
+        mount["mountPath"] for mount in container.get("volumeMounts") or [] if not (writable and mount.get("readOnly"))
     }

@@ -82,7 +82,9 @@ def allowed_ways(manifests: Sequence[Manifest]) -> Found:
             for entry in policy["spec"].get("ingress") or []
             for port in entry.get("ports") or []
         }
-        for port in needed.get(part, ()) if policies and template.owner.get("kind") in ("RayService", "StatefulSet") else ():
+        for port in (
+            needed.get(part, ()) if policies and template.owner.get("kind") in ("RayService", "StatefulSet") else ()
+        ):
             if port not in open_ports:
                 yield template.owner, f"no NetworkPolicy lets anybody reach port {port} of {part}"
 

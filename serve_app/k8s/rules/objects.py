@@ -61,7 +61,10 @@ def budget_blocks(manifests: Sequence[Manifest]) -> Found:
             continue
         least = sum(_least(template) for template in chosen)
         if isinstance(spec.get("minAvailable"), int) and spec["minAvailable"] >= least:
-            yield budget, f"minAvailable {spec['minAvailable']} of {least} pod(s) blocks the drain of every node of theirs"
+            yield (
+                budget,
+                f"minAvailable {spec['minAvailable']} of {least} pod(s) blocks the drain of every node of theirs",
+            )
 
 
 def _least(template: Template) -> int:
@@ -83,7 +86,9 @@ def selectors(manifests: Sequence[Manifest]) -> Found:
             yield service, "selects no pod that is here"
         for port in service["spec"].get("ports") or []:
             target = port.get("targetPort", port["port"])
-            ports = [(p.get("name"), p["containerPort"]) for t in chosen for c in t.containers for p in c.get("ports") or []]
+            ports = [
+                (p.get("name"), p["containerPort"]) for t in chosen for c in t.containers for p in c.get("ports") or []
+            ]
             if chosen and not any(target in pair for pair in ports):
                 yield service, f"its pods have no port {target}"
 
