@@ -27,6 +27,8 @@ def quantiles(metric: str) -> dict[str, str]:
 
 
 PICK = 'namespace="$namespace"'
+LEFT, ROWS = f"ray_serve_app_population_rows_left{{{PICK}}}", f"serve_app:rows:rate1m{{{PICK}}}"
+GPUS = f"serve_app:gpus:allocated{{{PICK}}}"
 SERVER = (
     Panel("Time to first token", quantiles("time_to_first_token_seconds"), "s"),
     Panel("Time between tokens", quantiles("inter_token_latency_seconds"), "s"),
@@ -67,22 +69,20 @@ SERVER = (
 POPULATIONS = (
     Panel(
         "Done",
-        {
-            "done": f"1 - sum(ray_serve_app_population_rows_left{{{PICK}}}) / sum(ray_serve_app_population_rows{{{PICK}}})"
-        },
+        {"done": f"1 - sum({LEFT}) / sum(ray_serve_app_population_rows{{{PICK}}})"},
         "percentunit",
         "gauge",
         "Of the rows of all running jobs.",
     ),
-    Panel("Rows left", {"rows": f"sum(ray_serve_app_population_rows_left{{{PICK}}})"}, kind="stat"),
+    Panel("Rows left", {"rows": f"sum({LEFT})"}, kind="stat"),
     Panel(
         "Time left",
-        {"left": f"sum(ray_serve_app_population_rows_left{{{PICK}}}) / sum(serve_app:rows:rate1m{{{PICK}}})"},
+        {"left": f"sum({LEFT}) / sum({ROWS})"},
         "s",
         "stat",
     ),
     Panel("Jobs", {"running or waiting": f"sum(ray_serve_app_population_jobs{{{PICK}}})"}, kind="stat"),
-    Panel("Rows a second, by replica", {"{{replica}}": f"serve_app:rows:rate1m{{{PICK}}}"}, "rowsps"),
+    Panel("Rows a second, by replica", {"{{replica}}": ROWS}, "rowsps"),
     Panel(
         "Rows by outcome",
         {"{{status}}": f"sum by (status) (rate(ray_serve_app_prompts_total{{{PICK}}}[$__rate_interval]))"},
@@ -92,7 +92,7 @@ POPULATIONS = (
         "Replicas",
         {
             "wanted": f"sum(ray_serve_app_population_replicas_wanted{{{PICK}}})",
-            "at work": f"count(serve_app:rows:rate1m{{{PICK}}} > 0)",
+            "at work": f"count({ROWS} > 0)",
         },
     ),
     Panel(
@@ -112,13 +112,11 @@ POPULATIONS = (
         },
         "percentunit",
     ),
-    Panel("GPUs", {"allocated": f"serve_app:gpus:allocated{{{PICK}}}"}, kind="stat"),
-    Panel("Cost an hour", {"USD": f"serve_app:gpus:allocated{{{PICK}}} * $usd_per_gpu_hour"}, "currencyUSD", "stat"),
+    Panel("GPUs", {"allocated": GPUS}, kind="stat"),
+    Panel("Cost an hour", {"USD": f"{GPUS} * $usd_per_gpu_hour"}, "currencyUSD", "stat"),
     Panel(
         "Cost of a million rows",
-        {
-            "USD": f"serve_app:gpus:allocated{{{PICK}}} * $usd_per_gpu_hour / 3.6e-3 / sum(serve_app:rows:rate1m{{{PICK}}})"
-        },
+        {"USD": f"sum({GPUS}) * $usd_per_gpu_hour / 3.6e-3 / sum({ROWS})"},
         "currencyUSD",
         "stat",
         "At the present rate: USD an hour over rows an hour, times a million.",

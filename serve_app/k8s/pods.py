@@ -1,4 +1,4 @@
-"""What all our pods have in common: who they run as, what they may write, where they go and how long they take to go."""
+"""What all our pods have in common: who they run as, what they may write, where they go, how long they take to go."""
 
 from __future__ import annotations
 

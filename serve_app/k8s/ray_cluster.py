@@ -102,7 +102,7 @@ def head_group(values: Values, preset: Preset, *, priority: str) -> Manifest:
 
 
 def replica_group(values: Values, preset: Preset, *, capacity: str, priority: str) -> Manifest:
-    """On GPUs one replica a pod, which has exactly its GPUs. On CPU all in one pod: only there can they share out cores."""
+    """On GPUs one replica a pod, which has exactly its GPUs. On CPU all in one pod, where they can share out cores."""
     keys, keys_mount = keys_volume()
     data, data_mount = data_volume(models_only=preset.gpu is not None)
     bounds = {"replicas": preset.replicas.min, "minReplicas": preset.replicas.min, "maxReplicas": preset.replicas.max}

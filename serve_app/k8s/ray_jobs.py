@@ -84,7 +84,7 @@ def population_job(values: Values, preset: Preset) -> list[Manifest]:
 
 
 def multi_node(values: Values, preset: Preset) -> list[Manifest]:
-    """One vLLM over `pipeline_parallel` nodes by its Ray executor: the head has the first node's GPUs, workers the others'.
+    """One vLLM over `pipeline_parallel` nodes by its Ray executor: the head has the first one's GPUs.
 
     It is no replica of ours, whose workers are its own children and so on one node: populations reach it as a provider.
     """

@@ -1,7 +1,7 @@
 """vLLM alone, without Ray and without the driver: the same image, weights and options.
 
-A Job with a Service for an evening with one GPU, and a Deployment for a plain TP=2 server. Populations reach either as an
-external provider.
+A Job with a Service for an evening with one GPU, and a Deployment for a plain TP=2 server. Populations reach
+either as an external provider.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m serve_app.models.download meta-llama/Llama-3.1-8B-Instruct REVISION --to /data/models
 
 A commit, not a branch, so that all replicas have the same. What is stopped goes on where it was. The folder
-TO/MODEL/REVISION appears whole or not at all: files come to a folder beside it, are compared with the hub's sizes and SHA-256,
-and the folder is renamed.
+TO/MODEL/REVISION appears whole or not at all: files come to a folder beside it, are compared with the hub's sizes and
+hashes, and the folder is renamed.
 """
 
 from __future__ import annotations

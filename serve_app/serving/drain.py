@@ -3,7 +3,7 @@
     kubelet ─ preStop ─> this ─> GCS: node drains, until deadline ─> Serve starts replacements elsewhere, takes the old
     replicas out of the routers, lets them finish ─> none is left here ─> SIGTERM
 
-Without it KubeRay's own preStop is `ray stop`, which ends streams in the middle. Run as `python -m serve_app.serving.drain`.
+Without it KubeRay's own preStop is `ray stop`, which ends streams in the middle. Not yet run in a pod.
 """
 
 from __future__ import annotations

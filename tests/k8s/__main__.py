@@ -1,7 +1,7 @@
 """`make k8s-check`: every overlay and every file of cluster/ through all checks, and every bad manifest refused.
 
-Prints what is wrong, then one JSON line: {"objects", "rules", "refused_bad", "errors"}; "skipped" says what could not be
-checked here, and why. Ends with 1 if anything is wrong.
+Prints what is wrong, then one JSON line: {"objects", "rules", "refused_bad", "errors"}; "skipped" says what could not
+be checked here, and why. Ends with 1 if anything is wrong.
 """
 
 from __future__ import annotations

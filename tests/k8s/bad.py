@@ -1,4 +1,4 @@
-"""The deliberately bad manifests of tests/k8s/bad/: each is laid over a good overlay, and says who is to refuse it and why.
+"""The deliberately bad manifests of tests/k8s/bad/: each is laid over a good overlay, and says who refuses it and why.
 
     # upgrade-type: 'Rolling' is not one of        check (checks.py) and part of its reason
     # over: eks                                    the overlay; without it the file stands alone

@@ -1,10 +1,12 @@
-"""Everything that can be asked of manifests without a cluster. A check's answer is a list of refusals, each with its reason.
+"""All that can be asked of manifests without a cluster. A check's answer is a list of refusals, each with its reason.
 
-builtin   Kubernetes' own objects, strictly, by kubernetes-validate
-custom    custom resources by their CRDs, which are no part of the project: `CRDS` says whether they are here
-pod       each pod template, lifted out and taken as a Pod: the CRDs do not look inside
-serve     serveConfigV2 by Ray's own schema
-<rule>    serve_app.k8s.rules, by the rule's name
+The checks, by name:
+
+- builtin: Kubernetes' own objects, strictly, by kubernetes-validate
+- custom: custom resources by their CRDs, which are no part of the project: `CRDS` says whether they are here
+- pod: each pod template, lifted out and taken as a Pod
+- serve: serveConfigV2 by Ray's own schema
+- any other: one of serve_app.k8s.rules, by the rule's name
 """
 
 from __future__ import annotations
