@@ -9,14 +9,15 @@ need aws
 
 main() {
   say "instances of $CLUSTER in $AWS_REGION"
-  local total=0 type bought count price
+  local total=0 unknown='' type bought count price
   while read -r type bought count; do
     [ -n "$type" ] || continue
     if [ "$bought" = spot ]; then price=$(spot_price "$type"); else price=$(list_price "$type"); fi
     printf '%6s × %-16s %-10s %10s USD/h each\n' "$count" "$type" "$bought" "$price"
-    total=$(awk -v a="$total" -v n="$count" -v p="$price" 'BEGIN { printf "%.4f", a + n * (p == "?" ? 0 : p) }')
+    if [ "$price" = '?' ]; then unknown+=" $type"; continue; fi
+    total=$(awk -v a="$total" -v n="$count" -v p="$price" 'BEGIN { printf "%.4f", a + n * p }')
   done < <(instances)
-  echo "instances together: $total USD/h"
+  echo "instances together: $total USD/h${unknown:+, and what AWS gave no price for:$unknown}"
   say "billed beside them"
   count file-systems aws fsx describe-file-systems --query "length(FileSystems[?Tags[?Key=='serve-app']])" --output text
   count volumes aws ec2 describe-volumes --filters "Name=tag:kubernetes.io/cluster/$CLUSTER,Values=owned" \

@@ -112,7 +112,8 @@ class Values(Frozen):
             raise BadSettings(f"{path} is not YAML: {error}") from error
         except ValidationError as error:
             first = error.errors()[0]
-            raise BadSettings(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            place = [".".join(map(str, first["loc"]))] if first["loc"] else []
+            raise BadSettings(": ".join([str(path), *place, first["msg"].removeprefix("Value error, ")])) from error
 
     def preset(self, name: str) -> Preset:
         """Raises BadSettings, naming those that there are."""

@@ -76,10 +76,11 @@ def _replicas_on(node_id: str) -> int:
 
 
 def _gcs() -> Any:
+    from ray import _raylet
     from ray._private import services
-    from ray._raylet import GcsClient
 
-    return GcsClient(address=services.canonicalize_bootstrap_address_or_die(os.environ.get("RAY_ADDRESS")))
+    raylet: Any = _raylet
+    return raylet.GcsClient(address=services.canonicalize_bootstrap_address_or_die(os.environ.get("RAY_ADDRESS")))
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ def main() -> int:
     objects, found = check_good(skipped)
     refused, wrong = check_bad()
     errors += [*found, *wrong]
-    for line in errors:
-        print(line, file=sys.stderr)
-    line = {"objects": objects, "rules": len(RULES), "refused_bad": refused, "errors": len(errors)}
-    print(json.dumps({**line, "skipped": skipped} if skipped else line))
+    for error in errors:
+        print(error, file=sys.stderr)
+    figures = {"objects": objects, "rules": len(RULES), "refused_bad": refused, "errors": len(errors)}
+    print(json.dumps({**figures, "skipped": skipped} if skipped else figures))
     return bool(errors)
 
 

@@ -74,7 +74,8 @@ class Template:
 
     @property
     def main(self) -> Manifest:
-        return (self.spec.get("containers") or [{}])[0]
+        first: Manifest = (self.spec.get("containers") or [{}])[0]
+        return first
 
     @property
     def labels(self) -> dict[str, str]:
