@@ -89,7 +89,7 @@ def head_group(values: Values, preset: Preset, *, priority: str) -> Manifest:
     resources = same_resources(2, 8) if preset.gpu else burstable_resources(2, 3)
     head = container(
         values, preset, "ray-head", resources=resources, mounts=tuple(mounts), environment=environment(values),
-        ports=_ports(HEAD_PORTS),
+        ports=container_ports(HEAD_PORTS),
     )  # fmt: skip
     spec = pod(values, [head], account=HEAD_ACCOUNT, priority=priority, volumes=tuple(volumes))
     spec["automountServiceAccountToken"] = True  # the autoscaler's, with the role that the operator binds
@@ -117,7 +117,7 @@ def replica_group(values: Values, preset: Preset, *, capacity: str, priority: st
         bounds = {"replicas": 1, "minReplicas": 1, "maxReplicas": 1}
     worker = container(
         values, preset, "ray-worker", resources=resources, mounts=(keys_mount, data_mount),
-        environment=environment(values), ports=_ports(WORKER_PORTS), lifecycle=DRAIN,
+        environment=environment(values), ports=container_ports(WORKER_PORTS), lifecycle=DRAIN,
     )  # fmt: skip
     spec = pod(values, [worker], account=WORKER_ACCOUNT, priority=priority, volumes=(keys, data), **placement)
     return {
@@ -134,7 +134,7 @@ def control_group(values: Values, preset: Preset, *, priority: str) -> Manifest:
     data, data_mount = data_volume(models_only=False)
     worker = container(
         values, preset, "ray-worker", resources=same_resources(4, 16), mounts=(keys_mount, data_mount),
-        environment=environment(values), ports=_ports(WORKER_PORTS), lifecycle=DRAIN,
+        environment=environment(values), ports=container_ports(WORKER_PORTS), lifecycle=DRAIN,
     )  # fmt: skip
     spec = pod(values, [worker], account=STORE_ACCOUNT, priority=priority, volumes=(keys, data))
     return {
@@ -148,5 +148,5 @@ def control_group(values: Values, preset: Preset, *, priority: str) -> Manifest:
     }
 
 
-def _ports(ports: dict[str, int]) -> list[Manifest]:
+def container_ports(ports: dict[str, int]) -> list[Manifest]:
     return [{"name": name, "containerPort": port} for name, port in ports.items()]

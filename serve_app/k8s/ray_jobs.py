@@ -20,7 +20,7 @@ from serve_app.k8s.pods import (
     pod,
     same_resources,
 )
-from serve_app.k8s.ray_cluster import HEAD_PORTS, WORKER_PORTS, _ports, ray_cluster
+from serve_app.k8s.ray_cluster import HEAD_PORTS, WORKER_PORTS, container_ports, ray_cluster
 from serve_app.k8s.ray_service import yaml_text
 from serve_app.k8s.serve_config import HTTP_PORT, serve_config
 from serve_app.k8s.standalone import flags
@@ -49,7 +49,7 @@ def population_job(values: Values, preset: Preset) -> list[Manifest]:
     head = cluster["headGroupSpec"]["template"]["spec"]
     head["volumes"].append(volume)
     head["containers"][0]["volumeMounts"].append({"name": "population", "mountPath": CONFIG_FOLDER, "readOnly": True})
-    document = serve_config(values, preset)
+    document = serve_config(values.model_copy(update={"store": values.population_store}), preset)
     for application in document["applications"]:  # nobody but the job reaches it
         access = application["args"] if application["name"] == "batches" else application["args"]["access"]
         del access["key_files"]
@@ -143,12 +143,12 @@ def multi_node_template(values: Values, preset: Preset, name: str, part: str) ->
     data, mount = data_volume(models_only=True)
     resources = gpu_resources(values, preset, preset.tensor_parallel)
     if gpu.efa:
-        # Pinned memory of the adapters, 10 GiB of it; the nodes' user data reserves it.
+        # Pinned memory of the adapters, which EKS's images for EFA reserve.
         for amounts in resources.values():
             amounts |= {"vpc.amazonaws.com/efa": str(gpu.efa), "hugepages-2Mi": "10Gi"}
     ray = container(
         values, preset, name, resources=resources, mounts=(mount,),
-        ports=_ports(HEAD_PORTS if name == "ray-head" else WORKER_PORTS),
+        ports=container_ports(HEAD_PORTS if name == "ray-head" else WORKER_PORTS),
         env=[
             {"name": "HOME", "value": HOME},
             {"name": "HF_HUB_OFFLINE", "value": "1"},

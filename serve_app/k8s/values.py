@@ -89,6 +89,7 @@ class Values(Frozen):
     namespace: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     images: Images
     store: str = Field(min_length=1, description="of the jobs: a path on the volume claim, or a URL")
+    population_store: str = Field(min_length=1, description="of a RayJob, whose driver must not meet the server's")
     drain_s: int = Field(ge=1, description="how long a replica that goes still answers what it has accepted")
     gpus: dict[str, Gpu]
     presets: dict[str, Preset]

@@ -106,3 +106,11 @@ def test_versions_are_typed_once() -> None:
     """KubeRay's and Karpenter's, in eksctl's file and in the charts' list."""
     versions = dict(re.findall(r"^(\w+)_VERSION=(\S+)", (ROOT / "cluster/helm/versions.env").read_text(), re.MULTILINE))
     assert f"version: {versions['KARPENTER']}" in (ROOT / "cluster/eks/cluster.yaml").read_text()
+
+
+def test_the_image_copies_what_its_context_has() -> None:
+    text = (ROOT / "cluster/Dockerfile").read_text()
+    copied = {name for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for name in line.split()[:-1]}
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in copied)
