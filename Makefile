@@ -6,10 +6,10 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast test-long chaos contract lint serve bench lock clean
+.PHONY: help setup demo test test-fast test-long chaos contract k8s-check lint serve bench lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # The stamp is as old as the pins it was made from, so that a changed pin installs again and nothing else does.
 .venv/ready: requirements.txt pyproject.toml cluster/setup.sh
@@ -40,6 +40,10 @@ chaos: .venv/ready ## kill drivers, replicas and stores: 50 runs simulated, 3 on
 
 contract: .venv/ready ## the OpenAI surface: stock client, raw HTTP and 10,000 made-up requests
 	@$(BIN)/python -m tests.contract --json contract.json
+
+k8s-check: .venv/ready ## manifests, scripts, Dockerfile and alerts, without a cluster
+	@cluster/tools.sh
+	@$(BIN)/python -m tests.k8s
 
 lint: .venv/ready ## ruff and strict typing
 	@$(BIN)/ruff check .

@@ -18,7 +18,8 @@ ALLOWED = {
     "client": FOUNDATION | {"driver"},  # the same dispatch, without a job
     "workloads": FOUNDATION | {"client"},
     "serving": FOUNDATION | {"engine", "driver", "models"},
-    "cli": FOUNDATION | {"client", "workloads", "serving", "models"},
+    "k8s": FOUNDATION,
+    "cli": FOUNDATION | {"client", "workloads", "serving", "models", "k8s"},
 }
 
 

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from serve_app.cli import ctr, icm, keys, population, server
+from serve_app.cli import ctr, icm, k8s, keys, population, server
 from serve_app.errors import BadSettings, ServeAppError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ for command in (ctr.demo, icm.icm, icm.icm_preset, server.serve, server.validate
 app.add_typer(ctr.app, name="ctr")
 app.add_typer(population.app, name="population")
 app.add_typer(keys.app, name="keys")
+app.add_typer(k8s.app, name="k8s")
 
 
 def main() -> None:

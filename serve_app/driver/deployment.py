@@ -25,6 +25,7 @@ from serve_app.driver.demand import Demand
 from serve_app.driver.dispatch import ReplicaPool
 from serve_app.driver.job import make_dispatcher
 from serve_app.driver.jobs import Jobs
+from serve_app.driver.metrics import PopulationMetrics
 from serve_app.driver.pool import HandlePool
 from serve_app.driver.render import make_renderer
 from serve_app.driver.results import MEDIA_TYPES, stream_results
@@ -169,6 +170,7 @@ class Driver:
         self._recovering = asyncio.create_task(self._recover())
         self._warming = asyncio.create_task(self._warm_up())
         self._demand = Demand(settings.replicas)
+        self._metrics = PopulationMetrics()
         self._telling = asyncio.create_task(self._tell_demand())
 
     async def _recover(self) -> None:
@@ -191,6 +193,7 @@ class Driver:
             try:
                 wanted = self._jobs.replicas_wanted()
                 self._demand.set(wanted)
+                self._metrics.set([run.status() for run in self._jobs.running()], wanted)
                 short = len(self._dispatcher.workers) < wanted
                 self._dispatcher.note = await self._demand.waiting_reason() if short else ""
             except Exception as error:  # the controller does not answer: a job goes on without the reason

@@ -1,0 +1,175 @@
+#!/usr/bin/env bash
+# From nothing to a server on EKS: cluster, nodes, storage, operators, monitoring, secrets, server. Each step can be run
+# again. What it costs starts with the first; `cluster/down.sh` ends it.
+#   HOST=llm.example.com MAIL=ops@example.com PRESET=8b-tp2 cluster/up.sh [--auto-mode] [--dry-run]
+# CLUSTER and AWS_REGION are those of cluster/eks/cluster.yaml. HF_TOKEN is for gated models. The order of the steps is the
+# order in which they need each other.
+set -euo pipefail
+source "$(dirname "$0")/lib/common.sh"
+AUTO_MODE=0
+rest=()
+for argument in "$@"; do
+  if [ "$argument" = --auto-mode ]; then AUTO_MODE=1; else rest+=("$argument"); fi
+done
+options "${rest[@]}"
+HOST=${HOST:-serve-app.example.com}
+MAIL=${MAIL:-}
+PRESET=${PRESET:-8b-tp2}
+need aws eksctl kubectl helm envsubst openssl
+MODE=$EKS
+[ "$AUTO_MODE" = 1 ] && MODE=$EKS/auto-mode
+ACCOUNT=$(account)
+REGISTRY="$ACCOUNT.dkr.ecr.$AWS_REGION.amazonaws.com"
+export HOST MAIL PRESET
+
+main() {
+  make_cluster
+  make_nodes
+  make_storage
+  install_operators
+  install_monitoring
+  make_secrets
+  push_image
+  deploy
+}
+
+make_cluster() {
+  say "cluster $CLUSTER in $AWS_REGION (20 minutes)"
+  if [ "$DRY_RUN" = 1 ] || ! aws eks describe-cluster --name "$CLUSTER" >/dev/null 2>&1; then
+    run eksctl create cluster -f "$MODE/cluster.yaml"
+  fi
+  run aws eks update-kubeconfig --name "$CLUSTER"
+}
+
+make_nodes() {
+  say "GPU node pools: nothing is bought before a pod asks"
+  NODE_ROLE=$(lookup aws eks describe-cluster --name "$CLUSTER" --query cluster.computeConfig.nodeRoleArn --output text)
+  NODE_ROLE=${NODE_ROLE##*/}
+  export NODE_ROLE
+  # shellcheck disable=SC2016  # envsubst's own
+  envsubst '$CLUSTER $NODE_ROLE' <"$MODE/node-class.yaml" | piped node-class kubectl apply --server-side -f -
+  run kubectl apply --server-side -f "$MODE/node-pools.yaml"
+  [ "$AUTO_MODE" = 1 ] || chart gpu-operator gpu-operator nvidia https://helm.ngc.nvidia.com/nvidia gpu-operator "$GPU_OPERATOR_VERSION"
+}
+
+make_storage() {
+  say "FSx for Lustre"
+  SUBNET=$(lookup aws eks describe-cluster --name "$CLUSTER" --query 'cluster.resourcesVpcConfig.subnetIds[0]' --output text)
+  SECURITY_GROUP=$(lookup aws eks describe-cluster --name "$CLUSTER" --query cluster.resourcesVpcConfig.clusterSecurityGroupId --output text)
+  export SUBNET SECURITY_GROUP
+  # shellcheck disable=SC2016
+  envsubst '$SUBNET $SECURITY_GROUP' <"$EKS/storage.yaml" | piped storage kubectl apply --server-side -f -
+}
+
+install_operators() {
+  say "KubeRay, Gateway API, cert-manager, load balancer"
+  chart kuberay-operator kuberay-operator kuberay https://ray-project.github.io/kuberay-helm kuberay-operator "$KUBERAY_VERSION" kuberay
+  run helm upgrade --install eg oci://docker.io/envoyproxy/gateway-helm --version "$ENVOY_GATEWAY_VERSION" \
+    --namespace envoy-gateway-system --create-namespace --wait
+  chart cert-manager cert-manager jetstack https://charts.jetstack.io cert-manager "$CERT_MANAGER_VERSION" cert-manager
+  [ "$AUTO_MODE" = 1 ] || chart aws-load-balancer-controller kube-system eks https://aws.github.io/eks-charts \
+    aws-load-balancer-controller "$LOAD_BALANCER_VERSION" "" --set "clusterName=$CLUSTER"
+  if [ -n "$MAIL" ]; then
+    # shellcheck disable=SC2016
+    envsubst '$MAIL' <"$ROOT/cluster/helm/cert-manager-issuer.yaml" | piped issuer kubectl apply --server-side -f -
+  fi
+}
+
+install_monitoring() {
+  say "Prometheus and Grafana"
+  run kubectl create namespace monitoring --dry-run=client -o yaml | piped namespace kubectl apply -f -
+  secret monitoring grafana-admin user=admin "password=$(openssl rand -hex 16)"
+  chart prometheus monitoring prometheus-community https://prometheus-community.github.io/helm-charts kube-prometheus-stack "$PROMETHEUS_VERSION" prometheus
+  [ "$AUTO_MODE" = 0 ] || chart dcgm-exporter monitoring gpu-helm-charts https://nvidia.github.io/dcgm-exporter/helm-charts dcgm-exporter "$DCGM_EXPORTER_VERSION" dcgm-exporter
+}
+
+make_secrets() {
+  say "secrets, those that are not there yet"
+  run kubectl apply --server-side -k "$ROOT/k8s/base"
+  secret "$NAMESPACE" serve-app-redis "password=$(openssl rand -hex 32)"
+  secret "$NAMESPACE" serve-app-vllm "api-key=$(openssl rand -hex 32)"
+  secret "$NAMESPACE" serve-app-kernels-redis "password=$(openssl rand -hex 32)"
+  [ -z "${HF_TOKEN:-}" ] || secret "$NAMESPACE" serve-app-hub "token=$HF_TOKEN"
+  if [ "$DRY_RUN" = 1 ] || ! kubectl -n "$NAMESPACE" get secret serve-app-keys >/dev/null 2>&1; then
+    folder=$(mktemp -d)
+    say "your API key, shown this once:"
+    run serve-app keys create admin --file "$folder/keys.yaml"
+    run kubectl -n "$NAMESPACE" create secret generic serve-app-keys --from-file="keys.yaml=$folder/keys.yaml"
+    rm -rf "$folder"
+  fi
+}
+
+push_image() {
+  say "image"
+  if [ "$DRY_RUN" = 1 ] || ! aws ecr describe-repositories --repository-names serve-app >/dev/null 2>&1; then
+    run aws ecr create-repository --repository-name serve-app --image-scanning-configuration scanOnPush=true \
+      --tags Key=serve-app,Value=true
+  fi
+  if [ "$DRY_RUN" = 1 ]; then
+    echo "+ aws ecr get-login-password | docker login --username AWS --password-stdin $REGISTRY"
+  else
+    aws ecr get-login-password | docker login --username AWS --password-stdin "$REGISTRY"
+  fi
+  DRY_RUN=$DRY_RUN "$ROOT/cluster/image.sh" cuda "$REGISTRY"
+}
+
+deploy() {
+  say "server, preset $PRESET"
+  local build=${BUILD:-$ROOT/build/eks}
+  rm -rf "$build" && mkdir -p "$build"
+  # What only this account knows is laid over the overlay; the overlay itself stays as it is.
+  cp -r "$ROOT/k8s" "$build/k8s"
+  serve-app k8s render --values "$ROOT/k8s/values.yaml" --preset "$PRESET" >"$build/k8s/overlays/eks/rendered.yaml"
+  cat >"$build/kustomization.yaml" <<YAML
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [k8s/overlays/eks]
+images:
+  - { name: serve-app, newName: $REGISTRY/serve-app }
+patches:
+  - target: { kind: Ingress, name: serve-app }
+    patch: |
+      - { op: replace, path: /spec/tls/0/hosts/0, value: $HOST }
+      - { op: replace, path: /spec/rules/0/host, value: $HOST }
+YAML
+  # Server-side: a RayService is too large for the annotation that the client would keep.
+  run kubectl apply --server-side -k "$build"
+  run kubectl apply --server-side -k "$ROOT/k8s/monitoring"
+  run kubectl -n "$NAMESPACE" wait rayservice/serve-app --for=condition=Ready --timeout=60m
+  say "up; now cluster/verify.sh"
+}
+
+# chart RELEASE NAMESPACE REPOSITORY URL CHART VERSION [VALUES [more…]]
+chart() {
+  local release=$1 namespace=$2 repository=$3 url=$4 name=$5 version=$6 values=${7:-$1}
+  shift $(($# > 6 ? 7 : 6))
+  local file=$ROOT/cluster/helm/$values.yaml arguments=()
+  [ -f "$file" ] && arguments=(--values "$file")
+  run helm repo add --force-update "$repository" "$url"
+  run helm upgrade --install "$release" "$repository/$name" --version "$version" --namespace "$namespace" \
+    --create-namespace --wait "${arguments[@]}" "$@"
+}
+
+# secret NAMESPACE NAME KEY=VALUE…: made once, and never printed.
+secret() {
+  local namespace=$1 name=$2 pair arguments=()
+  shift 2
+  if [ "$DRY_RUN" = 1 ]; then
+    echo "+ kubectl -n $namespace create secret generic $name (unless it is there)"
+    return
+  fi
+  kubectl -n "$namespace" get secret "$name" >/dev/null 2>&1 && return
+  folder=$(mktemp -d) # by files: arguments are seen by `ps`
+  for pair in "$@"; do
+    printf '%s' "${pair#*=}" >"$folder/${pair%%=*}"
+    arguments+=("--from-file=${pair%%=*}=$folder/${pair%%=*}")
+  done
+  kubectl -n "$namespace" create secret generic "$name" "${arguments[@]}"
+  rm -rf "$folder"
+}
+
+lookup() {
+  if [ "$DRY_RUN" = 1 ]; then echo LOOKED-UP; else "$@"; fi
+}
+
+main

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Is the server up, and does it answer? Looks from the outside in: nodes, pods, RayService, then `serve-app check` through a
+# port-forward, then through HOST if it is given. Ends with 1 at the first thing that is wrong.
+#   SERVE_APP_API_KEY=sk-… [HOST=llm.example.com] [REPLICAS=2] cluster/verify.sh [--dry-run]
+set -euo pipefail
+source "$(dirname "$0")/lib/common.sh"
+options "$@"
+need kubectl serve-app
+REPLICAS=${REPLICAS:-1}
+PORT=${PORT:-18000}
+
+main() {
+  say "GPU nodes"
+  run kubectl get nodes -L serve-app/gpu,serve-app/capacity,node.kubernetes.io/instance-type
+  say "pods"
+  run kubectl -n "$NAMESPACE" get pods -o wide
+  say "RayService"
+  run kubectl -n "$NAMESPACE" wait rayservice/serve-app --for=condition=Ready --timeout="${TIMEOUT:-60m}"
+  run kubectl -n "$NAMESPACE" get rayservice serve-app \
+    -o jsonpath='{range .status.activeServiceStatus.applicationStatuses.*}{.status}{"\n"}{end}'
+  say "from inside"
+  inside
+  if [ -n "${HOST:-}" ]; then
+    say "from outside"
+    run serve-app check --base-url "https://$HOST" --replicas "$REPLICAS"
+  fi
+  say "without a key nobody gets in"
+  refused
+}
+
+inside() {
+  if [ "$DRY_RUN" = 1 ]; then
+    echo "+ kubectl -n $NAMESPACE port-forward service/serve-app-serve-svc $PORT:8000 &"
+    run serve-app check --base-url "http://127.0.0.1:$PORT" --replicas "$REPLICAS"
+    return
+  fi
+  kubectl -n "$NAMESPACE" port-forward service/serve-app-serve-svc "$PORT:8000" >/dev/null &
+  forward=$!
+  trap 'kill "$forward" 2>/dev/null || true' EXIT
+  for _ in $(seq 30); do
+    curl -fsS "http://127.0.0.1:$PORT/-/healthz" >/dev/null 2>&1 && break
+    sleep 1
+  done
+  serve-app check --base-url "http://127.0.0.1:$PORT" --replicas "$REPLICAS"
+}
+
+refused() {
+  if [ "$DRY_RUN" = 1 ]; then
+    echo "+ curl http://127.0.0.1:$PORT/v1/models   (401 expected)"
+    return
+  fi
+  status=$(curl -s -o /dev/null -w '%{http_code}' "http://127.0.0.1:$PORT/v1/models")
+  [ "$status" = 401 ] || fail "GET /v1/models without a key answered $status, not 401"
+}
+
+main

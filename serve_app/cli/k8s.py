@@ -1,0 +1,77 @@
+"""`serve-app k8s`: manifests from k8s/values.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve_app.cli.common import console
+
+app = typer.Typer(help="Kubernetes manifests from k8s/values.yaml.", no_args_is_help=True)
+
+Preset = Annotated[str, typer.Option("--preset", help="One of `serve-app k8s presets`.")]
+ValuesFile = Annotated[Path, typer.Option("--values", help="The values file.")]
+DEFAULT_VALUES = Path("k8s/values.yaml")
+
+
+@app.callback()
+def _group() -> None:
+    """Rendering, checked by the rules of serve_app.k8s.rules."""
+
+
+@app.command()
+def presets(values: ValuesFile = DEFAULT_VALUES) -> None:
+    """The presets: model, GPUs, parallelism, replicas."""
+    from rich.table import Table
+
+    from serve_app.k8s.values import Values
+
+    table = Table("preset", "model", "GPU", "tensor × pipeline", "replicas", "GPUs at most")
+    for name, preset in Values.load(values).presets.items():
+        ranks, bounds = preset.tensor_parallel * preset.pipeline_parallel, preset.replicas
+        table.add_row(
+            name,
+            preset.model,
+            preset.gpu or "–",
+            f"{preset.tensor_parallel} × {preset.pipeline_parallel}",
+            str(bounds.min) if bounds.fixed else f"{bounds.min} to {bounds.max}",
+            str(ranks * bounds.max) if preset.gpu else "–",
+        )
+    console.print(table)
+
+
+@app.command()
+def render(
+    preset: Preset = "",
+    way: Annotated[
+        str, typer.Option("--way", help="server, download, vllm, vllm-job, population or kernels.")
+    ] = "server",
+    serve_config: Annotated[
+        bool, typer.Option("--serve-config", help="Only the Serve config file, as `serve run` takes it.")
+    ] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write every rendered file of k8s/ and cluster/ anew.")
+    ] = False,
+    values: ValuesFile = DEFAULT_VALUES,
+) -> None:
+    """Print the manifests of a preset, for `kubectl apply --server-side -f -`."""
+    from serve_app.errors import BadSettings
+    from serve_app.k8s import render as rendering
+    from serve_app.k8s.ray_service import yaml_text
+    from serve_app.k8s.serve_config import serve_config as make_config
+    from serve_app.k8s.values import Values
+
+    known = Values.load(values)
+    if write:
+        for path, content in rendering.rendered_files(known).items():
+            changed = not path.exists() or path.read_text() != content
+            path.write_text(content)
+            console.print(f"{path}: {'written' if changed else 'as it was'}", markup=False, highlight=False)
+    elif not preset:
+        raise BadSettings(f"give --preset ({', '.join(known.presets)}) or --write")
+    elif serve_config:
+        print(yaml_text(make_config(known, known.preset(preset))), end="")
+    else:
+        print(rendering.render(known, way, preset), end="")

@@ -1,0 +1,66 @@
+"""Karpenter's node pools: for each GPU type one that buys on demand, for online replicas, and one that takes spot.
+
+The labels of pods' node selectors come from here, so that they are the same under Karpenter and under EKS Auto Mode,
+which name the properties of instances differently.
+"""
+
+from __future__ import annotations
+
+from serve_app.k8s.pods import CAPACITY_NODE_LABEL, GPU_NODE_LABEL, GPU_RESOURCE, Manifest
+from serve_app.k8s.values import Gpu, Values
+
+# (prefix of instance labels, node class) of who provisions.
+KARPENTER = ("karpenter.k8s.aws", {"group": "karpenter.k8s.aws", "kind": "EC2NodeClass", "name": "gpu"})
+AUTO_MODE = ("eks.amazonaws.com", {"group": "eks.amazonaws.com", "kind": "NodeClass", "name": "gpu"})
+# A bound on what a mistake costs: GPUs of one pool.
+MAX_GPUS = 64
+
+
+def node_pools(values: Values, *, auto_mode: bool = False) -> list[Manifest]:
+    """Two NodePools for each GPU type."""
+    return [
+        node_pool(name, gpu, capacity, auto_mode=auto_mode)
+        for name, gpu in values.gpus.items()
+        for capacity in ("on-demand", "spot")
+    ]
+
+
+def node_pool(name: str, gpu: Gpu, capacity: str, *, auto_mode: bool) -> Manifest:
+    """`capacity` is on-demand or spot."""
+    prefix, node_class = AUTO_MODE if auto_mode else KARPENTER
+    spot = capacity == "spot"
+    return {
+        "apiVersion": "karpenter.sh/v1",
+        "kind": "NodePool",
+        "metadata": {"name": f"{name}-{capacity}", "labels": {"app.kubernetes.io/part-of": "serve-app"}},
+        "spec": {
+            "template": {
+                "metadata": {"labels": {GPU_NODE_LABEL: name, CAPACITY_NODE_LABEL: capacity}},
+                "spec": {
+                    "nodeClassRef": node_class,
+                    "taints": [{"key": GPU_RESOURCE, "value": "true", "effect": "NoSchedule"}],
+                    "requirements": [
+                        _requirement(f"{prefix}/instance-family", *gpu.instance_families),
+                        # A population takes what is cheap, and on demand only where no spot is left.
+                        _requirement(
+                            "karpenter.sh/capacity-type", *(("spot", "on-demand") if spot else ("on-demand",))
+                        ),
+                        _requirement("kubernetes.io/arch", "amd64"),
+                    ],
+                    "expireAfter": "336h",
+                    "terminationGracePeriod": "1h",  # above any drain, so that nodes do end
+                },
+            },
+            "disruption": {
+                # Moving a replica for a cheaper node costs its prefix cache and minutes: only empty nodes go.
+                "consolidationPolicy": "WhenEmpty",
+                "consolidateAfter": "5m",
+                "budgets": [{"nodes": "1"}],
+            },
+            "limits": {GPU_RESOURCE: str(MAX_GPUS)},
+        },
+    }
+
+
+def _requirement(key: str, *values: str) -> Manifest:
+    return {"key": key, "operator": "In", "values": list(values)}

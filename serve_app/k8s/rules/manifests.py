@@ -1,0 +1,168 @@
+"""What rules are made of: the registry, and the parts of manifests that they look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+Manifest = dict[str, Any]
+Found = Iterator[tuple[Manifest, str]]
+RAY_KINDS = ("RayService", "RayJob", "RayCluster")
+MULTIPLES = {
+    "": 1.0,
+    "m": 1e-3,
+    "Ki": 2.0**10,
+    "Mi": 2.0**20,
+    "Gi": 2.0**30,
+    "Ti": 2.0**40,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A breach of a rule, at `where` (kind/name)."""
+
+    rule: str
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message} [{self.rule}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    find: Callable[[Sequence[Manifest]], Found]
+    whole: bool
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(
+    name: str, *, whole: bool = False
+) -> Callable[[Callable[[Sequence[Manifest]], Found]], Callable[[Sequence[Manifest]], Found]]:
+    """Register a rule under a name."""
+
+    def register(find: Callable[[Sequence[Manifest]], Found]) -> Callable[[Sequence[Manifest]], Found]:
+        RULES[name] = Rule(name, find, whole)
+        return find
+
+    return register
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A pod template: whose, in which place, and its fields. `place` is head, worker, or "" outside of Ray."""
+
+    owner: Manifest
+    place: str
+    metadata: Manifest
+    spec: Manifest
+    group: Manifest
+
+    @property
+    def containers(self) -> list[Manifest]:
+        return [*(self.spec.get("initContainers") or []), *(self.spec.get("containers") or [])]
+
+    @property
+    def main(self) -> Manifest:
+        first: Manifest = (self.spec.get("containers") or [{}])[0]
+        return first
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return self.metadata.get("labels") or {}
+
+
+def of_kind(manifests: Sequence[Manifest], *kinds: str) -> Iterator[Manifest]:
+    return (manifest for manifest in manifests if manifest.get("kind") in kinds)
+
+
+def ray_clusters(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
+    """(object, its RayClusterSpec)."""
+    fields = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec"}
+    for manifest in of_kind(manifests, *RAY_KINDS):
+        spec = manifest.get("spec") or {}
+        if cluster := spec.get(fields[manifest["kind"]]) if manifest["kind"] in fields else spec:
+            yield manifest, cluster
+
+
+def templates(manifests: Sequence[Manifest]) -> Iterator[Template]:
+    """Every pod template."""
+    for owner, cluster in ray_clusters(manifests):
+        groups = [("head", cluster.get("headGroupSpec") or {})]
+        groups += [("worker", group) for group in cluster.get("workerGroupSpecs") or []]
+        for place, group in groups:
+            template = group.get("template") or {}
+            yield Template(owner, place, template.get("metadata") or {}, template.get("spec") or {}, group)
+    for owner in manifests:
+        spec = owner.get("spec") or {}
+        template = None
+        if owner.get("kind") == "RayJob":
+            template = spec.get("submitterPodTemplate")
+        elif owner.get("kind") in ("Deployment", "StatefulSet", "DaemonSet", "Job"):
+            template = spec.get("template")
+        elif owner.get("kind") == "Pod":
+            template = owner
+        if template:
+            yield Template(owner, "", template.get("metadata") or {}, template.get("spec") or {}, {})
+
+
+def serve_configs(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
+    """(object, its Serve config document): of RayServices, and of ConfigMaps that have a serve.yaml."""
+    for manifest in of_kind(manifests, "RayService", "ConfigMap"):
+        holder = manifest.get("spec") or manifest.get("data") or {}
+        if text := holder.get("serveConfigV2") or holder.get("serve.yaml"):
+            document = yaml.safe_load(text)
+            yield manifest, document if isinstance(document, dict) else {}
+
+
+def deployments(document: Manifest) -> Iterator[tuple[Manifest, Manifest]]:
+    """(application, deployment) of a Serve config document."""
+    for application in document.get("applications") or []:
+        for deployment in application.get("deployments") or []:
+            yield application, deployment
+
+
+def amount(value: Any) -> float:
+    """A quantity as a number: 0.5 of "500m", 1024 of "1Ki". Raises ValueError for what is none."""
+    text = str(value)
+    unit = text.lstrip("0123456789.")
+    if unit not in MULTIPLES or not text[: len(text) - len(unit)]:
+        raise ValueError(f"'{text}' is no quantity")
+    return float(text[: len(text) - len(unit)]) * MULTIPLES[unit]
+
+
+def limit(container: Manifest, resource: str) -> float:
+    """What a container may have of a resource; 0 if it names none."""
+    return amount(((container.get("resources") or {}).get("limits") or {}).get(resource, 0))
+
+
+def variables(container: Manifest) -> dict[str, Any]:
+    """Environment variables; the value None is for those that come from elsewhere."""
+    return {entry["name"]: entry.get("value") for entry in container.get("env") or []}
+
+
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Whether a label selector, or a Service's plain map, takes these labels. Of operators, In alone is known."""
+    plain = not {"matchLabels", "matchExpressions"} & set(selector)
+    wanted = selector if plain else selector.get("matchLabels") or {}
+    return all(labels.get(key) == value for key, value in wanted.items()) and all(
+        entry["operator"] == "In" and labels.get(entry["key"]) in entry["values"]
+        for entry in ([] if plain else selector.get("matchExpressions") or [])
+    )
+
+
+def mounted(container: Manifest, *, writable: bool = False) -> set[str]:
+    """The folders that volumes are mounted at."""
+    return {
+        mount["mountPath"] for mount in container.get("volumeMounts") or [] if not (writable and mount.get("readOnly"))
+    }

@@ -1,0 +1,176 @@
+"""Rules of objects beside each other: references, selectors, budgets, rights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from serve_app.k8s.kernels import REDIS_SECRET as KERNELS_SECRET
+from serve_app.k8s.pods import SECRETS
+from serve_app.k8s.rules.manifests import Found, Manifest, Template, of_kind, rule, selects, templates
+
+CLUSTER_WIDE = (
+    "Namespace", "PriorityClass", "ClusterRole", "ClusterRoleBinding", "StorageClass", "NodePool", "EC2NodeClass",
+    "NodeClass", "ClusterIssuer", "GatewayClass", "CustomResourceDefinition", "ClusterConfig", "PersistentVolume",
+)  # fmt: skip
+
+
+@rule("twice")
+def twice(manifests: Sequence[Manifest]) -> Found:
+    seen: Counter[tuple[str, str]] = Counter()
+    for manifest in manifests:
+        key = manifest.get("kind", ""), manifest["metadata"]["name"]
+        seen[key] += 1
+        if seen[key] == 2:
+            yield manifest, "is there twice; the second would overwrite the first"
+
+
+@rule("namespace")
+def one_namespace(manifests: Sequence[Manifest]) -> Found:
+    spaces = Counter(m["metadata"].get("namespace") for m in manifests if m.get("kind") not in CLUSTER_WIDE)
+    if len(spaces) < 2:
+        return
+    usual = spaces.most_common(1)[0][0]
+    for manifest in manifests:
+        if manifest.get("kind") not in CLUSTER_WIDE and manifest["metadata"].get("namespace") != usual:
+            yield manifest, f"is in namespace {manifest['metadata'].get('namespace')}, the others in {usual}"
+
+
+@rule("budget-form")
+def budget_form(manifests: Sequence[Manifest]) -> Found:
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        spec = budget["spec"]
+        if "minAvailable" in spec and "maxUnavailable" in spec:
+            yield budget, "has minAvailable and maxUnavailable; one is allowed"
+        ray = [t for t in templates(manifests) if t.place and selects(spec.get("selector") or {}, t.labels)]
+        if ray and "maxUnavailable" in spec:
+            yield budget, "maxUnavailable on Ray's pods blocks drains for ever: they have no scale subresource"
+        if ray and isinstance(spec.get("minAvailable"), str):
+            yield budget, "a percentage on Ray's pods blocks drains for ever: they have no scale subresource"
+
+
+@rule("budget-blocks")
+def budget_blocks(manifests: Sequence[Manifest]) -> Found:
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        spec = budget["spec"]
+        chosen = [t for t in templates(manifests) if selects(spec.get("selector") or {}, t.labels)]
+        if not chosen:
+            if any(True for _ in templates(manifests)):
+                yield budget, "selects no pod that is here"
+            continue
+        least = sum(_least(template) for template in chosen)
+        if isinstance(spec.get("minAvailable"), int) and spec["minAvailable"] >= least:
+            yield (
+                budget,
+                f"minAvailable {spec['minAvailable']} of {least} pod(s) blocks the drain of every node of theirs",
+            )
+
+
+def _least(template: Template) -> int:
+    if template.place == "head":
+        return 1
+    return int(template.group.get("minReplicas", template.owner.get("spec", {}).get("replicas", 1)))
+
+
+@rule("selectors")
+def selectors(manifests: Sequence[Manifest]) -> Found:
+    found = list(templates(manifests))
+    for owner in of_kind(manifests, "Deployment", "StatefulSet"):
+        labels = (owner["spec"]["template"].get("metadata") or {}).get("labels") or {}
+        if not selects(owner["spec"].get("selector") or {}, labels):
+            yield owner, "its selector does not take its own pods"
+    for service in of_kind(manifests, "Service"):
+        chosen = [template for template in found if selects(service["spec"].get("selector") or {}, template.labels)]
+        if service["spec"].get("selector") and found and not chosen:
+            yield service, "selects no pod that is here"
+        for port in service["spec"].get("ports") or []:
+            target = port.get("targetPort", port["port"])
+            ports = [
+                (p.get("name"), p["containerPort"]) for t in chosen for c in t.containers for p in c.get("ports") or []
+            ]
+            if chosen and not any(target in pair for pair in ports):
+                yield service, f"its pods have no port {target}"
+
+
+@rule("references", whole=True)
+def references(manifests: Sequence[Manifest]) -> Found:
+    have = {
+        kind: {m["metadata"]["name"] for m in of_kind(manifests, kind)}
+        for kind in ("ServiceAccount", "PriorityClass", "ConfigMap", "PersistentVolumeClaim")
+    }
+    have["Secret"] = {*SECRETS, KERNELS_SECRET}
+    for template in templates(manifests):
+        for kind, name in referred(template.spec):
+            if name not in have[kind]:
+                yield template.owner, f"there is no {kind} '{name}'"
+
+
+def referred(spec: Manifest) -> Iterator[tuple[str, str]]:
+    """(kind, name) of what a pod names."""
+    for field, kind in (("serviceAccountName", "ServiceAccount"), ("priorityClassName", "PriorityClass")):
+        if name := spec.get(field):
+            yield kind, name
+    for volume in spec.get("volumes") or []:
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"]
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"]
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+    for container in spec.get("containers") or []:
+        for entry in container.get("env") or []:
+            source: dict[str, Any] = entry.get("valueFrom") or {}
+            if "secretKeyRef" in source:
+                yield "Secret", source["secretKeyRef"]["name"]
+
+
+@rule("rights")
+def rights(manifests: Sequence[Manifest]) -> Found:
+    for role in of_kind(manifests, "Role", "ClusterRole"):
+        for entry in role.get("rules") or []:
+            if "*" in [*(entry.get("verbs") or []), *(entry.get("resources") or []), *(entry.get("apiGroups") or [])]:
+                yield role, "grants '*'; name what is needed"
+    for binding in of_kind(manifests, "RoleBinding", "ClusterRoleBinding"):
+        if binding["roleRef"]["name"] in ("cluster-admin", "admin", "edit"):
+            yield binding, f"binds {binding['roleRef']['name']}; write a Role of what is needed"
+
+
+@rule("job-ends")
+def job_ends(manifests: Sequence[Manifest]) -> Found:
+    for job in of_kind(manifests, "Job"):
+        if "activeDeadlineSeconds" not in job["spec"]:
+            yield job, "no activeDeadlineSeconds: a Job that hangs holds its nodes for ever"
+        if job["spec"]["template"]["spec"].get("restartPolicy") not in ("Never", "OnFailure"):
+            yield job, "restartPolicy of a Job is Never or OnFailure"
+    for job in of_kind(manifests, "RayJob"):
+        if not job["spec"].get("shutdownAfterJobFinishes"):
+            yield job, "shutdownAfterJobFinishes is not set: its GPUs would stay when it is done"
+
+
+@rule("persistent-redis")
+def persistent_redis(manifests: Sequence[Manifest]) -> Found:
+    for owner in of_kind(manifests, "StatefulSet"):
+        command = " ".join([*owner_container(owner).get("command", []), *owner_container(owner).get("args", [])])
+        if "redis-server" not in command:
+            continue
+        if not owner["spec"].get("volumeClaimTemplates"):
+            yield owner, "Redis has no volume: a moved pod would forget the cluster"
+        if "--appendonly yes" not in command:
+            yield owner, "Redis does not write ahead (--appendonly yes)"
+
+
+def owner_container(owner: Manifest) -> Manifest:
+    """The first container."""
+    container: Manifest = owner["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+@rule("node-pool-limit")
+def node_pool_limit(manifests: Sequence[Manifest]) -> Found:
+    for pool in of_kind(manifests, "NodePool"):
+        if not pool["spec"].get("limits"):
+            yield pool, "no limits: a mistake could buy any number of nodes"
+        template = pool["spec"]["template"]
+        if not any(taint.get("key") == "nvidia.com/gpu" for taint in template["spec"].get("taints") or []):
+            yield pool, "GPU nodes without the taint nvidia.com/gpu fill up with other pods"

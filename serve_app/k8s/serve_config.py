@@ -1,0 +1,107 @@
+"""serveConfigV2: a preset's Serve config file, made from config.yaml or config.gpu.yaml by the settings models.
+
+What differs from a machine of one's own: the model, its parallelism and replicas; addresses, keys and store; how long
+replicas drain; and where the deployments without a GPU run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serve_app.errors import BadSettings
+from serve_app.k8s.values import Gpu, Preset, Values
+from serve_app.settings import (
+    DRIVER_APP,
+    FILES_APP,
+    REPLICAS_APP,
+    AccessSettings,
+    DriverSettings,
+    Frozen,
+    ReplicaSettings,
+)
+
+HTTP_PORT = 8000
+# A mounted secret, which `serve-app keys` writes.
+KEY_FILE = "/etc/serve-app/keys/keys.yaml"
+# Ray's label of the nodes that run what needs no GPU, where there are GPUs; else it could land on theirs.
+CONTROL_LABEL = {"serve-app/part": "control"}
+# Buying a node, pulling the image and loading weights; two nodes of them take longer.
+REPLICA_WAIT_S = 2700
+SETTINGS: dict[str, type[Frozen]] = {
+    REPLICAS_APP: ReplicaSettings,
+    DRIVER_APP: DriverSettings,
+    FILES_APP: DriverSettings,
+    "batches": AccessSettings,
+}
+
+
+def serve_config(values: Values, preset: Preset, root: Path = Path()) -> dict[str, Any]:
+    """The document. Raises BadSettings, naming the application, for what the settings refuse."""
+    document: dict[str, Any] = yaml.safe_load((root / preset.config).read_text())
+    # EveryNode: KubeRay's readiness probe asks each worker's own proxy, and traffic goes to the ready ones.
+    document["proxy_location"] = "EveryNode"
+    document["http_options"] = {**document["http_options"], "host": "0.0.0.0", "port": HTTP_PORT}
+    for application in document["applications"]:
+        name = application["name"]
+        if name == REPLICAS_APP:
+            _set_replicas(application, values, preset)
+        else:
+            _set_control(application, values, preset)
+        application["args"] = _checked(name, application["args"])
+    return document
+
+
+def actor_resources(preset: Preset, gpu: Gpu | None) -> dict[str, int]:
+    """What one replica takes: its tensor-parallel workers are its children, so the actor holds all their devices."""
+    ranks = preset.tensor_parallel
+    return {"num_cpus": ranks} if gpu is None else {"num_cpus": ranks * gpu.cpus - 1, "num_gpus": ranks}
+
+
+def _set_replicas(application: dict[str, Any], values: Values, preset: Preset) -> None:
+    args, (deployment,) = application["args"], application["deployments"]
+    engine = {**args["engine"], "model": preset.model_path, "tensor_parallel_size": preset.tensor_parallel}
+    if preset.revision:
+        engine["served_model_name"] = preset.model
+    args["engine"] = {**engine, **preset.engine}
+    args["access"] = {**args.get("access", {}), "key_files": [KEY_FILE]}
+    deployment["ray_actor_options"] = actor_resources(preset, values.gpu(preset))
+    deployment["graceful_shutdown_timeout_s"] = values.drain_s
+    deployment.pop("num_replicas", None)
+    if preset.replicas.fixed:
+        deployment["num_replicas"] = preset.replicas.min
+        return
+    # Nodes come for it, so an update starts all new replicas beside the old ones.
+    deployment["max_surge_percent"] = 100
+    deployment["autoscaling_config"] = {
+        "min_replicas": preset.replicas.min,
+        "max_replicas": preset.replicas.max,
+        "target_ongoing_requests": 64,
+        "upscale_delay_s": 5,
+        "downscale_delay_s": 300,
+        "policy": {"policy_function": "serve_app.serving.autoscaling:BacklogPolicy"},
+    }
+
+
+def _set_control(application: dict[str, Any], values: Values, preset: Preset) -> None:
+    args = application["args"]
+    if "store" in args:
+        args["store"] = values.store
+    if application["name"] == DRIVER_APP:
+        args["replica_wait_s"] = REPLICA_WAIT_S
+    access = args if application["name"] == "batches" else args.setdefault("access", {})
+    access["key_files"] = [KEY_FILE]
+    if preset.gpu:
+        for deployment in application["deployments"]:
+            deployment["ray_actor_options"] = {"num_cpus": 0, "label_selector": CONTROL_LABEL}
+
+
+def _checked(name: str, args: dict[str, Any]) -> dict[str, Any]:
+    if name not in SETTINGS:
+        raise BadSettings(f"application '{name}': a preset's config has {', '.join(SETTINGS)} and no other")
+    try:
+        return SETTINGS[name].model_validate(args).model_dump(mode="json", exclude_unset=True)
+    except ValueError as error:
+        raise BadSettings(f"application '{name}': {error}") from error

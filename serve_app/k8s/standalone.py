@@ -1,0 +1,123 @@
+"""vLLM alone, without Ray and without the driver: the same image, weights and options.
+
+A Job with a Service for an evening with one GPU, and a Deployment for a plain TP=2 server. Populations reach
+either as an external provider.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from serve_app.k8s.pods import (
+    HOME,
+    ONLINE_PRIORITY,
+    VLLM_SECRET,
+    WORKER_ACCOUNT,
+    Manifest,
+    container,
+    data_volume,
+    gpu_placement,
+    gpu_resources,
+    labels,
+    metadata,
+    pod,
+    shm_volume,
+    spread,
+)
+from serve_app.k8s.serve_config import HTTP_PORT, serve_config
+from serve_app.k8s.values import Preset, Values
+
+START_TIMEOUT_S = 1800  # loading 140 GB and compiling
+
+
+def vllm_job(values: Values, preset: Preset) -> list[Manifest]:
+    """One engine until it is deleted, or four hours are over, so that no GPU is forgotten."""
+    name, spec = "vllm-job", vllm_pod(values, preset, "vllm-job")
+    spec["restartPolicy"] = "OnFailure"
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata(values, name, name),
+        "spec": {
+            "backoffLimit": 3,
+            "activeDeadlineSeconds": 4 * 3600,
+            "ttlSecondsAfterFinished": 3600,
+            "template": {"metadata": {"labels": labels(name)}, "spec": spec},
+        },
+    }
+    return [job, service(values, name)]
+
+
+def vllm_deployment(values: Values, preset: Preset) -> list[Manifest]:
+    """As many engines as the preset has at least, replaced one by one without a GPU more."""
+    name, count = "vllm", max(1, preset.replicas.min)
+    spec = vllm_pod(values, preset, name)
+    spec["topologySpreadConstraints"] = spread(name)
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(values, name, name),
+        "spec": {
+            "replicas": count,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+            "progressDeadlineSeconds": START_TIMEOUT_S + 600,
+            "selector": {"matchLabels": labels(name)},
+            "template": {"metadata": {"labels": labels(name)}, "spec": spec},
+        },
+    }
+    return [deployment, service(values, name)]
+
+
+def vllm_pod(values: Values, preset: Preset, part: str) -> Manifest:
+    """`vllm serve` with the options that the replicas have; its key comes from a Secret by vLLM's own variable."""
+    gpu = values.gpus[preset.gpu or ""]
+    data, data_mount = data_volume(models_only=True)
+    shm, shm_mount = shm_volume(max(2, gpu.pod_memory_gib * preset.tensor_parallel // 4))
+    (replicas,) = [app for app in serve_config(values, preset)["applications"] if app["route_prefix"] == "/"]
+    health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
+    engine = container(
+        values, preset, "vllm", resources=gpu_resources(values, preset, preset.tensor_parallel),
+        mounts=(data_mount, shm_mount),
+        command=["vllm", "serve"], args=flags(replicas["args"]["engine"]),
+        ports=[{"name": "http", "containerPort": HTTP_PORT}],
+        env=[
+            {"name": "HOME", "value": HOME},
+            {"name": "HF_HUB_OFFLINE", "value": "1"},
+            {"name": "VLLM_PORT", "value": "20000"},
+            {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": VLLM_SECRET, "key": "api-key"}}},
+        ],
+        startupProbe={**health, "periodSeconds": 10, "failureThreshold": START_TIMEOUT_S // 10},
+        readinessProbe={**health, "periodSeconds": 5, "failureThreshold": 2},
+        livenessProbe={**health, "periodSeconds": 15, "failureThreshold": 4},
+        # Out of the Service first, then SIGTERM, on which vLLM finishes what it has.
+        lifecycle={"preStop": {"exec": {"command": ["sleep", "15"]}}},
+    )  # fmt: skip
+    return pod(
+        values, [engine], account=WORKER_ACCOUNT, priority=ONLINE_PRIORITY, volumes=(data, shm),
+        **gpu_placement(preset, "on-demand"),
+    )  # fmt: skip
+
+
+def flags(options: dict[str, Any]) -> list[str]:
+    """vLLM's options as arguments of `vllm serve`; the model comes first, without a name."""
+    found = [str(options["model"]), f"--port={HTTP_PORT}"]
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if name == "model" or value is None:
+            continue
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            found.append(f"--{flag}={json.dumps(value) if isinstance(value, dict | list) else value}")
+    return found
+
+
+def service(values: Values, name: str) -> Manifest:
+    """In the cluster only: what comes from outside passes an ingress."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(values, name, name),
+        "spec": {"selector": labels(name), "ports": [{"name": "http", "port": HTTP_PORT, "targetPort": "http"}]},
+    }

