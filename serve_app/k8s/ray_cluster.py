@@ -72,6 +72,7 @@ def environment(values: Values) -> dict[str, str]:
         "RAY_worker_niceness": "0",
         # A hung engine does not end in order: without this its replacement waits a whole drain for its GPUs.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(2 * values.drain_s),
         "SERVE_APP_DRAIN_S": str(values.drain_s),
         # vLLM looks for a free port from here on; by default it may find Serve's.
         "VLLM_PORT": "20000",
