@@ -18,7 +18,6 @@ from serve_app.workloads.ctr.page_calibrate import reliability_section
 from serve_app.workloads.ctr.report import lines
 from serve_app.workloads.ctr.segments import FALSE_DISCOVERY_RATE, Segment, segments
 
-
 UNCALIBRATED = "Clicks, CTR and confidence in this table are the model's own, before calibration."
 
 
@@ -47,7 +46,7 @@ def run_page(
                 [Chart(charts.distribution(chances, weights_of(results)), _spread(chances[chances == chances]))],
             ),
             *([reliability_section(calibration)] if calibration else []),
-            Section("The run", [*_speed(figures), *([UNCALIBRATED] if rate else [])], table=Grid(("", ""), lines(figures))),
+            Section("The run", _speed(figures) + [UNCALIBRATED] * bool(rate), table=Grid(("", ""), lines(figures))),
         ],
         provenance=provenance(figures, results),
         warnings=warnings(figures),
