@@ -66,6 +66,7 @@ def test_equal_ads_are_undecided_and_as_likely_to_win() -> None:
     found = compare({"A": results([0.1, 0.2, 0.3]), "B": results([0.1, 0.2, 0.3])})
     assert found.winner is None
     assert (found.contrasts[0].win_probability, found.contrasts[0].rows_needed) == (0.5, None)
+    assert [arm.best_probability for arm in found.arms] == [0.5, 0.5]
 
 
 def test_the_best_of_three_is_found_and_probabilities_sum_to_one() -> None:
