@@ -124,7 +124,8 @@ def compare(
         for chances, rate in zip(paired.chances.T, rates, strict=True)
     ]
     drawn = _draw_rates(paired, scores, calibration, draws, np.random.default_rng(seed))
-    best = np.bincount(drawn.argmax(axis=1), minlength=len(scores)) / draws
+    leads = drawn >= drawn.max(axis=1, keepdims=True) - 1e-12  # equal ads share the lead
+    best = (leads / leads.sum(axis=1, keepdims=True)).mean(axis=0)
     pairs = list(combinations(range(len(scores)), 2))
     asked = _Asked(level, (1 - level) / len(pairs), power, smallest, look)
     return Comparison(
