@@ -106,7 +106,8 @@ def calibrate(history: list[HistoricAd], scores: Floats, source: Source, *, leve
     """A shift for few ads, Platt's line from five on, and from ten on isotonic steps where they predict left-out ads
     better by more than a standard error (Breiman et al. 1984, the 1-SE rule).
 
-    A line that would fall as the score rises is not taken but a shift. Raises BadSettings for fewer than two ads or for ads without a single click.
+    A line that would fall as the score rises gives way to a shift. Raises BadSettings for fewer than two ads or for ads
+    without a single click.
     """
     if len(history) < FEWEST_ADS["shift"]:
         raise BadSettings(f"{len(history)} historic ad(s): with fewer than two, the error of an ad cannot be known")
