@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive
 
 from serve_app.errors import EngineFailed
 
@@ -53,16 +53,10 @@ async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answ
 
     Raises EngineFailed if it gave no answer, and whatever it raised before it gave one.
     """
-    body, left = [piece.body], asyncio.Event()
+    left = asyncio.Event()
     start: dict[str, Any] = {}
     parts: list[bytes] = []
     complete = False
-
-    async def receive() -> Message:
-        if body:
-            return {"type": "http.request", "body": body.pop(), "more_body": False}
-        await left.wait()
-        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         nonlocal complete
@@ -72,7 +66,7 @@ async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answ
             parts.append(message.get("body", b""))
             complete = not message.get("more_body", False)
 
-    call = asyncio.ensure_future(app({**piece.scope, "state": {}}, receive, send))
+    call = asyncio.ensure_future(app({**piece.scope, "state": {}}, _client(piece.body, left), send))
     try:
         await asyncio.shield(call)
     except asyncio.CancelledError:
@@ -99,13 +93,7 @@ async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message],
     EngineFailed when the application ends without a whole answer, and whatever it raised before that.
     """
     outbox, inbox = anyio.create_memory_object_stream[Message](MAX_UNSENT_MESSAGES)
-    body, left = [request.body], asyncio.Event()
-
-    async def receive() -> Message:
-        if body:
-            return {"type": "http.request", "body": body.pop(), "more_body": False}
-        await left.wait()
-        return {"type": "http.disconnect"}
+    left = asyncio.Event()
 
     async def send(message: Message) -> None:
         try:
@@ -115,7 +103,7 @@ async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message],
 
     async def answer() -> None:
         with outbox:
-            await app({**request.scope, "state": {}}, receive, send)
+            await app({**request.scope, "state": {}}, _client(request.body, left), send)
 
     call, whole = asyncio.create_task(answer()), False
     try:
@@ -138,6 +126,19 @@ async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message],
             call.cancel()
             if call.done() and not call.cancelled():
                 call.exception()  # nobody is left to be told
+
+
+def _client(body: bytes, left: asyncio.Event) -> Receive:
+    """A client that sends its body in one message, and stays until it has `left`."""
+    unsent = [body]
+
+    async def receive() -> Message:
+        if unsent:
+            return {"type": "http.request", "body": unsent.pop(), "more_body": False}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
 
 
 def _waiting(inbox: MemoryObjectReceiveStream[Message]) -> Iterator[Message]:
