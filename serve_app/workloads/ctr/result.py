@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from serve_app.workloads.ctr.answers import Answer, table
 from serve_app.workloads.ctr.bias import LabelBias, label_bias
+from serve_app.workloads.ctr.estimate import Estimate, ctr
 from serve_app.workloads.ctr.predict import Prediction, Rates, rates
-from serve_app.workloads.ctr.sample import Estimate, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,9 @@ class Result:
         return rates(self.predictions)
 
     @cached_property
-    def population_ctr(self) -> Estimate | None:
-        """Click-through of the population that the people are a sample of; None where nobody has an answer."""
-        weights = [answer.profile.weight for answer in self.answers if answer.prediction.p_click is not None]
-        return weighted_mean([p for one in self.predictions if (p := one.p_click) is not None], weights)
+    def population_ctr(self) -> Estimate:
+        """Click-through of the population that the people are a sample of, by their weights."""
+        return ctr(self.table)
 
     @cached_property
     def label_bias(self) -> LabelBias | None:

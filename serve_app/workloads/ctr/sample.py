@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from serve_app.errors import BadSettings
 from serve_app.workloads.ctr.distributions import as_text
@@ -144,30 +143,3 @@ def _systematic(chances: _Reals, rng: np.random.Generator) -> list[int]:
     # The last bound is the count but for rounding: no mark may fall behind it.
     bounds[-1] = max(bounds[-1], np.ceil(marks[-1]))
     return [int(i) for i in order[np.searchsorted(bounds, marks, side="right")]]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A population's mean, with a 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def weighted_mean(shares: Sequence[float], weights: Sequence[float]) -> Estimate | None:
-    """Hájek's estimate of a mean of shares (from 0 to 1), Σwy / Σw; None of nothing.
-
-    Its variance is linearised and as if drawn with replacement, n/(n−1) · Σ(w(y − mean))² / (Σw)² (Särndal, Swensson
-    and Wretman 1992, section 5.7); Student's t with n − 1 degrees. With equal weights that is the ordinary interval;
-    what strata gain in precision is not counted.
-    """
-    if not shares:
-        return None
-    y, w = np.array(shares), np.array(weights)
-    mean = float((w * y).sum() / w.sum())
-    if len(y) < 2:
-        return Estimate(mean, mean, mean)
-    error = float(np.sqrt(len(y) / (len(y) - 1) * ((w * (y - mean)) ** 2).sum()) / w.sum())
-    reach = float(stats.t.ppf(0.975, len(y) - 1)) * error
-    return Estimate(mean, max(0.0, mean - reach), min(1.0, mean + reach))

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from serve_app.errors import BadSettings
+from serve_app.workloads.ctr.estimate import rate_interval
 from serve_app.workloads.ctr.profiles import Profile, generate_profiles
 from serve_app.workloads.ctr.sample import (
     Stratifier,
     allocate,
     draw_sample,
     inclusion_probabilities,
-    weighted_mean,
 )
 
 PEOPLE = generate_profiles(3000)
@@ -136,8 +136,9 @@ def test_a_weighted_mean_is_unbiased_where_the_plain_one_is_not() -> None:
     truth = sum(share[str(person.attributes["annual_salary"])] for person in PEOPLE) / len(PEOPLE)
     sample = draw_sample(PEOPLE, 500, 1, by=[Stratifier("annual_salary")], allocation="equal")
     values = [share[str(person.attributes["annual_salary"])] for person in sample]
-    found = weighted_mean(values, [person.weight for person in sample])
-    assert found is not None
+    found = rate_interval(np.array(values), np.array([person.weight for person in sample]))
+    assert found.low is not None
+    assert found.high is not None
     assert found.mean == pytest.approx(truth)
     assert found.low < truth < found.high
     assert abs(sum(values) / len(values) - truth) > 0.1
@@ -145,7 +146,7 @@ def test_a_weighted_mean_is_unbiased_where_the_plain_one_is_not() -> None:
 
 def test_with_equal_weights_the_interval_is_students_t() -> None:
     shares = [0.1, 0.2, 0.4, 0.7]
-    found = weighted_mean(shares, [3.0] * 4)
+    found = rate_interval(np.array(shares), np.array([3.0] * 4))
     reference = stats.ttest_1samp(shares, 0).confidence_interval(0.95)
     assert found is not None
     assert found.mean == pytest.approx(0.35)
@@ -154,4 +155,4 @@ def test_with_equal_weights_the_interval_is_students_t() -> None:
 
 
 def test_nobody_has_no_mean() -> None:
-    assert weighted_mean([], []) is None
+    assert rate_interval(np.array([]), np.array([])).mean is None
