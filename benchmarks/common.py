@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from serve_app.engine.cpu import available_cores
+
 console = Console(soft_wrap=True)
 
 
@@ -37,6 +39,15 @@ def matmul_gflops(size: int = 2048, repeats: int = 20) -> float:
     for _ in range(repeats):
         a @ b
     return repeats * 2 * size**3 / (time.perf_counter() - started) / 1e9
+
+
+def keep_replicas_apart(document: dict[str, Any]) -> None:
+    """As many replicas as have cores of their own: ranks that share cores wait for each other in busy loops, and a
+    small request then takes ten times as long."""
+    replicas = document["applications"][0]
+    ranks = replicas["args"]["engine"].get("tensor_parallel_size", 1)
+    deployment = replicas["deployments"][0]
+    deployment["num_replicas"] = min(deployment["num_replicas"], max(1, len(available_cores()) // ranks))
 
 
 def publish(title: str, columns: list[str], lines: list[list[str]], result: dict[str, Any], path: Path | None) -> None:

@@ -22,7 +22,8 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import console, machine, publish
+from benchmarks.common import console, keep_replicas_apart, machine, publish
+from serve_app.client.populations import PopulationClient
 from serve_app.client.replicas import ReplicaClient
 from serve_app.driver.render import TokenRenderer
 from serve_app.models.default import prepare
@@ -62,10 +63,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config, log = write_config(Path(folder)), Path(folder) / "serve.log"
         with (
-            local_serve(config, log=log, on_wait=console.print),
+            local_serve(config, log=log, on_wait=console.print) as base_url,
             ReplicaScorer(ReplicaClient.connect()) as score,
         ):
             result = {
+                "replicas": len(PopulationClient(base_url).replicas()),
                 **speed(score, size, passes),
                 **caching(score, size, passes),
                 **resuming(score, settings, Path(folder)),
@@ -82,6 +84,7 @@ def write_config(folder: Path) -> Path:
     document["http_options"]["port"] = PORT
     set_store(document, str(folder / "runs"))
     document["applications"][0]["deployments"][0]["health_check_period_s"] = 600
+    keep_replicas_apart(document)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(document))
     return path

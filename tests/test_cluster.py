@@ -29,9 +29,11 @@ from serve_app.client.populations import PopulationClient
 from serve_app.models.default import prepare
 from serve_app.serving.config import set_store
 from serve_app.serving.local import RUN_MARKER, local_serve, marked_processes
-from serve_app.workloads.ctr.predict import predict
+from serve_app.workloads.ctr.frames import YES_NO
+from serve_app.workloads.ctr.predict import log_odds, predict
 from serve_app.workloads.ctr.profiles import generate_profiles
 from serve_app.workloads.ctr.prompts import NO, WORKLOAD, YES, render_rows
+from serve_app.workloads.ctr.study import Study
 from tests.conftest import Cluster, unused_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -240,6 +242,37 @@ def test_label_logprobs_agree_with_transformers_on_the_unpadded_model(cluster: C
     print(f"label log-probabilities over {len(rows)} prompts: largest difference {worst:.4f}, mean {mean:.4f}")
     assert worst < WORST_DIFFERENCE
     assert mean < MEAN_DIFFERENCE
+
+
+def test_a_study_gives_the_same_probabilities_in_one_job_cut_by_a_cancel_and_in_parts(cluster: Cluster) -> None:
+    study, client = Study(ad="New smartphone launch", size=256), PopulationClient(cluster.base_url)
+    whole = study.submit(client)
+    wait_for("it is under way", lambda: client.status(whole)["ok"] >= 32, 60)
+    client.cancel(whole)
+    assert client.wait(whole)["state"] == "cancelled"
+    client.resume(whole)
+    status = client.wait(whole)
+    assert (status["state"], status["ok"], status["replicas_chosen"]) == ("completed", 256, 2)
+
+    # Other neighbours, another order, one replica.
+    rows = list(study.rows())
+    parts = [client.submit(rows[i::4][::-1], **study.question.job()) for i in range(4)]
+    assert {(status["ok"], status["replicas_chosen"]) for status in map(client.wait, parts)} == {(64, 1)}
+    found = [
+        {
+            outcome.custom_id: log_odds(outcome.value or {}, YES_NO)
+            for job_id in jobs
+            for outcome in client.outcomes(job_id)
+        }
+        for jobs in ([whole], parts)
+    ]
+    assert found[0].keys() == found[1].keys()
+    differences = [abs(found[0][one] - found[1][one]) for one in found[0]]
+    worst, mean = max(differences), sum(differences) / len(differences)
+    print(f"log-odds of {len(rows)} people asked twice: largest difference {worst:.4f}, mean {mean:.4f}")
+    # Of two label log-probabilities each.
+    assert worst < 2 * WORST_DIFFERENCE
+    assert mean < 2 * MEAN_DIFFERENCE
 
 
 def test_a_generation_job_answers_in_text_and_a_row_too_long_is_invalid_alone(cluster: Cluster) -> None:

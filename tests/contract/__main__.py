@@ -23,8 +23,7 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.common import console, machine, publish
-from serve_app.engine.cpu import available_cores
+from benchmarks.common import console, keep_replicas_apart, machine, publish
 from serve_app.serving.config import set_store
 from serve_app.serving.local import local_serve
 from tests.conftest import unused_port
@@ -81,15 +80,6 @@ def server(base_url: str | None, config: Path) -> Iterator[str]:
         path.write_text(yaml.safe_dump(document))
         with local_serve(path, log=folder / "serve.log", on_wait=console.print) as url:
             yield url
-
-
-def keep_replicas_apart(document: dict[str, Any]) -> None:
-    """As many replicas as have cores of their own: ranks that share cores wait for each other in busy loops, and a
-    small request then takes ten times as long."""
-    replicas = document["applications"][0]
-    ranks = replicas["args"]["engine"].get("tensor_parallel_size", 1)
-    deployment = replicas["deployments"][0]
-    deployment["num_replicas"] = min(deployment["num_replicas"], max(1, len(available_cores()) // ranks))
 
 
 def processes(base_url: str) -> set[int]:
