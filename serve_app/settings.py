@@ -57,14 +57,17 @@ class HealthSettings(Frozen):
 
 
 class SharingSettings(Frozen):
-    """What populations get of an engine while online requests are open; see `engine/scheduler.py`.
+    """What populations get of an engine that answers online requests too; see `engine/scheduler.py`.
 
     Obeyed where the engine's `scheduling_policy` is `priority` and its `scheduler_cls` is not given.
     """
 
     population_step_tokens: int | None = Field(64, ge=0, description="of each step, beside running online requests; "
                                                "null: vLLM's own order")  # fmt: skip
-    online_linger_s: float = Field(5.0, ge=0, description="after the last one, steps stay short for so long")
+    online_linger_s: float = Field(5.0, ge=0, description="after the last one, the same for so long")
+    standby_step_tokens: int | None = Field(512, ge=1, description="of each step, while an online request may come; "
+                                            "null: whole steps")  # fmt: skip
+    standby_s: float = Field(600.0, ge=0, description="after an online request, another one may come for so long")
 
 
 class ShardingSettings(Frozen):

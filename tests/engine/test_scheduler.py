@@ -107,23 +107,23 @@ def test_a_bound_of_zero_stops_populations_while_online_requests_are_open(make: 
     assert [step(scheduler) for _ in range(3)] == [{"online": 10}, {"online": 1}, {"online": 1}]
 
 
-def test_populations_have_whole_steps_again_once_the_last_online_request_is_long_done(
+def test_populations_have_longer_steps_and_then_whole_ones_again_as_the_last_online_request_is_past(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
     monkeypatch.setattr("serve_app.engine.scheduler.time.monotonic", lambda: now)
-    scheduler = make(population_step_tokens=64, online_linger_s=5.0)
+    scheduler = make(population_step_tokens=64, online_linger_s=5.0, standby_step_tokens=128, standby_s=60.0)
     fill(scheduler, 10)
+    assert sum(step(scheduler).values()) == STEP_TOKENS
     add(scheduler, "online", 10, ONLINE, max_tokens=1)
     assert step(scheduler) == {"online": 10}
-    now += 4.9
-    assert sum(step(scheduler).values()) == 64
-    now += 0.2
-    assert sum(step(scheduler).values()) == STEP_TOKENS
+    for later_s, tokens in ((4.9, 64), (0.2, 128), (54.8, 128), (0.2, STEP_TOKENS)):
+        now += later_s
+        assert sum(step(scheduler).values()) == tokens
 
 
 def test_null_leaves_vllms_own_order(make: Make) -> None:
-    scheduler = make(population_step_tokens=None)
+    scheduler = make(population_step_tokens=None, standby_step_tokens=None)
     fill(scheduler, 1, tokens=2000)
     step(scheduler)
     add(scheduler, "online", 300, ONLINE)
