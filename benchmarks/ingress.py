@@ -170,7 +170,7 @@ class Ours:
 
     def __init__(self, folder: Path, *, port: int, env: dict[str, str]) -> None:
         folder.mkdir()
-        self._config = write_config(folder)
+        self._config = write_config(folder, standby=True)
         document = yaml.safe_load(self._config.read_text())
         document["http_options"]["port"] = port
         self._config.write_text(yaml.safe_dump(document))
