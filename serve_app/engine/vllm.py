@@ -77,6 +77,7 @@ class VLLMEngine:
         self._app: Any = None
         self._info: EngineInfo | None = None
         self._failed: str | None = None
+        self._pools = False
         self._sequence = 0
         self._last_step = time.monotonic()
         self._waiting = 0
@@ -93,11 +94,12 @@ class VLLMEngine:
         logger.info("starting vLLM with %s", ", ".join(sorted(engine_options)))  # not the values: hf_token is one
         try:
             self._engine = self._build_engine(engine_options)
+            self._pools = self._engine.vllm_config.model_config.runner_type == "pooling"
             refuse_unsendable(self._engine)
             self._meter(self._engine)
             self._processes = psutil.Process().children(recursive=True)
             self._app = await self._build_app({**engine_options, **frontend})
-            await asyncio.wait_for(self._generate_one(), self._health.start_timeout_s)
+            await asyncio.wait_for(self._answer_one(), self._health.start_timeout_s)
         except BaseException as error:
             await self.shutdown()
             if isinstance(error, ServeAppError):
@@ -272,7 +274,7 @@ class VLLMEngine:
         # `AsyncLLM.check_health` only tests `errored`: a hung engine looks healthy. So ask for a token, and
         # take any step, ours or another request's, as a sign of life.
         asked = time.monotonic()
-        probe = asyncio.ensure_future(self._generate_one())
+        probe = asyncio.ensure_future(self._answer_one())
         try:
             while not probe.done():
                 await asyncio.wait([probe], timeout=0.2)
@@ -284,11 +286,26 @@ class VLLMEngine:
         finally:
             probe.cancel()
 
-    async def _generate_one(self) -> None:
+    async def _answer_one(self) -> None:
+        """One token; of a model that does not generate, one prompt pooled. Raises EngineFailed."""
+        if self._pools:
+            await self._pool_one()
+            return
         probe = Chunk(0, (), label_ids=(1,), priority=PROBE_PRIORITY)
         completion = await self._complete(pack_tokens([1]), sampling_params(probe), probe)
         if completion.error:
             raise EngineFailed(f"the engine did not generate a token: {completion.error}")
+
+    async def _pool_one(self) -> None:
+        from vllm import PoolingParams, TokensPrompt
+        from vllm.tasks import POOLING_TASKS
+
+        supported = await self._engine.get_supported_tasks()
+        task = next(task for task in POOLING_TASKS if task in supported)
+        self._sequence += 1
+        prompt, name = TokensPrompt(prompt_token_ids=[1]), f"probe-{self._sequence}"
+        async for _ in self._engine.encode(prompt, PoolingParams(task=task), name, priority=PROBE_PRIORITY):
+            pass
 
 
 def vllm_version() -> str:

@@ -35,6 +35,31 @@ async def test_an_engine_that_makes_no_step_is_unhealthy() -> None:
         await engine(Still()).check_health()
 
 
+class Embedder:
+    """Does not generate."""
+
+    errored = False
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        return "token_embed", "embed"
+
+    async def encode(self, prompt: Any, params: Any, request_id: str, **kwargs: Any) -> Any:
+        self.asked.append(params.task)
+        yield None
+
+
+@pytest.mark.engine
+async def test_an_engine_that_embeds_is_asked_for_an_embedding() -> None:
+    client = Embedder()
+    built = engine(client)
+    built._pools = True
+    await built.check_health()
+    assert client.asked == ["embed"]
+
+
 @pytest.mark.engine
 async def test_an_engine_that_is_slow_but_steps_is_healthy() -> None:
     built = engine(Still())
