@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def matmul_gflops(size: int = 2048, repeats: int = 20) -> float:
     for _ in range(repeats):
         a @ b
     return repeats * 2 * size**3 / (time.perf_counter() - started) / 1e9
+
+
+def in_turn(names: Iterable[str], number: int) -> list[str]:
+    """The sides of pass `number`: each pass begins with another one."""
+    sides = list(names)
+    turn = number % len(sides)
+    return sides[turn:] + sides[:turn]
 
 
 def keep_replicas_apart(document: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from benchmarks.common import console, machine, matmul_gflops, publish
+from benchmarks.common import console, in_turn, machine, matmul_gflops, publish
 from benchmarks.driver import ENGINE, write_config
 from benchmarks.peers import Case
 from benchmarks.peers.http32 import Http32
@@ -114,8 +114,7 @@ def useful_parameters() -> tuple[int, int]:
 def one_pass(number: int, sides: dict[str, Callable[[int], Figures]]) -> dict[str, Figures]:
     """All sides, each on people of its own."""
     names = list(sides)
-    turn = number % len(names)
-    found = {name: sides[name](10_000 * (1 + names.index(name)) + number) for name in names[turn:] + names[:turn]}
+    found = {name: sides[name](10_000 * (1 + names.index(name)) + number) for name in in_turn(names, number)}
     for name, one in found.items():
         if one["ok"] != one["rows"]:
             console.print(f"[red]{name}: {one['ok']} of {one['rows']} rows answered[/red]")

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import yaml
 
-from benchmarks.common import console, machine, publish
+from benchmarks.common import console, in_turn, machine, publish
 from benchmarks.interactive import durability_cost, interactive_overhead
 from benchmarks.peers import SETTLE_S, Case, Pass, Peer
 from benchmarks.peers.http32 import Http32
@@ -234,9 +234,8 @@ def shared_tokens(renderer: TokenRenderer) -> int:
 def one_pass(number: int, count: int, sides: dict[str, Peer]) -> dict[str, Pass]:
     """All sides, each on new people of its own: several of them share our replica, whose cache would know the rows."""
     names = list(sides)
-    turn = number % len(names)
     result = {}
-    for name in names[turn:] + names[:turn]:
+    for name in in_turn(names, number):
         # Over HTTP a row takes two to ten times as long, and a rate is seen in fewer of them: whole batches of 32.
         size = max(64, count // 4) if name.startswith("http") else count
         result[name] = sides[name].run(people(100 * number + names.index(name), size))

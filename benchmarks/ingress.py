@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Protocol
 import yaml
 from rich.table import Table
 
-from benchmarks.common import console, machine, publish
+from benchmarks.common import console, in_turn, machine, publish
 from benchmarks.driver import ENGINE, people, write_config
 from benchmarks.load import Figures, Load, Result, good, prompts, run, stream_figures
 from benchmarks.peers import SETTLE_S, Case, signal_session
@@ -267,10 +267,8 @@ class Fleet:
 
 def one_pass(label: str, number: int, sides: Mapping[str, Side], size: Size) -> dict[str, Figures]:
     """All sides, one after the other, beginning with another one in each pass; one that fails is not in its result."""
-    names = list(sides)
-    turn = number % len(names)
     result = {}
-    for name in names[turn:] + names[:turn]:
+    for name in in_turn(sides, number):
         try:
             with awake(sides[name]):
                 result[name] = measure(sides[name], f"{label}.{name}", size)

@@ -50,6 +50,8 @@ class OnlineFirst:
         self._blocked = False
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        if self._sharing.population_step_tokens is None:
+            return super().schedule(*args, **kwargs)  # type: ignore[misc]
         scheduler: Any = self
         # In order of priority, so that only those that matter are looked at.
         urgent = takewhile(lambda request: request.priority <= 0, scheduler.waiting)
@@ -61,7 +63,7 @@ class OnlineFirst:
             self._standby_until = now + self._sharing.standby_s
         with limits(scheduler):
             alone = False
-            if self._sharing.population_step_tokens is not None and now <= self._online_until:
+            if now <= self._online_until:
                 alone = self._put_online_first(waiting, running)
             elif self._sharing.standby_step_tokens is not None and now <= self._standby_until:
                 lower(scheduler, tokens=self._sharing.standby_step_tokens)

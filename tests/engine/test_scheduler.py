@@ -123,7 +123,7 @@ def test_populations_have_longer_steps_and_then_whole_ones_again_as_the_last_onl
 
 
 def test_null_leaves_vllms_own_order(make: Make) -> None:
-    scheduler = make(population_step_tokens=None, standby_step_tokens=None)
+    scheduler = make(population_step_tokens=None)
     fill(scheduler, 1, tokens=2000)
     step(scheduler)
     add(scheduler, "online", 300, ONLINE)
