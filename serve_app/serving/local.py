@@ -25,6 +25,7 @@ from serve_app.serving.config import EngineConfig, ServeConfig
 from serve_app.settings import api_key_headers
 
 RUN_MARKER = "SERVE_APP_RUN"
+DRIVER_ROUTE = "/v1/populations"
 STOP_TIMEOUT_S = 45.0
 # Processes tied to a parent (engine/lifeline.py) go within moments of it.
 SETTLE_S = 10.0
@@ -121,7 +122,11 @@ def _answers(settings: ServeConfig, engine: EngineConfig) -> bool:
 def replicas_ready(base_url: str) -> tuple[bool, int, str]:
     """Whether the driver answers, how many replicas can work, and why none ever will."""
     with suppress(httpx.HTTPError, ValueError, KeyError):
-        answer = httpx.get(f"{base_url}/v1/populations/replicas", timeout=5.0, headers=api_key_headers()).json()
+        # Until the driver's route is there its path belongs to the replicas' route, `/`: such a question would
+        # start a replica where there are to be none.
+        if DRIVER_ROUTE not in httpx.get(f"{base_url}/-/routes", timeout=5.0).json():
+            return False, 0, ""
+        answer = httpx.get(f"{base_url}{DRIVER_ROUTE}/replicas", timeout=5.0, headers=api_key_headers()).json()
         return True, len(answer["data"]), answer["failure"]
     return False, 0, ""
 
