@@ -8,6 +8,8 @@ An idle engine is not idle at once: vLLM's tensor-parallel workers look for work
 the last they got (`SpinCondition.busy_loop_s`, shm_broadcast.py), on the cores that the next side wants, and Ray's
 processes never rest. So a peer with processes of its own has them all frozen (SIGSTOP) between its passes, and a
 pass waits SETTLE_S before its clock starts, and after it has stopped where the server is somebody else's.
+
+What we change in vLLM's processes by plugins (pyproject.toml) is ours: a peer in this environment goes without (STOCK).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from serve_app.errors import ServeAppError
 from serve_app.schema import Row
 
 ROOT = Path(__file__).parents[2]
+STOCK = {"VLLM_PLUGINS": "serve_app_lifeline"}  # but for this one, by which no process outlives its parent
 SETTLE_S = 1.5
 # An engine starts in half a minute; under Ray, on a busy machine, in minutes.
 REPLY_TIMEOUT_S = 900.0
@@ -98,7 +101,7 @@ class Child:
                 stderr=log,
                 text=True,
                 cwd=ROOT,
-                env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": cores},
+                env={**os.environ, **STOCK, "VLLM_CPU_OMP_THREADS_BIND": cores},
                 start_new_session=True,  # Ctrl-C reaches us, and we stop it in order
                 preexec_fn=_prepare,
             )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.peers import ROOT, SETTLE_S, STOP_TIMEOUT_S, Case, signal_session
+from benchmarks.peers import ROOT, SETTLE_S, STOCK, STOP_TIMEOUT_S, Case, signal_session
 from benchmarks.peers.run_batch import command_line
 from serve_app.engine.cpu import available_cores, binding
 from serve_app.engine.lifeline import die_with_parent
@@ -45,7 +45,7 @@ class HttpServer:
         self._command = list(command)
         ranks = int(case.engine.get("tensor_parallel_size", 1))
         cores = binding(ranks, case.cores_per_rank, slot=0, cores=available_cores())
-        self._env = {**os.environ, **(env or {}), "VLLM_CPU_OMP_THREADS_BIND": cores}
+        self._env = {**os.environ, **STOCK, **(env or {}), "VLLM_CPU_OMP_THREADS_BIND": cores}
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 

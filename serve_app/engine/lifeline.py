@@ -4,8 +4,6 @@ Without it, killing a replica re-parents EngineCore to init, and its tensor-para
 their memory held (ray#54364, vllm#20860). vLLM loads the entry points `vllm.general_plugins` in every one
 of its processes; `tie_to_parent` is one (pyproject.toml), and asks the kernel for SIGKILL when the parent
 goes. Replica, EngineCore and workers form a chain, so the whole engine goes with the replica.
-
-By the same way `step_aside` makes the workers nicer than all else, since they wait for each other in busy loops.
 """
 
 from __future__ import annotations
@@ -16,8 +14,6 @@ import os
 import signal
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-WORKER_NAME = "VllmWorker"
-NICENESS_ENV, NICENESS = "SERVE_APP_WORKER_NICENESS", 5
 
 
 def die_with_parent(number: signal.Signals) -> None:
@@ -37,9 +33,3 @@ def tie_to_parent() -> None:
     die_with_parent(signal.SIGKILL)
     if os.getppid() != parent.pid:  # the parent went before we could ask
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def step_aside() -> None:
-    """Make this process nicer, if it is a worker: front ends that share its cores need little, and go first."""
-    if multiprocessing.current_process().name.startswith(WORKER_NAME):
-        os.nice(int(os.environ.get(NICENESS_ENV, NICENESS)))

@@ -1,10 +1,27 @@
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.engine.cpu import GIB, MAX_AUTO_KV_BYTES, binding, check_memory, claim_cores, kv_bytes_per_rank
+from serve_app.engine.cpu import (
+    GIB,
+    MAX_AUTO_KV_BYTES,
+    NICENESS,
+    NICENESS_ENV,
+    WORKER_NAME,
+    binding,
+    check_memory,
+    claim_cores,
+    kv_bytes_per_rank,
+    wait_asleep,
+)
 from serve_app.errors import NotEnoughMemory
 
 
@@ -65,3 +82,60 @@ def test_too_little_memory_is_said_in_figures() -> None:
     check_memory(2 * GIB, GIB, workers=4, free=8 * GIB)
     with pytest.raises(NotEnoughMemory, match=r"4 workers need 8\.0 GiB .* and 7\.0 GiB are free: lower"):
         check_memory(2 * GIB, GIB, workers=4, free=7 * GIB)
+
+
+def stepped_aside(name: str, environment: dict[str, str]) -> tuple[int, bool, int | None]:
+    """Of a child of that name: niceness above its parent's, whether its session is its own, its group's niceness."""
+    script = (
+        "import multiprocessing as mp, os\n"
+        "from serve_app.engine.cpu import step_aside\n"
+        "def child(found):\n"
+        "    step_aside()\n"
+        "    group = open('/proc/self/autogroup').read() if os.path.exists('/proc/self/autogroup') else ''\n"
+        "    found.put((os.nice(0), os.getsid(0) == os.getpid(), group))\n"
+        "if __name__ == '__main__':\n"
+        "    fork = mp.get_context('fork'); found = fork.Queue()\n"
+        f"    fork.Process(target=child, args=(found,), name={name!r}).start()\n"
+        "    niceness, alone, group = found.get(); print(niceness - os.nice(0), int(alone), group)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    niceness, alone, *group = done.stdout.split()
+    return int(niceness), alone == "1", int(group[-1]) if group else None
+
+
+def test_workers_step_aside_and_nobody_else() -> None:
+    assert stepped_aside("VllmWorker-1", {}) in [(NICENESS, True, NICENESS), (NICENESS, True, None)]
+    assert stepped_aside("VllmWorker-1", {NICENESS_ENV: "0"})[:2] == (0, True)
+    assert stepped_aside("EngineCore", {})[:2] == (0, False)
+
+
+def test_vllm_names_its_workers_as_we_look_for_them() -> None:
+    source = Path(str(find_spec("vllm").origin)).parent / "v1/executor/multiproc_executor.py"  # type: ignore[union-attr]
+    assert f'name=f"{WORKER_NAME}-' in source.read_text()
+
+
+@pytest.mark.engine
+def test_readers_of_vllms_queues_wait_asleep_and_need_no_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue, SpinCondition
+
+    monkeypatch.setattr(SpinCondition, "__init__", SpinCondition.__init__)
+    monkeypatch.setattr(SpinCondition, "wait", SpinCondition.wait)
+    wait_asleep()
+    writer = MessageQueue(n_reader=1, n_local_reader=1)
+    reader = MessageQueue.create_from_handle(writer.export_handle(), 0)
+    with ThreadPoolExecutor() as pool:
+        ready = pool.submit(reader.wait_until_ready)
+        writer.wait_until_ready()
+        ready.result()
+        for notice in (True, False):
+            if not notice:
+                monkeypatch.setattr(SpinCondition, "notify", lambda self: None)
+            read = pool.submit(reader.dequeue, 60)
+            used = time.process_time()
+            time.sleep(0.8)  # vLLM's own reader takes a core for a second after each message
+            assert time.process_time() - used < 0.4
+            assert not read.done()
+            writer.enqueue({"notice": notice})
+            assert read.result(timeout=60) == {"notice": notice}

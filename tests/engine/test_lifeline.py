@@ -6,12 +6,11 @@ import subprocess
 import sys
 import time
 from importlib.metadata import entry_points
-from importlib.util import find_spec
-from pathlib import Path
 
 import psutil
 
-from serve_app.engine.lifeline import NICENESS, NICENESS_ENV, WORKER_NAME
+from serve_app.engine.cpu import step_aside, wait_asleep
+from serve_app.engine.lifeline import tie_to_parent
 
 CHAIN = """
 import multiprocessing as mp, os, sys, time
@@ -49,33 +48,8 @@ def test_sigkill_of_the_first_process_ends_the_whole_chain(tmp_path: object) -> 
         time.sleep(0.05)
 
 
-def test_vllm_loads_the_lifeline_in_each_of_its_processes() -> None:
-    (plugin,) = [e for e in entry_points(group="vllm.general_plugins") if e.name == "serve_app_lifeline"]
-    assert plugin.load().__name__ == "tie_to_parent"
-
-
-def niceness_of(name: str, environment: dict[str, str]) -> int:
-    """Of a child of that name, above its parent's."""
-    script = (
-        "import multiprocessing as mp, os\n"
-        "from serve_app.engine.lifeline import step_aside\n"
-        "def child(found): step_aside(); found.put(os.nice(0))\n"
-        "if __name__ == '__main__':\n"
-        "    fork = mp.get_context('fork'); found = fork.Queue()\n"
-        f"    fork.Process(target=child, args=(found,), name={name!r}).start(); print(found.get() - os.nice(0))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
-    return int(done.stdout)
-
-
-def test_workers_step_aside_and_nobody_else() -> None:
-    assert niceness_of("VllmWorker-1", {}) == NICENESS
-    assert niceness_of("VllmWorker-1", {NICENESS_ENV: "0"}) == 0
-    assert niceness_of("EngineCore", {}) == 0
-
-
-def test_vllm_names_its_workers_as_we_look_for_them() -> None:
-    source = Path(str(find_spec("vllm").origin)).parent / "v1/executor/multiproc_executor.py"  # type: ignore[union-attr]
-    assert f'name=f"{WORKER_NAME}-' in source.read_text()
+def test_vllm_loads_ours_in_each_of_its_processes() -> None:
+    ours = {e.name: e.load() for e in entry_points(group="vllm.general_plugins")}
+    assert ours["serve_app_lifeline"] is tie_to_parent
+    assert ours["serve_app_niceness"] is step_aside
+    assert ours["serve_app_waits"] is wait_asleep
