@@ -1,14 +1,16 @@
-"""Jobs on a real Ray Serve cluster with simulated replicas that scales to zero, by the command line and by HTTP."""
+"""Jobs on a real Ray Serve cluster with simulated replicas that scales to zero, by the command line and by HTTP; and on
+an external provider, which the tests play."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ import pytest
 import uvicorn
 import yaml
 from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
 from serve_app.client.populations import PopulationClient
 from serve_app.serving.local import RUN_MARKER, local_serve
+from serve_app.workloads.ctr.frames import NO, YES
 from tests.conftest import unused_port
 
 pytestmark = pytest.mark.timeout(300)
@@ -69,10 +73,10 @@ class Simulated:
     base_url: str
     folder: Path
 
-    def cli(self, *arguments: str) -> str:
+    def cli(self, *arguments: str, group: str = "population") -> str:
         """What the command prints; raises if it fails."""
-        command = [str(Path(sys.executable).with_name("serve-app")), "population", *arguments]
-        done = subprocess.run([*command, "--base-url", self.base_url], capture_output=True, text=True, timeout=120)
+        command = [str(Path(sys.executable).with_name("serve-app")), group, *arguments, "--base-url", self.base_url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=self.folder)
         if done.returncode:
             raise AssertionError(done.stderr)
         return done.stdout
@@ -189,28 +193,85 @@ def test_the_cluster_goes_back_to_zero_and_the_control_routes_still_answer(simul
     assert len(json.loads(simulated.cli("list", "--json"))) >= 2
 
 
-def test_the_same_job_runs_on_an_external_provider(simulated: Simulated, free_port: int) -> None:
+@contextmanager
+def provider(port: int, chat: Callable[[dict[str, Any]], Any]) -> Iterator[str]:
+    """The address of an OpenAI-compatible endpoint that answers a request's body with `chat` of it."""
     app = FastAPI()
 
     @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> dict[str, Any]:
-        body = await request.json()
-        text = body["messages"][-1]["content"].upper()
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}}
+    async def answer(request: Request) -> Any:
+        return chat(await request.json())
 
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=free_port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        path = people(simulated.folder / "few.csv", 20)
-        out = simulated.cli("submit", path, "--user", "Who is {name}?", "--watch", "--json", "--provider-url",
-                            f"http://127.0.0.1:{free_port}/v1", "--provider-model", "other")  # fmt: skip
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.should_exit = True
         thread.join()
+
+
+def answered(text: str, **choice: Any) -> dict[str, Any]:
+    """A chat completion."""
+    found = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}
+    return {"choices": [found], "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}}
+
+
+def test_the_same_job_runs_on_an_external_provider(simulated: Simulated, free_port: int) -> None:
+    path = people(simulated.folder / "few.csv", 20)
+    with provider(free_port, lambda body: answered(body["messages"][-1]["content"].upper())) as url:
+        out = simulated.cli("submit", path, "--user", "Who is {name}?", "--watch", "--json", "--provider-url", url,
+                            "--provider-model", "other")  # fmt: skip
     status = json.loads(out)
     assert (status["state"], status["ok"], status["simulated"]) == ("completed", 20, False)
     assert status["model"] == "other"
     texts = {o.custom_id: (o.value or {})["text"] for o in PopulationClient(simulated.base_url).outcomes(status["id"])}
     assert texts["p7"] == "WHO IS PERSON 7?"
+
+
+def test_click_through_is_asked_of_a_provider_by_the_same_prompts_and_its_refusals_are_waited_out(
+    simulated: Simulated, free_port: int
+) -> None:
+    asked: list[str] = []
+
+    def chat(body: dict[str, Any]) -> Any:
+        asked.append(body["messages"][-1]["content"])
+        if len(asked) <= 3:
+            return JSONResponse({"error": {"message": "too many"}}, 429, {"retry-after": "1"})
+        yes = 0.75 if "female" in asked[-1].lower() else 0.25
+        shown = [{"token": token, "logprob": math.log(p)} for token, p in ((YES, yes), (NO, 1 - yes))]
+        return answered(YES, logprobs={"content": [{"token": YES, "logprob": math.log(yes), "top_logprobs": shown}]})
+
+    with provider(free_port, chat) as url:
+        out = simulated.cli("--ad", "New phone", "--population-size", "60", "--provider", url, "--model", "other",
+                            "--json", "--out", "ctr", group="ctr")  # fmt: skip
+    line = json.loads(out)
+    assert (line["ok"], line["failed"]) == (60, 0)
+    assert "simulated" not in line
+    (report,) = (simulated.folder / "ctr").glob("*/report.json")
+    assert json.loads(report.read_text())["model"] == "other"
+    # The driver's own prompts reach the provider: as many persons, and the share of women that was answered for.
+    prompts = set(asked)
+    women = sum("female" in prompt.lower() for prompt in prompts)
+    assert 0 < women < len(prompts) == 60
+    assert line["ctr"] == pytest.approx((0.75 * women + 0.25 * (60 - women)) / 60, abs=1e-4)
+
+
+def test_ads_are_compared_and_calibrated_on_the_same_people(simulated: Simulated) -> None:
+    out = simulated.cli("compare", "--ad", "New phone", "--ad", "Cheap flights", "--population-size", "48", "--json",
+                        group="ctr")  # fmt: skip
+    line = json.loads(out)
+    assert (line["rows"], line["dropped"], set(line["ctr"])) == (48, 0, {"A", "B"})
+    assert sum(line["best_probability"].values()) == pytest.approx(1)
+    assert "simulated" in (simulated.folder / "runs/compare/report.html").read_text().lower()
+    history = "ad,platform,impressions,clicks\n" + "".join(f"Ad {i},facebook,10000,{100 + 10 * i}\n" for i in range(3))
+    (simulated.folder / "ads.csv").write_text(history)
+    line = json.loads(simulated.cli("calibrate", "--ads", "ads.csv", "--population-size", "32", "--json", group="ctr"))
+    assert line["ads"] == 3
+    out = simulated.cli("--ad", "New phone", "--population-size", "48", "--calibration", "calibration.json", "--json",
+                        "--out", "calibrated", group="ctr")  # fmt: skip
+    assert json.loads(out)["simulated"] is True
+    (report,) = (simulated.folder / "calibrated").glob("*/report.json")
+    # Three ads were clicked at by 1.0 to 1.2 %, and so is a fourth, however the replicas answer.
+    assert 0.005 < json.loads(report.read_text())["calibrated"]["ctr"] < 0.02
