@@ -107,7 +107,7 @@ def stepped_aside(name: str, environment: dict[str, str]) -> tuple[int, bool, in
 
 def test_workers_step_aside_and_nobody_else() -> None:
     assert stepped_aside("VllmWorker-1", {}) in [(NICENESS, True, NICENESS), (NICENESS, True, None)]
-    assert stepped_aside("VllmWorker-1", {NICENESS_ENV: "0"})[:2] == (0, True)
+    assert stepped_aside("VllmWorker-1", {NICENESS_ENV: "3"})[:2] == (3, True)
     assert stepped_aside("EngineCore", {})[:2] == (0, False)
 
 
