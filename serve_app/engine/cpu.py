@@ -5,8 +5,8 @@ other: unbound or overlapping ranks cost a factor of 5 to 12 (measured on two co
 `0-1|0-1` 109, unbound 49). So each replica claims a slot of cores with a file lock, which the kernel
 gives back when the process dies, however it dies.
 
-`step_aside` and `wait_asleep` are for the engine's processes, which share the cores with all else: vLLM loads the
-entry points `vllm.general_plugins` (pyproject.toml) in every one of them.
+`step_aside` is for the engine's workers, which share the cores with all else: vLLM loads the entry points
+`vllm.general_plugins` (pyproject.toml) in every one of its processes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ import fcntl
 import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partialmethod
 from pathlib import Path
 from typing import IO
 
@@ -34,8 +32,6 @@ MIN_AUTO_KV_BYTES = 128 << 20
 WORKER_NAME = "VllmWorker"
 # 5 gave 216 tokens/s where 0 gave 252 (64 streams on one replica, medians of 7), and 2 streams 45 where 0 gave 40.
 NICENESS_ENV, NICENESS = "SERVE_APP_WORKER_NICENESS", 0
-# How long vLLM's processes sleep at most before they look for a message themselves, while messages come and later.
-WAIT_MS, IDLE_WAIT_MS, IDLE_AFTER_S = 2, 100, 1.0
 
 
 def available_cores() -> list[int]:
@@ -144,28 +140,3 @@ def step_aside() -> None:
         with suppress(OSError):  # no such groups here, or not ours to set
             os.setsid()
             Path("/proc/self/autogroup").write_text(str(niceness))  # a process's own counts within its group only
-
-
-def wait_asleep() -> None:
-    """Let vLLM's processes on a CPU host wait asleep for each other's messages.
-
-    vLLM's own wait goes round in `sched_yield` for a second before it sleeps until the writer's notice, on the cores
-    that the ranks compute on: beside workers with groups of their own, each EngineCore took half a core.
-
-    A notice can be lost, as its socket drops one that follows another at once (SNDHWM 1 in shm_broadcast.py, and two
-    messages make a step) or that comes before the reader's subscription. So nobody sleeps for long: with up to 100 ms
-    the time between two tokens rose from 50 to 140 ms now and then.
-    """
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return
-    until_notice = SpinCondition.wait
-
-    def wait(self: SpinCondition, timeout_ms: int | None = None) -> None:
-        longest = WAIT_MS if time.monotonic() < self.last_read + IDLE_AFTER_S else IDLE_WAIT_MS
-        until_notice(self, longest if timeout_ms is None else min(timeout_ms, longest))
-
-    SpinCondition.__init__ = partialmethod(SpinCondition.__init__, busy_loop_s=0.0)
-    SpinCondition.wait = wait

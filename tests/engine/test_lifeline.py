@@ -9,8 +9,9 @@ from importlib.metadata import entry_points
 
 import psutil
 
-from serve_app.engine.cpu import step_aside, wait_asleep
+from serve_app.engine.cpu import step_aside
 from serve_app.engine.lifeline import tie_to_parent
+from serve_app.engine.queues import wait_asleep
 
 CHAIN = """
 import multiprocessing as mp, os, sys, time
