@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import uvicorn
 import yaml
 from hypothesis import settings
 
@@ -27,6 +31,23 @@ def unused_port() -> int:
 @pytest.fixture
 def free_port() -> int:
     return unused_port()
+
+
+@contextmanager
+def served(app: Any, *, lifespan: Literal["auto", "off"] = "auto") -> Iterator[str]:
+    """The base URL of a real HTTP server of an ASGI application."""
+    settings = uvicorn.Config(app, port=0, lifespan=lifespan, log_level="critical", access_log=False)
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.005)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.force_exit = server.should_exit = True
+        thread.join()
 
 
 @dataclass(frozen=True)

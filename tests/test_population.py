@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +18,6 @@ import httpx
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import uvicorn
 import yaml
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -27,7 +25,7 @@ from fastapi.responses import JSONResponse
 from serve_app.client.populations import PopulationClient
 from serve_app.serving.local import RUN_MARKER, local_serve
 from serve_app.workloads.ctr.frames import NO, YES
-from tests.conftest import unused_port
+from tests.conftest import served, unused_port
 
 pytestmark = pytest.mark.timeout(300)
 CONFIG: dict[str, Any] = {
@@ -194,7 +192,7 @@ def test_the_cluster_goes_back_to_zero_and_the_control_routes_still_answer(simul
 
 
 @contextmanager
-def provider(port: int, chat: Callable[[dict[str, Any]], Any]) -> Iterator[str]:
+def provider(chat: Callable[[dict[str, Any]], Any]) -> Iterator[str]:
     """The address of an OpenAI-compatible endpoint that answers a request's body with `chat` of it."""
     app = FastAPI()
 
@@ -202,14 +200,8 @@ def provider(port: int, chat: Callable[[dict[str, Any]], Any]) -> Iterator[str]:
     async def answer(request: Request) -> Any:
         return chat(await request.json())
 
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with served(app) as url:
+        yield f"{url}/v1"
 
 
 def answered(text: str, **choice: Any) -> dict[str, Any]:
@@ -218,9 +210,9 @@ def answered(text: str, **choice: Any) -> dict[str, Any]:
     return {"choices": [found], "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}}
 
 
-def test_the_same_job_runs_on_an_external_provider(simulated: Simulated, free_port: int) -> None:
+def test_the_same_job_runs_on_an_external_provider(simulated: Simulated) -> None:
     path = people(simulated.folder / "few.csv", 20)
-    with provider(free_port, lambda body: answered(body["messages"][-1]["content"].upper())) as url:
+    with provider(lambda body: answered(body["messages"][-1]["content"].upper())) as url:
         out = simulated.cli("submit", path, "--user", "Who is {name}?", "--watch", "--json", "--provider-url", url,
                             "--provider-model", "other")  # fmt: skip
     status = json.loads(out)
@@ -231,7 +223,7 @@ def test_the_same_job_runs_on_an_external_provider(simulated: Simulated, free_po
 
 
 def test_click_through_is_asked_of_a_provider_by_the_same_prompts_and_its_refusals_are_waited_out(
-    simulated: Simulated, free_port: int
+    simulated: Simulated,
 ) -> None:
     asked: list[str] = []
 
@@ -243,7 +235,7 @@ def test_click_through_is_asked_of_a_provider_by_the_same_prompts_and_its_refusa
         shown = [{"token": token, "logprob": math.log(p)} for token, p in ((YES, yes), (NO, 1 - yes))]
         return answered(YES, logprobs={"content": [{"token": YES, "logprob": math.log(yes), "top_logprobs": shown}]})
 
-    with provider(free_port, chat) as url:
+    with provider(chat) as url:
         out = simulated.cli("--ad", "New phone", "--population-size", "60", "--provider", url, "--model", "other",
                             "--json", "--out", "ctr", group="ctr")  # fmt: skip
     line = json.loads(out)

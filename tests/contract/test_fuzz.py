@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from tests.conftest import unused_port
+from tests.conftest import served
 from tests.contract.clamp import ABSURD, MAX_TOKENS, clamp, clamp_number
 from tests.contract.fuzz import fuzz
 from tests.contract.steer import ANSWERED, KEPT_FIELDS, UNTOUCHED, steer
@@ -27,21 +22,6 @@ pytestmark = [pytest.mark.contract, pytest.mark.timeout(120)]
 class Ask(BaseModel):
     number: int
     max_tokens: int = 1
-
-
-@contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    port = unused_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def application() -> FastAPI:

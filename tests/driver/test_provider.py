@@ -7,10 +7,8 @@ import json
 import logging
 import math
 import selectors
-import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from email.utils import format_datetime, formatdate
 from typing import Any, TypeVar
@@ -18,7 +16,6 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +25,7 @@ from serve_app.driver.provider import Limits, Logprobs, Position, ProviderPool, 
 from serve_app.driver.spec import Provider
 from serve_app.errors import BadSettings, EngineFailed
 from serve_app.schema import Chunk, Completion, Sampling
+from tests.conftest import served
 
 KEY = "sk-proj-Zq81xyzzy0123456789"
 T = TypeVar("T")
@@ -134,20 +132,6 @@ class FakeProvider:
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": encoded})
         await send({"type": "http.response.body", "body": reply.body})
-
-
-@contextmanager
-def served(app: FakeProvider) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="critical", access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.005)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    finally:
-        server.force_exit = server.should_exit = True
-        thread.join()
 
 
 def chat(text: str) -> bytes:
@@ -350,11 +334,11 @@ def test_no_answer_whatever_it_holds_breaks_the_chunk(content: bytes) -> None:
 async def test_a_server_that_hangs_or_hangs_up_is_asked_again(hasty: None) -> None:
     hangs, hangs_up = Reply(content={}, after_s=30), Reply(content={}, disconnect=True)
     app = FakeProvider(hangs, hangs_up)
-    with served(app) as url:
-        async with ProviderPool(Provider(base_url=url, model="m", timeout_s=0.5)) as pool:
+    with served(app, lifespan="off") as url:
+        async with ProviderPool(Provider(base_url=f"{url}/v1", model="m", timeout_s=0.5)) as pool:
             (completion,) = await run(pool, chat("hello"))
             app.script = [hangs, hangs_up]
-        async with ProviderPool(Provider(base_url=url, model="m", timeout_s=0.5, max_retries=1)) as pool:
+        async with ProviderPool(Provider(base_url=f"{url}/v1", model="m", timeout_s=0.5, max_retries=1)) as pool:
             (gave_up,) = await run(pool, chat("hello"))
     assert (completion.text, len(app.asked)) == ("HELLO", 5)
     assert gave_up.status == "failed"
@@ -420,8 +404,8 @@ async def test_the_key_is_sent_and_never_told(
     replies = [Reply(500, echo, {"retry-after": "0.01"}), Reply(400, echo), Reply(500, f"<p>{KEY}</p>".encode())]
     app = FakeProvider(*replies, Reply(200, {"choices": [], **echo}), default=lambda _: Reply(401, echo))
     told = []
-    with served(app) as url:
-        spec = Provider(base_url=url, model="m", api_key_env="MY_KEY", max_retries=1)
+    with served(app, lifespan="off") as url:
+        spec = Provider(base_url=f"{url}/v1", model="m", api_key_env="MY_KEY", max_retries=1)
         async with ProviderPool(spec) as pool:
             told += [completion.error for completion in await run(pool, chat("one"), chat("two"))]
             with pytest.raises(BadSettings) as refused:
@@ -451,7 +435,7 @@ def test_a_key_that_cannot_be_sent_is_refused_at_once_without_telling_it(
 @pytest.mark.parametrize("url", ["https://me:hunter2@h/v1", "https://h/v1?key=hunter2", "https:///v1", "http://h:x/v1"])
 def test_an_address_that_holds_a_secret_or_none_at_all_is_refused(url: str) -> None:
     with pytest.raises(BadSettings, match="base_url: ") as refused:
-        ProviderPool(Provider(base_url=url, model="m"))
+        ProviderPool(Provider(base_url=f"{url}/v1", model="m"))
     assert "hunter2" not in str(refused.value)
 
 

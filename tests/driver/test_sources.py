@@ -3,7 +3,6 @@ import csv
 import gzip
 import io
 import json
-import threading
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from itertools import islice
@@ -13,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
-import uvicorn
 from fastapi.staticfiles import StaticFiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +23,7 @@ from serve_app.errors import BadSettings
 from serve_app.schema import Row
 from serve_app.workloads.ctr.profiles import BLOCK, generate_profiles
 from serve_app.workloads.ctr.prompts import render_rows
+from tests.conftest import served
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 PEOPLE = st.lists(st.tuples(TEXT, TEXT), max_size=30)
@@ -332,16 +331,9 @@ def test_the_first_id_that_is_given_twice_is_named_with_both_its_rows(ids: list[
 
 
 @pytest.fixture
-def web(tmp_path: Path, free_port: int) -> Iterator[str]:
-    app = StaticFiles(directory=tmp_path)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=free_port, lifespan="off", log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-    yield f"http://127.0.0.1:{free_port}"
-    server.should_exit = True
-    thread.join()
+def web(tmp_path: Path) -> Iterator[str]:
+    with served(StaticFiles(directory=tmp_path), lifespan="off") as url:
+        yield url
 
 
 def test_a_file_is_read_from_a_web_server(tmp_path: Path, web: str) -> None:
