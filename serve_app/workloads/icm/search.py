@@ -9,7 +9,8 @@ and of answered questions. What it needs and is not answered stops it (`Unanswer
 what is likely to be needed next, and the iteration begins again. Asking ahead keeps the chain's law, and indeed its
 path: answers are only looked up, a question's answer does not depend on when it is asked, and neither do the random
 numbers; so the chain takes the same steps whether it finds more answers than it asked for or none. Asked ahead are
-- which labels would be given to the next iterations' examples, if this proposal is accepted and if it is rejected,
+- the labels of the next examples that have none, if this proposal is accepted and if it is rejected (those of labelled
+  examples are the leave-one-out answers of the labelling, and so are there),
 - the next proposals themselves as if all before them were rejected (`speculate`), which late in the annealing most are;
   they are of use up to the first that is accepted.
 So an iteration is one call, even where it needs the proposal's label, then its U, then U of each resolution.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import msgspec
 
@@ -32,9 +33,11 @@ from serve_app.workloads.icm.prompts import Prompts, Question, question
 from serve_app.workloads.icm.schedule import Draws, SearchSettings, draw, stream
 from serve_app.workloads.icm.scoring import Answers, Scorer, Unanswered
 
-# Iterations whose example's label is asked ahead: a prompt each. Most proposals of a label that is already there change
-# nothing and need no call, so the next that does may be some iterations away.
-LOOK_AHEAD = 4
+# How many iterations to look ahead for those that will need questions: most change nothing, and need none.
+LOOK_AHEAD = 64
+# Labels asked ahead for each labelling, a prompt each: a proposal that was rejected before takes no call, and so none
+# in which the next label could be asked.
+LABELS_AHEAD = 4
 
 
 class Evaluated(msgspec.Struct, frozen=True):
@@ -199,18 +202,21 @@ class Search:
             try:
                 return self._fix(labels, nothing, self.settings.alphas[0], self._draws(0), forced=False)
             except Unanswered as missing:
-                self.answers.fill(missing.questions | self._next_examples(missing.candidates, 1))
+                self.answers.fill(missing.questions | self._next_labels(missing.candidates, 1))
 
     def _sample(self, labels: Labels, draws: Draws) -> int:
         """Line 5: unlabelled examples whose group has labelled ones weigh `group_weight`, all others 1."""
+        return _drawn(self._weights(labels), draws)
+
+    def _weights(self, labels: Labels) -> list[float]:
+        """Sums of the examples' weights, up to each of them."""
         begun = {self._groups[index] for index in labelled(labels)} - {""}
         heavy = self.settings.group_weight
-        weights = [
+        weights = (
             heavy if label == NONE and group in begun else 1.0
             for label, group in zip(labels, self._groups, strict=True)
-        ]
-        sums = list(accumulate(weights))
-        return min(bisect(sums, draws.example * sums[-1]), len(sums) - 1)
+        )
+        return list(accumulate(weights))
 
     def _fix(self, labels: Labels, before: Evaluated, alpha: float, draws: Draws, *, forced: bool) -> Evaluated:
         """Algorithm 2: resolve inconsistent pairs in random order, each in the best way, as long as U does not fall;
@@ -266,14 +272,22 @@ class Search:
 
     def _ahead(self, state: State, candidates: Sequence[Labels]) -> set[Question]:
         """What the next iterations will ask, if this one accepts a candidate or rejects."""
-        questions = self._next_examples([*candidates, state.current.labels], state.iteration + 2)
-        for _ in range(self._width(state)):
-            state = self._count(msgspec.structs.replace(state, iteration=state.iteration + 1), False, True)
+        questions = self._next_labels([*candidates, state.current.labels], state.iteration + 2)
+        width, state = self._width(state), self._rejected(state, changed=True)
+        last = min(state.iteration + LOOK_AHEAD, self.settings.iterations)
+        while width and state.iteration < last:
             try:
-                self._propose(state)
+                _, _, proposed = self._propose(state)
+                changed = proposed.labels != state.current.labels
             except Unanswered as missing:
                 questions |= missing.questions
+                width, changed = width - 1, True
+            state = self._rejected(state, changed)
         return questions
+
+    def _rejected(self, state: State, changed: bool) -> State:
+        """The state if the next proposal is rejected."""
+        return self._count(msgspec.structs.replace(state, iteration=state.iteration + 1), False, changed)
 
     def _width(self, state: State) -> int:
         """How many later proposals are worth scoring: as many as are rejected in a row, at the recent rate."""
@@ -281,14 +295,23 @@ class Search:
         expected = len(state.recent) if not accepted else state.recent.count(True) // accepted
         return min(self.settings.speculate, expected)
 
-    def _next_examples(self, candidates: Sequence[Labels], iteration: int) -> set[Question]:
-        return {
-            question(labels, self._sample(labels, self._draws(ahead)))
-            for labels in candidates
-            for ahead in range(iteration, min(iteration + LOOK_AHEAD, self.settings.iterations + 1))
-        }
+    def _next_labels(self, candidates: Sequence[Labels], iteration: int) -> set[Question]:
+        """Of each labelling, the labels of the first examples without one that are drawn from `iteration` on."""
+        ahead = range(iteration, min(iteration + LOOK_AHEAD, self.settings.iterations + 1))
+        questions = set()
+        for labels in candidates:
+            weights = self._weights(labels)
+            drawn = (_drawn(weights, self._draws(at)) for at in ahead)
+            bare = dict.fromkeys(index for index in drawn if labels[index] == NONE)
+            questions |= {question(labels, index) for index in islice(bare, LABELS_AHEAD)}
+        return questions
 
     def _forget(self) -> None:
         """Only questions about the present labelling can be asked again."""
         labels = self.state.current.labels
         self.answers.keep(question(labels, index) for index in range(len(labels)))
+
+
+def _drawn(weights: Sequence[float], draws: Draws) -> int:
+    """The index that was drawn, by the sums of weights."""
+    return min(bisect(weights, draws.example * weights[-1]), len(weights) - 1)

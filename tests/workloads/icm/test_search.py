@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from serve_app.errors import BadSettings, ScoringFailed
 from serve_app.workloads.icm.consistency import CONSISTENT, Constraints, Kind, Relation
 from serve_app.workloads.icm.dataset import Dataset
+from serve_app.workloads.icm.evaluation import Gold
 from serve_app.workloads.icm.labels import NONE, Labels, labelled, put, without
 from serve_app.workloads.icm.prompts import Prompts, Question, question
 from serve_app.workloads.icm.schedule import SearchSettings, draw
 from serve_app.workloads.icm.scoring import Failure, LabelLogprobs, Scorer, Unanswered
 from serve_app.workloads.icm.search import Search, State, Step
-from tests.workloads.icm.models import Noise, dataset
+from serve_app.workloads.icm.testbeds import BUNDLED, load
+from tests.workloads.icm.models import Noise, Planted, dataset
 
 KINDS: tuple[Kind, ...] = ("contradiction", "exclusion", "implication", "equivalence")
 kinds = st.lists(st.sampled_from(KINDS), max_size=3)
@@ -207,6 +209,18 @@ def test_an_iteration_is_one_call_even_with_contradictions() -> None:
     assert len(scored) > 20
     assert sum(step.calls for step in scored) <= 1.1 * len(scored)
     assert sum(step.prompts for step in steps) == sum(score.sizes)
+
+
+@pytest.mark.parametrize("variant", ["paper", "original"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_iteration_is_one_call_on_the_bundled_reviews(variant: str, seed: int) -> None:
+    data = load("reviews").sample(64, seed)
+    gold = Gold.read(BUNDLED / "reviews.gold.jsonl").of(data)
+    model = Planted(data, gold, known=0.65, pull=3.0, seed=seed)
+    steps = list(Search(data, SearchSettings(iterations=384, variant=variant, seed=seed), model))
+    scored = [step for step in steps if step.calls]
+    assert len(scored) > 50
+    assert sum(step.calls for step in scored) <= 1.1 * len(scored)
 
 
 def test_a_labelling_that_was_scored_is_not_asked_again() -> None:
