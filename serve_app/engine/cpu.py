@@ -5,7 +5,7 @@ other: unbound or overlapping ranks cost a factor of 5 to 12 (measured on two co
 `0-1|0-1` 109, unbound 49). So each replica claims a slot of cores with a file lock, which the kernel
 gives back when the process dies, however it dies.
 
-`step_aside` is for the engine's workers, which share the cores with all else: vLLM loads the entry points
+`own_scheduling_group` is for the engine's workers, which share the cores with all else: vLLM loads the entry points
 `vllm.general_plugins` (pyproject.toml) in every one of its processes.
 """
 
@@ -30,8 +30,6 @@ WORKER_OVERHEAD_BYTES = GIB
 MAX_AUTO_KV_BYTES = 2 * GIB
 MIN_AUTO_KV_BYTES = 128 << 20
 WORKER_NAME = "VllmWorker"
-# 5 gave 216 tokens/s where 0 gave 252 (64 streams on one replica, medians of 7), and 2 streams 45 where 0 gave 40.
-NICENESS_ENV, NICENESS = "SERVE_APP_WORKER_NICENESS", 0
 
 
 def available_cores() -> list[int]:
@@ -126,17 +124,13 @@ def memory_bytes() -> tuple[int, int]:
     return free, total
 
 
-def step_aside() -> None:
+def own_scheduling_group() -> None:
     """Give this process a session, and thereby a scheduling group, of its own (sched(7), autogroup), if it is a worker.
 
     A group in which threads wake a hundred times a second beside busy ones, as Gloo's do beside our ranks, shares a
     core with other groups by no measure on Linux 6.18: either nearly never runs. Two replicas on two cores left a
-    process outside 0.01 s of CPU in 6 s; with a group a worker it had half a core. SERVE_APP_WORKER_NICENESS makes
-    workers nicer than front ends: single answers come sooner, all of them later.
+    process outside 0.01 s of CPU in 6 s; with a group a worker it had half a core.
     """
     if multiprocessing.current_process().name.startswith(WORKER_NAME):
-        niceness = int(os.environ.get(NICENESS_ENV, NICENESS))
-        os.nice(niceness)
-        with suppress(OSError):  # no such groups here, or not ours to set
+        with suppress(OSError):  # it leads a session already
             os.setsid()
-            Path("/proc/self/autogroup").write_text(str(niceness))  # a process's own counts within its group only

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,8 +10,6 @@ from hypothesis import strategies as st
 from serve_app.engine.cpu import (
     GIB,
     MAX_AUTO_KV_BYTES,
-    NICENESS,
-    NICENESS_ENV,
     WORKER_NAME,
     binding,
     check_memory,
@@ -81,31 +78,26 @@ def test_too_little_memory_is_said_in_figures() -> None:
         check_memory(2 * GIB, GIB, workers=4, free=7 * GIB)
 
 
-def stepped_aside(name: str, environment: dict[str, str]) -> tuple[int, bool, int | None]:
-    """Of a child of that name: niceness above its parent's, whether its session is its own, its group's niceness."""
+def leads_its_session(name: str) -> bool:
+    """Whether a child process of that name leads a session afterwards."""
     script = (
         "import multiprocessing as mp, os\n"
-        "from serve_app.engine.cpu import step_aside\n"
+        "from serve_app.engine.cpu import own_scheduling_group\n"
         "def child(found):\n"
-        "    step_aside()\n"
-        "    group = open('/proc/self/autogroup').read() if os.path.exists('/proc/self/autogroup') else ''\n"
-        "    found.put((os.nice(0), os.getsid(0) == os.getpid(), group))\n"
+        "    own_scheduling_group()\n"
+        "    found.put(os.getsid(0) == os.getpid())\n"
         "if __name__ == '__main__':\n"
         "    fork = mp.get_context('fork'); found = fork.Queue()\n"
         f"    fork.Process(target=child, args=(found,), name={name!r}).start()\n"
-        "    niceness, alone, group = found.get(); print(niceness - os.nice(0), int(alone), group)\n"
+        "    print(found.get())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
-    niceness, alone, *group = done.stdout.split()
-    return int(niceness), alone == "1", int(group[-1]) if group else None
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.strip() == "True"
 
 
-def test_workers_step_aside_and_nobody_else() -> None:
-    assert stepped_aside("VllmWorker-1", {}) in [(NICENESS, True, NICENESS), (NICENESS, True, None)]
-    assert stepped_aside("VllmWorker-1", {NICENESS_ENV: "3"})[:2] == (3, True)
-    assert stepped_aside("EngineCore", {})[:2] == (0, False)
+def test_workers_have_a_scheduling_group_of_their_own_and_nobody_else() -> None:
+    assert leads_its_session("VllmWorker-1")
+    assert not leads_its_session("EngineCore")
 
 
 def test_vllm_names_its_workers_as_we_look_for_them() -> None:

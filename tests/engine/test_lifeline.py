@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 import psutil
 
-from serve_app.engine.cpu import step_aside
+from serve_app.engine.cpu import own_scheduling_group
 from serve_app.engine.lifeline import tie_to_parent
 from serve_app.engine.queues import wait_asleep
 
@@ -52,5 +52,5 @@ def test_sigkill_of_the_first_process_ends_the_whole_chain(tmp_path: object) -> 
 def test_vllm_loads_ours_in_each_of_its_processes() -> None:
     ours = {e.name: e.load() for e in entry_points(group="vllm.general_plugins")}
     assert ours["serve_app_lifeline"] is tie_to_parent
-    assert ours["serve_app_niceness"] is step_aside
+    assert ours["serve_app_groups"] is own_scheduling_group
     assert ours["serve_app_waits"] is wait_asleep
