@@ -1,8 +1,9 @@
 """Writes the bundled testbeds: `python -m serve_app.workloads.icm.data.compose`.
 
-reviews   the remarks of `clauses.py`, 132 pairs, each put into frames by a seeded grammar at most twice: two people
-          disagree about one thing, so exactly one of them liked it. Which of the two has key a is drawn by lot, and so
-          says nothing of who.
+reviews   the remarks of `clauses.py`, 132 pairs, each used at most twice: two people disagree about one thing, so
+          exactly one of them liked it, and each says in the end how it was. Without that end the default model is right
+          about 90 of 100 at zero shots, with it about 98: this is the testbed on which it is to be seen to succeed.
+          Which of the two has key a is drawn by lot, and so says nothing of who.
 claims    numbers that a small model does not know: atomic numbers, years, sums of three-digit numbers. For each
           question a right claim and a wrong one, in random order; whether two claims contradict each other is
           computed from the numbers in them.
@@ -19,7 +20,7 @@ import msgspec
 from serve_app.workloads.icm.data.clauses import DISLIKED, LIKED, OPENERS, SUBJECTS
 
 FOLDER = Path(__file__).parent
-# Aspects of each subject that are used a second time, then always in a frame, so that no text is there twice.
+# Aspects of each subject that are used a second time, then with a sentence before them, so that no text is there twice.
 AGAIN = (0, 2, 3, 5)
 # Symbols are left out: they would give some away. Order of the periodic table, by IUPAC.
 ELEMENTS = {
@@ -41,8 +42,6 @@ YEARS = {
     "The Lisbon earthquake took place in": 1755,
 }  # fmt: skip
 SUMS = 22
-# What stands around a remark: nothing or how it was, and for its second use something before it.
-PLAIN, FRAMED = ("plain", "mood"), ("opener", "both")
 
 
 def main() -> None:
@@ -61,10 +60,10 @@ def reviews(seed: int = 1) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     rows = []
     for subject, aspects in SUBJECTS.items():
-        chosen = [(aspect, PLAIN) for aspect in range(len(aspects))] + [(aspect, FRAMED) for aspect in AGAIN]
-        for number, (aspect, forms) in enumerate(chosen, 1):
+        chosen = [(aspect, False) for aspect in range(len(aspects))] + [(aspect, True) for aspect in AGAIN]
+        for number, (aspect, again) in enumerate(chosen, 1):
             keys = rng.sample(["a", "b"], 2)
-            texts = [_frame(rng, aspects[aspect][1 - label], (DISLIKED, LIKED)[label], forms) for label in (0, 1)]
+            texts = [_review(rng, aspects[aspect][1 - label], (DISLIKED, LIKED)[label], again) for label in (0, 1)]
             pair = [{"key": keys[label], "text": texts[label], "label": label} for label in (0, 1)]
             rng.shuffle(pair)
             group = f"{subject}-{number}"
@@ -72,11 +71,9 @@ def reviews(seed: int = 1) -> list[dict[str, Any]]:
     return rows
 
 
-def _frame(rng: random.Random, remark: str, moods: tuple[str, ...], forms: tuple[str, ...]) -> str:
-    form = rng.choice(forms)
-    before = f"{rng.choice(OPENERS)} " if form in ("opener", "both") else ""
-    after = f" {rng.choice(moods)}" if form in ("mood", "both") else ""
-    return f"{before}{remark}.{after}"
+def _review(rng: random.Random, remark: str, moods: tuple[str, ...], again: bool) -> str:
+    before = f"{rng.choice(OPENERS)} " if again else ""
+    return f"{before}{remark}. {rng.choice(moods)}"
 
 
 def claims(seed: int = 2) -> list[dict[str, Any]]:
