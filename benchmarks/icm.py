@@ -7,7 +7,8 @@ is warm-up; the median over passes is reported. The gain grows with the number o
 256), so it is measured for two, and the headline is the larger's. Cache: share of prompt tokens that the engine says it
 took from its prefix cache, for labels it has not seen (cold) and after one label changed (warm), beside what a single
 cache of unlimited room would have had. Resume: a search in one go, and the same stopped half-way and gone on with from
-its checkpoint. Accuracy: ICM and the five baselines on a sample of the bundled data for each seed, whatever it shows.
+its checkpoint. Accuracy: ICM, the same with the other variant's objective, and the five baselines on a sample of the
+bundled data for each seed, whatever it shows.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from serve_app.workloads.icm.scoring import Scorer, Usage, ask
 from serve_app.workloads.icm.search import Search, Step
 from serve_app.workloads.icm.sharing import PrefixCache
 from serve_app.workloads.icm.testbeds import BUNDLED, load
+from serve_app.workloads.icm.variants import VARIANTS
 
 PORT = 8767
 # What `make serve` has on CPU; see README, "Blocks of 32 tokens on CPU".
@@ -184,18 +186,21 @@ def decision(step: Step) -> tuple[Any, ...]:
 def accuracies(
     score: Scorer, size: int, seeds: Sequence[int], settings: SearchSettings, folder: Path
 ) -> dict[str, Any]:
-    """ICM and the baselines on the reviews for each seed; ICM on the claims, which the model does not know."""
+    """ICM, its other variant and the baselines on the reviews for each seed; ICM on claims that the model does not know."""
     found: dict[str, list[Accuracy]] = {}
     steps: list[Step] = []
-    confidences = []
+    confidences: dict[str, list[dict[str, Any]]] = {}
+    (other,) = set(VARIANTS) - {settings.variant}
     for seed in seeds:
         data = load("reviews").sample(size, seed)
         gold = Gold.read(BUNDLED / "reviews.gold.jsonl").of(data)
-        judged, confidence = one_search(data, gold, score, settings, seed, folder / f"reviews-{seed}", steps)
-        others = compare(data, score, gold, shots=min(32, size - 1), seeds=[seed], skipped=tell)
-        for name, one in {ICM: judged, **others}.items():
+        for variant, kept in ((settings.variant, steps), (other, [])):
+            chosen = SearchSettings(variant=variant, iterations=settings.iterations)
+            judged, confidence = one_search(data, gold, score, chosen, seed, folder / f"{variant}-{seed}", kept)
+            found.setdefault(ICM if variant == settings.variant else f"{ICM}, {variant}", []).append(judged)
+            confidences.setdefault(variant, []).append(confidence)
+        for name, one in compare(data, score, gold, shots=min(32, size - 1), seeds=[seed], skipped=tell).items():
             found.setdefault(name, []).append(one)
-        confidences.append(confidence)
         console.print(f"seed {seed}: " + ", ".join(f"{name} {each[-1].mean:.3f}" for name, each in found.items()))
     data = load("claims").sample(size, 0)
     gold = Gold.read(BUNDLED / "claims.gold.jsonl").of(data)
@@ -212,6 +217,7 @@ def accuracies(
         "accuracy_by_seed": {name: [one.mean for one in each] for name, each in found.items()},
         "icm_accuracy": round(table[ICM]["mean"], 4),
         "random_label_accuracy": round(table[RANDOM]["mean"], 4) if RANDOM in table else None,
+        "icm_accuracy_other_variant": {other: round(table[f"{ICM}, {other}"]["mean"], 4)},
         "icm_confidence_by_seed": confidences,
         "claims_icm_accuracy": dataclasses.asdict(claims),
         "claims_icm_confidence": unsure,
@@ -279,7 +285,8 @@ def report(result: dict[str, Any], path: Path | None) -> None:
         interval = f"{found['low']:.3f} to {found['high']:.3f}, {found['seeds']} seed(s)"
         lines.append([f"accuracy, {name}", f"{found['mean']:.3f}", interval, ""])
     found = result["claims_icm_accuracy"]
-    interval = f"{found['low']:.3f} to {found['high']:.3f}; says of itself {result['claims_icm_confidence']}"
+    said = "coherent" if result["claims_icm_confidence"]["coherent"] else "not coherent"
+    interval = f"{found['low']:.3f} to {found['high']:.3f}; says of itself: {said}"
     lines.append(["accuracy on claims that it does not know, ICM", f"{found['mean']:.3f}", interval, ""])
     title = f"ICM on real replicas ({result['examples']} examples, {result['bf16_gflops']} GFLOP/s bf16)"
     publish(title, ["", "measured", "95 % interval", "aim"], lines, result, path)
