@@ -186,7 +186,7 @@ def decision(step: Step) -> tuple[Any, ...]:
 def accuracies(
     score: Scorer, size: int, seeds: Sequence[int], settings: SearchSettings, folder: Path
 ) -> dict[str, Any]:
-    """ICM, its other variant and the baselines on the reviews for each seed; ICM on claims that the model does not know."""
+    """ICM, its other variant and the baselines on the reviews for each seed; ICM on claims that it does not know."""
     found: dict[str, list[Accuracy]] = {}
     steps: list[Step] = []
     confidences: dict[str, list[dict[str, Any]]] = {}
