@@ -62,7 +62,7 @@ def publish(title: str, columns: list[str], lines: list[list[str]], result: dict
     """Print the table, then the result as one JSON line, last; write that line to `path` too."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for line in lines:
         table.add_row(*line)
     console.print(table)
