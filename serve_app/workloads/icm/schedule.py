@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -26,16 +26,16 @@ class SearchSettings(Frozen):
     beta: float | None = Field(None, ge=0, description="how fast it cools; default: the variant's")
     fix_rounds: int = Field(10, ge=0, description="of Algorithm 2")
     group_weight: float = Field(100.0, gt=0, description="of unlabelled examples whose group has labelled ones")
-    rejection_window: int = Field(50, ge=1, description="proposals over which rejections are counted for α")
+    rejection_window: int = Field(10, ge=1, description="proposals over which rejections are counted for α")
     most_rejected: float = Field(0.9, gt=0, lt=1, description="share of them beyond which α is lowered")
     speculate: int = Field(0, ge=0, description="later proposals that are scored with one, at most")
 
-    @cached_property
+    @property
     def rules(self) -> Variant:
         """The variant itself. Raises BadSettings for an unknown name."""
         return variant_of(self.variant)
 
-    @cached_property
+    @property
     def alphas(self) -> tuple[float, ...]:
         """α and what it may be lowered to."""
         first = self.rules.alphas[0] if self.alpha is None else self.alpha

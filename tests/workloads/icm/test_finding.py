@@ -23,19 +23,14 @@ def labels(finding: Finding) -> bytes:
     return bytes(label.label for label in finding.labels)
 
 
-@pytest.mark.parametrize(("variant", "least"), [("paper", 3), ("original", 4)])
-def test_planted_truths_are_recovered_from_a_model_that_knows_65_of_100_or_it_says_that_they_are_not(
-    variant: str, least: int
-) -> None:
-    recovered = 0
+@pytest.mark.parametrize("variant", ["paper", "original"])
+def test_planted_truths_are_recovered_from_a_model_that_knows_65_of_100(variant: str) -> None:
     for seed in range(4):
         model = Planted(DATA, GOLD, known=0.65, pull=3.0, seed=seed)
         assert accuracy(baselines.zero_shot(DATA, model), GOLD).mean == pytest.approx(0.65, abs=0.02)
         finding = found(model, variant, seed)
-        recovered += accuracy(labels(finding), GOLD).mean >= 0.9
-        # The paper's sum stops at a few labels when the first random ones are unlucky; that is seen without gold.
-        assert finding.coherent == (accuracy(labels(finding), GOLD).mean >= 0.9)
-    assert recovered >= least
+        assert accuracy(labels(finding), GOLD).mean >= 0.9
+        assert finding.coherent
 
 
 @pytest.mark.parametrize("variant", ["paper", "original"])

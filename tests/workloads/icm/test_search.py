@@ -269,14 +269,16 @@ def test_unlabelled_examples_of_a_begun_group_are_drawn_a_hundred_times_as_often
 
 
 def test_alpha_is_lowered_when_most_proposals_are_rejected_and_only_then() -> None:
-    asked = SearchSettings(iterations=400, num_seed=6, rejection_window=10, final_temperature=0.01)
-    levels = [step.alpha for step in Search(dataset(6), asked, Noise(3))]
-    assert levels[0] == 50
+    asked = SearchSettings(iterations=400, num_seed=6, final_temperature=0.01)
+    steps = list(Search(dataset(6), asked, Noise(3)))
+    levels = [step.alpha for step in steps]
     assert levels == sorted(levels, reverse=True)
-    assert set(levels) <= {50, 30, 20}
-    assert levels[-1] == 20
+    assert list(dict.fromkeys(levels)) == [50, 30, 20, 10, 5, 2]
+    for before, after in pairwise(range(len(steps))):
+        under_this = [step.accepted for step in steps[:after] if step.changes and step.alpha == levels[before]]
+        lowered = levels[after] < levels[before]
+        assert lowered == (levels[before] > 2 and len(under_this) >= 10 and not any(under_this[-10:]))
     fixed = asked.model_copy(update={"fixed_alpha": True})
-    fixed.__dict__.pop("alphas", None)
     assert {step.alpha for step in Search(dataset(6), fixed, Noise(3))} == {50}
 
 
