@@ -111,7 +111,7 @@ def speed(score: Scorer, size: int) -> dict[str, Any]:
     taken: dict[str, list[float]] = {"one_call": [], "call_per_prompt": [], "call_per_prompt_example_order": []}
     for number in range(PASSES + 1):
         for way, (name, times) in enumerate(taken.items()):
-            labels = random_labels(len(data), 10 * number + way)
+            labels = random_labels(len(data), 1000 * size + 10 * number + way)
             make = in_example_order if name.endswith("example_order") else in_tree_order
             prompts = make(data, labels)[: WARM_UP_PROMPTS if number == 0 else None]
             started = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +19,10 @@ from serve_app.errors import BadSettings, ServeAppError
 
 if TYPE_CHECKING:
     from serve_app.workloads.icm.dataset import Dataset, LabelWords
+    from serve_app.workloads.icm.evaluation import Accuracy, Gold
+    from serve_app.workloads.icm.finding import Finding
     from serve_app.workloads.icm.report import Report
+    from serve_app.workloads.icm.runs import Run
     from serve_app.workloads.icm.schedule import SearchSettings
     from serve_app.workloads.icm.scoring import Scorer
 
@@ -33,8 +36,8 @@ def icm(
     gold: Annotated[Path | None, typer.Option(help="Gold labels, JSONL of id and label; for evaluation only.")] = None,
     words: Annotated[str, typer.Option(help="Label words, the one for 0 first: negative,positive.")] = "",
     variant: Annotated[str, typer.Option(help="paper, or original for its published code's.")] = "paper",
-    alpha: Annotated[float | None, typer.Option(help="Weight of predictability; default 50, original 30.")] = None,
-    fixed_alpha: Annotated[bool, typer.Option("--fixed_alpha", help="Do not lower it when most is rejected.")] = False,
+    alpha: Annotated[float | None, typer.Option(help="First weight of predictability: 50, original 30.")] = None,
+    fixed_alpha: Annotated[bool, typer.Option("--fixed_alpha", help="Do not lower it while all is rejected.")] = False,
     iterations: Annotated[int, typer.Option("--K", min=1, help="Iterations.")] = 3000,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Examples, all scored in one call.")] = 256,
     num_seed: Annotated[int, typer.Option("--num_seed", min=1, help="Examples that begin with a random label.")] = 8,
@@ -62,19 +65,21 @@ def icm(
         "testbed": testbed, "data": data and str(data.absolute()), "gold": gold and str(gold.absolute()),
         "words": words, "variant": variant, "alpha": alpha, "fixed_alpha": fixed_alpha, "K": iterations,
         "batch_size": batch_size, "num_seed": num_seed, "seed": seed, "speculate": speculate, "model": model,
-        "baselines": baselines, "shots": shots, "baseline_seeds": baseline_seeds,
-    }  # fmt: skip
-    if resume is not None:
-        out, asked = resume, Run(resume).load().asked
-    provider = {
-        "base_url": provider_url,
-        "model": asked["model"],
-        "api_key_env": provider_key_env,
-        "requests_per_minute": requests_per_minute,
+        "baselines": baselines, "shots": shots, "baseline_seeds": baseline_seeds, "provider_url": provider_url,
+        "provider_key_env": provider_key_env, "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
-    }
-    with make_scorer(base_url, asked["model"], provider if provider_url else None, cluster=cluster) as score:
-        report = run_icm(asked, out, score, started, Console(stderr=True, quiet=True) if as_json else console)
+    }  # fmt: skip
+    if resume is None:
+        settings = _settings(asked)
+    else:
+        checkpoint = Run(resume).load()
+        out, asked = resume, asked | checkpoint.asked
+        settings = read_settings({**checkpoint.settings, "iterations": asked["K"], "speculate": asked["speculate"]})
+    dataset = _dataset(asked)
+    gold_labels = _gold(asked, dataset)  # told before the search if something is wrong with it, which is not given it
+    with make_scorer(base_url, asked, cluster=cluster) as (score, name):
+        output = Console(stderr=True, quiet=True) if as_json else console
+        report = run_icm(asked, dataset, settings, Run(out, name), score, gold_labels, started, output)
     paths = report.write(out)
     figures = report.figures()
     if not as_json:
@@ -92,43 +97,55 @@ def icm_preset(size: Annotated[str, typer.Argument(help="8B, 70B or 405B.")]) ->
 
 
 @contextmanager
-def make_scorer(
-    base_url: str, model: str | None, provider: dict[str, Any] | None, *, cluster: bool
-) -> Iterator[Scorer]:
-    """Replicas by handle, or the server's populations, which an external provider may answer."""
+def make_scorer(base_url: str, asked: dict[str, Any], *, cluster: bool) -> Iterator[tuple[Scorer, str]]:
+    """Replicas by handle, or the server's populations, which an external provider may answer; and the model's name."""
+    model, provider_url = asked["model"], asked["provider_url"]
     if cluster:
         from serve_app.client.replicas import ReplicaClient
         from serve_app.workloads.icm.scorers import ReplicaScorer
 
-        if provider:
+        if provider_url:
             raise BadSettings("--cluster calls our own replicas: leave out --provider-url")
         with ReplicaScorer(ReplicaClient.connect()) as scorer:
-            yield scorer
+            yield scorer, scorer.model()
         return
     from serve_app.client.populations import PopulationClient
     from serve_app.workloads.icm.scorers import PopulationScorer
 
-    request: dict[str, Any] = {"model": model} if model else {}
-    if provider:
-        if not model:
-            raise BadSettings("--provider-url: give the provider's model by --model")
-        request = {"provider": {name: value for name, value in provider.items() if value not in (None, "")}}
-    yield PopulationScorer(PopulationClient(base_url), **request)
+    client = PopulationClient(base_url)
+    if not provider_url:
+        served = model or next((replica["engine"]["model"] for replica in client.replicas()), "")
+        yield PopulationScorer(client, **({"model": model} if model else {})), served
+        return
+    if not model:
+        raise BadSettings("--provider-url: give the provider's model by --model")
+    provider = {
+        "base_url": provider_url,
+        "model": model,
+        "api_key_env": asked["provider_key_env"],
+        "requests_per_minute": asked["requests_per_minute"],
+        "tokens_per_minute": asked["tokens_per_minute"],
+    }
+    given = {name: value for name, value in provider.items() if value not in (None, "")}
+    yield PopulationScorer(client, provider=given), f"{model} at {provider_url}"
 
 
-def run_icm(asked: dict[str, Any], out: Path, score: Scorer, started: float, output: Console) -> Report:
+def run_icm(
+    asked: dict[str, Any],
+    dataset: Dataset,
+    settings: SearchSettings,
+    run: Run,
+    score: Scorer,
+    gold: Gold | None,
+    started: float,
+    output: Console,
+) -> Report:
     """Search, conclude, compare with gold labels where there are any."""
     from serve_app.workloads.icm.finding import conclude
     from serve_app.workloads.icm.preflight import preflight
     from serve_app.workloads.icm.report import Report
-    from serve_app.workloads.icm.runs import Run
     from serve_app.workloads.icm.search import Search
-    from serve_app.workloads.icm.testbeds import load
 
-    dataset = load(asked["testbed"], asked["data"] and Path(asked["data"]), words=_words(asked["words"]))
-    dataset = dataset.sample(asked["batch_size"], asked["seed"])
-    settings = _settings(asked)
-    run = Run(out)
     state = run.begin(settings, dataset)
     output.print(
         f"{len(dataset)} examples of {dataset.name}, {len(dataset.relations)} relations, {settings.variant} variant"
@@ -140,21 +157,38 @@ def run_icm(asked: dict[str, Any], out: Path, score: Scorer, started: float, out
     for _ in track(steps, "searching", total=settings.iterations - done, console=output, disable=output.quiet):
         pass
     finding = conclude(search)
-    accuracies, curve = _judge(asked, dataset, score, finding, run, output)
+    accuracies, curve = _judge(asked, dataset, score, finding, run, gold, output) if gold else ({}, [])
     return Report(asked, dataset, finding, run.steps(), accuracies, curve, round(time.monotonic() - started, 2))
 
 
-def _judge(asked: dict[str, Any], dataset: Dataset, score: Scorer, finding: Any, run: Any, output: Console) -> Any:
-    """Accuracies by method and ICM's by iteration; nothing without gold labels."""
-    from serve_app.workloads.icm.comparison import compare
-    from serve_app.workloads.icm.evaluation import Gold, accuracy, accuracy_by_iteration
-    from serve_app.workloads.icm.report import ICM
+def _dataset(asked: dict[str, Any]) -> Dataset:
+    from serve_app.workloads.icm.testbeds import load
+
+    dataset = load(asked["testbed"], asked["data"] and Path(asked["data"]), words=_words(asked["words"]))
+    return dataset.sample(asked["batch_size"], asked["seed"])
+
+
+def _gold(asked: dict[str, Any], dataset: Dataset) -> Gold | None:
+    """Those that were given, or the bundled data's own. Raises BadSettings where an example has none."""
+    from serve_app.workloads.icm.evaluation import Gold
     from serve_app.workloads.icm.testbeds import BUNDLED
 
     path = Path(asked["gold"]) if asked["gold"] else BUNDLED / f"{asked['testbed']}.gold.jsonl"
     if not asked["gold"] and (asked["data"] or not path.is_file()):
-        return {}, []
+        return None
     gold = Gold.read(path)
+    gold.of(dataset)
+    return gold
+
+
+def _judge(
+    asked: dict[str, Any], dataset: Dataset, score: Scorer, finding: Finding, run: Run, gold: Gold, output: Console
+) -> tuple[dict[str, Accuracy], Sequence[tuple[int, float, int]]]:
+    """Accuracies by method, and ICM's by iteration."""
+    from serve_app.workloads.icm.comparison import compare
+    from serve_app.workloads.icm.evaluation import accuracy, accuracy_by_iteration
+    from serve_app.workloads.icm.report import ICM
+
     truth = gold.of(dataset)
     accuracies = {ICM: accuracy(bytes(label.label for label in finding.labels), truth)}
     if asked["baselines"]:
@@ -168,10 +202,21 @@ def _judge(asked: dict[str, Any], dataset: Dataset, score: Scorer, finding: Any,
 
 
 def _settings(asked: dict[str, Any]) -> SearchSettings:
+    names = ("variant", "alpha", "fixed_alpha", "num_seed", "seed", "speculate")
+    return read_settings({"iterations": asked["K"], **{name: asked[name] for name in names}})
+
+
+def read_settings(values: dict[str, Any]) -> SearchSettings:
+    """Raises BadSettings naming the option."""
+    from pydantic import ValidationError
+
     from serve_app.workloads.icm.schedule import SearchSettings
 
-    names = ("variant", "alpha", "fixed_alpha", "num_seed", "seed", "speculate")
-    settings = SearchSettings(iterations=asked["K"], **{name: asked[name] for name in names})
+    try:
+        settings = SearchSettings.model_validate(values)
+    except ValidationError as error:
+        problems = (f"--{one['loc'][0]} {one['input']}: {one['msg']}" for one in error.errors())
+        raise BadSettings("; ".join(problems)) from error
     _ = settings.alphas  # names an unknown variant now
     return settings
 

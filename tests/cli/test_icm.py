@@ -21,8 +21,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Planted(data, Gold.read(BUNDLED / "reviews.gold.jsonl").of(data), known=0.8, pull=3.0, seed=0)
 
     @contextmanager
-    def make_scorer(*_: Any, **__: Any) -> Iterator[Planted]:
-        yield model
+    def make_scorer(_: str, asked: dict[str, Any], **__: Any) -> Iterator[tuple[Planted, str]]:
+        yield model, asked["model"] or "served"
 
     monkeypatch.setattr(icm, "make_scorer", make_scorer)
 
@@ -64,10 +64,26 @@ def test_a_run_is_resumed_by_its_folder_with_its_own_settings(planted: None, tmp
     assert invoke("--K", "40", "--out", str(out), *options)["iterations"] == 40
 
 
+def test_a_run_of_another_model_is_not_gone_on_with(planted: None, tmp_path: Path) -> None:
+    options = ("--batch_size", "16", "--num_seed", "4", "--no-baselines", "--K", "20", "--out", str(tmp_path))
+    invoke("--model", "a", *options)
+    result = CliRunner().invoke(app, ["icm", "--model", "b", *options])
+    assert "holds a run of model 'a', not 'b'" in str(result.exception)
+    assert invoke("--model", "a", *options)["iterations"] == 20
+
+
+def test_gold_labels_that_cannot_be_read_are_told_before_the_search(planted: None, tmp_path: Path) -> None:
+    (tmp_path / "gold.jsonl").write_text('{"id": "hotel-1-1", "label": 1}')
+    for gold in ("nowhere.jsonl", "gold.jsonl"):
+        result = CliRunner().invoke(app, ["icm", "--gold", str(tmp_path / gold), "--out", str(tmp_path / "run")])
+        assert gold in str(result.exception) or "no gold label" in str(result.exception)
+        assert not (tmp_path / "run").exists()
+
+
 def test_own_rows_without_gold_get_labels_and_no_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def make_scorer(*_: Any, **__: Any) -> Iterator[Noise]:
-        yield Noise()
+    def make_scorer(*_: Any, **__: Any) -> Iterator[tuple[Noise, str]]:
+        yield Noise(), "served"
 
     monkeypatch.setattr(icm, "make_scorer", make_scorer)
     rows = tmp_path / "rows.jsonl"
@@ -86,6 +102,7 @@ def test_own_rows_without_gold_get_labels_and_no_accuracy(tmp_path: Path, monkey
         (["--testbed", "nothing"], "--testbed 'nothing' is unknown"),
         (["--words", "same,same"], "--words 'same,same': give two different words"),
         (["--variant", "mine"], "--variant 'mine' is unknown"),
+        (["--alpha", "-1"], "--alpha -1.0: Input should be greater than 0"),
         (["--provider-url", "https://x/v1"], "give the provider's model by --model"),
         (["--provider-url", "https://x/v1", "--cluster"], "--cluster calls our own replicas"),
     ],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from serve_app.workloads.icm.consistency import Constraints
 from serve_app.workloads.icm.labels import NONE, Labels, labelled, put
 from serve_app.workloads.icm.prompts import question
 from serve_app.workloads.icm.schedule import stream
@@ -31,7 +32,8 @@ class Finding(msgspec.Struct, frozen=True):
     """`confidence` is the mean probability of the searched labels, each given all others; `agreement` the share of
     them that are the most probable label. 0.5 is chance. `shuffled_confidence` is that of the same labels given to
     other examples: what the model believes whatever it is shown. Neither says that labels are true: only that the model
-    makes one thing of them. `low` and `high` are normal 95 % bounds of the confidence over examples."""
+    makes one thing of them. `low` and `high` are normal 95 % bounds of the confidence over examples. `inconsistent`
+    counts the pairs among all labels, the predicted ones too."""
 
     labels: tuple[Label, ...]
     confidence: float
@@ -40,7 +42,6 @@ class Finding(msgspec.Struct, frozen=True):
     agreement: float
     shuffled_confidence: float
     inconsistent: int
-    utility: float
 
     @property
     def coherent(self) -> bool:
@@ -50,8 +51,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 def conclude(search: Search) -> Finding:
     """Label what the search left, and judge the whole. One call; raises ScoringFailed."""
-    state, answers = search.state, search.answers
-    labels = state.current.labels
+    answers, labels = search.answers, search.state.current.labels
     found = labelled(labels)
     shuffled = _shuffle(labels, search.settings.seed)
     # The labels that are missing follow from those that the search found, not from each other.
@@ -60,17 +60,17 @@ def conclude(search: Search) -> Finding:
     chances = [share(answers.logprobs(question(labels, index))) for index in range(len(labels))]
     own = [_of(chances[index], labels[index]) for index in found]
     mixed = [_of(share(answers.logprobs(question(shuffled, index))), shuffled[index]) for index in found]
+    given = tuple(_label(search, index, labels[index], chance) for index, chance in enumerate(chances))
     mean = math.fsum(own) / len(own)
     error = 1.96 * math.sqrt(math.fsum((p - mean) ** 2 for p in own)) / len(own)
     return Finding(
-        labels=tuple(_label(search, index, labels[index], chance) for index, chance in enumerate(chances)),
+        labels=given,
         confidence=mean,
         low=max(0.0, mean - error),
         high=min(1.0, mean + error),
         agreement=sum(p > 0.5 for p in own) / len(own),
         shuffled_confidence=math.fsum(mixed) / len(mixed),
-        inconsistent=state.current.inconsistent,
-        utility=search.utility(state.current, search.settings.alphas[state.alpha_level]),
+        inconsistent=Constraints(search.dataset.relations, len(given)).count(bytes(one.label for one in given)),
     )
 
 

@@ -52,7 +52,7 @@ class Report:
             "agreement": self.finding.agreement,
             "coherent": self.finding.coherent,
             "inconsistent": self.finding.inconsistent,
-            "utility": self.finding.utility,
+            "utility": self.steps[-1].utility if self.steps else None,
             "iterations": self.steps[-1].iteration if self.steps else 0,
             "proposals": len(changing),
             "accepted": sum(step.accepted for step in changing),
@@ -105,7 +105,13 @@ class Report:
     def _utility_plot(self) -> str:
         if not self.steps:
             return ""
-        return _plot("U by iteration", "U(D)", [("U(D)", [(step.iteration, step.utility) for step in self.steps])])
+        # A line for each α: lowering it changes U though no label has changed.
+        alphas = dict.fromkeys(step.alpha for step in self.steps)
+        lines = [
+            (f"α = {alpha:g}", [(step.iteration, step.utility) for step in self.steps if step.alpha == alpha])
+            for alpha in alphas
+        ]
+        return _plot("U by iteration", "U(D)", lines)
 
     def _cache_plot(self) -> str:
         counted = [step for step in self.steps if step.prompt_tokens]

@@ -31,7 +31,7 @@ QUIET_STEPS = 100
 
 class Checkpoint(msgspec.Struct, frozen=True):
     """`asked` are the command's own arguments, for a resume; `dataset` is a hash of examples and relations; `start` are
-    the labels that iteration 0 made, by id."""
+    the labels that iteration 0 made, by id. `alphas` and `model` are those that the chain was made with."""
 
     settings: dict[str, Any]
     dataset: str
@@ -39,13 +39,18 @@ class Checkpoint(msgspec.Struct, frozen=True):
     state: State
     start: dict[str, int]
     trace_bytes: int
+    alphas: tuple[float, ...] = ()
+    model: str = ""
 
 
 class Run:
-    """A folder with at most one run. Raises StoreError where it cannot be read or written."""
+    """A folder with at most one run, by `model`, however that is named ("": unknown). Raises StoreError where it cannot
+    be read or written."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model: str = "") -> None:
         self.folder = folder
+        self.model = model
+        # What the checkpoint answers for; lines beyond are of a run that was cut off.
         self._trace_bytes = 0
 
     def load(self) -> Checkpoint:
@@ -74,9 +79,19 @@ class Run:
                     f"{self.folder} holds a run with {name} {checkpoint.settings.get(name)}, not {value}: "
                     "resume with the same settings, or give another --out"
                 )
+        if checkpoint.alphas not in ((), settings.alphas):
+            raise BadSettings(
+                f"{self.folder} holds a run with α {checkpoint.alphas}, not {settings.alphas}: give another --out"
+            )
         if checkpoint.dataset != fingerprint(dataset):
             raise BadSettings(f"{self.folder} holds a run on other data: give the same --data, or another --out")
-        self._cut_trace(checkpoint.trace_bytes)
+        if self.model != checkpoint.model and self.model and checkpoint.model:
+            raise BadSettings(
+                f"{self.folder} holds a run of model '{checkpoint.model}', not '{self.model}': serve that one, or give "
+                "another --out"
+            )
+        self._trace_bytes = checkpoint.trace_bytes
+        self._cut_trace()
         return checkpoint.state
 
     def follow(self, search: Search, asked: dict[str, Any]) -> Iterator[Step]:
@@ -84,15 +99,18 @@ class Run:
         caller stops or an error comes between."""
         start = self._start(search)
         waiting: list[Step] = []
+        followed = search.state.iteration
         try:
             for step in search:
                 waiting.append(step)
+                followed = step.iteration
                 if step.calls or len(waiting) >= QUIET_STEPS:
                     self._save(search, waiting, asked, start)
                     waiting = []
                 yield step
         finally:
-            self._save(search, waiting, asked, start)
+            if search.state.iteration == followed:  # else interrupted between a step and its line: it is done again
+                self._save(search, waiting, asked, start)
 
     def steps(self) -> list[Step]:
         """The trace."""
@@ -112,24 +130,29 @@ class Run:
     def _save(self, search: Search, steps: list[Step], asked: dict[str, Any], start: dict[str, int]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._cut_trace()
             with open(self.folder / TRACE, "ab") as trace:
                 trace.writelines(msgspec.json.encode(step) + b"\n" for step in steps)
                 trace.flush()
                 os.fsync(trace.fileno())
-                self._trace_bytes = trace.tell()
+                trace_bytes = trace.tell()
             settings = search.settings.model_dump(mode="json")
             data = fingerprint(search.dataset)
-            checkpoint = Checkpoint(settings, data, asked, search.state, start, self._trace_bytes)
+            checkpoint = Checkpoint(
+                settings, data, asked, search.state, start, trace_bytes, search.settings.alphas, self.model
+            )
             write_atomically(self.folder / CHECKPOINT, msgspec.json.encode(checkpoint))
+            self._trace_bytes = trace_bytes
         except OSError as error:
             raise StoreError(f"--out: cannot write {self.folder}: {error.strerror or error}") from error
 
-    def _cut_trace(self, length: int) -> None:
+    def _cut_trace(self) -> None:
+        """To what the checkpoint answers for: a save that was interrupted may have written more."""
         try:
             with open(self.folder / TRACE, "ab") as trace:
-                if trace.tell() < length:
+                if trace.tell() < self._trace_bytes:
                     raise StoreError(f"{self.folder / TRACE} is shorter than its checkpoint says: it was changed")
-                trace.truncate(length)
+                trace.truncate(self._trace_bytes)
         except OSError as error:
             raise StoreError(f"cannot write {self.folder / TRACE}: {error.strerror or error}") from error
 

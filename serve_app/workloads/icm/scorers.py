@@ -42,6 +42,10 @@ class ReplicaScorer:
         self._loop.run(self._client.__aexit__(kind, error, trace))
         self._loop.close()
 
+    def model(self) -> str:
+        """Name of the model that is served. Raises EngineFailed without replicas."""
+        return self._loop.run(self._client.model())
+
     def __call__(self, prompts: Sequence[Prompt]) -> list[LabelLogprobs | Failure]:
         """One answer a prompt. Raises BadSettings for words that are not one token, EngineFailed without replicas."""
         words = _words(prompts)

@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,7 +23,8 @@ BUNDLED = Path(str(files(__package__) / "data"))
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A row of a file. Names of the published data sets are taken too: uid, choice, consistency_id, consistency_key.
+    """A row of a file. Names of the published data sets are taken too: uid, choice, consistency_id. Their
+    consistency_key is not: the published code derives it from the gold label.
 
     Rows of one `group` constrain each other by `key`, what they claim: without one the testbed computes it from the
     claim, if it can.
@@ -38,7 +40,6 @@ class Row(msgspec.Struct, frozen=True):
     group: str | int | None = None
     consistency_id: str | int | None = None
     key: str = ""
-    consistency_key: str = ""
 
     @property
     def said(self) -> str:
@@ -49,11 +50,6 @@ class Row(msgspec.Struct, frozen=True):
     def given_group(self) -> str:
         """As the file has it."""
         return str(next((given for given in (self.group, self.consistency_id) if given is not None), ""))
-
-    @property
-    def given_key(self) -> str:
-        """As the file has it."""
-        return self.key or self.consistency_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +87,7 @@ CLAIM = "Question: {question}\nClaim: {said}\nI think this claim is"
 def final_answer(row: Row) -> str:
     """The last number of the claim, without separators and trailing zeros; "" if it has none."""
     numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", row.said or row.text)
-    return f"{float(numbers[-1].replace(',', '')):g}" if numbers else ""
+    return f"{Decimal(numbers[-1].replace(',', '')).normalize():f}" if numbers else ""
 
 
 def _same_claim(row: Row) -> str:
@@ -202,7 +198,7 @@ def _relations(testbed: Testbed, rows: Sequence[Row], examples: Sequence[Example
     groups: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
         # What is computed holds only among rows that are about the same thing by the claims themselves.
-        group = example.group if row.given_key else testbed.group(row) or example.group
+        group = example.group if row.key else testbed.group(row) or example.group
         if group:
-            groups[group].append((index, row.given_key or testbed.key(row)))
+            groups[group].append((index, row.key or testbed.key(row)))
     return tuple(relation for members in groups.values() for relation in relate(members, different=testbed.different))

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,14 +39,19 @@ def steps(folder: Path) -> list[Step]:
     return [step.without_costs() for step in Run(folder).steps()]
 
 
-@pytest.mark.parametrize("calls", [3, 8, 15])
-def test_a_run_that_is_cut_off_goes_on_exactly_as_if_it_had_not_been(tmp_path: Path, calls: int) -> None:
+@pytest.mark.parametrize(("alpha", "calls"), [(2, 3), (2, 8), (2, 15), (None, 8), (None, 14), (None, 17)])
+def test_a_run_that_is_cut_off_goes_on_exactly_as_if_it_had_not_been(
+    tmp_path: Path, alpha: float | None, calls: int
+) -> None:
+    asked = SearchSettings(iterations=300 if alpha is None else 60, num_seed=4, seed=2, alpha=alpha)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    list(follow(whole, Noise(4)))
+    list(follow(whole, Noise(4), asked))
+    if alpha is None:
+        assert Run(whole).load().state.alpha_level > 0
     with pytest.raises(ScoringFailed, match="gone"):
-        list(follow(cut, Dies(4, calls)))
-    assert len(steps(cut)) < ASKED.iterations
-    list(follow(cut, Noise(4)))
+        list(follow(cut, Dies(4, calls), asked))
+    assert len(steps(cut)) < asked.iterations
+    list(follow(cut, Noise(4), asked))
     assert steps(cut) == steps(whole)
     assert Run(cut).load().state == Run(whole).load().state
 
@@ -59,6 +65,26 @@ def test_lines_of_the_trace_beyond_the_checkpoint_are_done_again(tmp_path: Path)
     list(first)
     (tmp_path / CHECKPOINT).write_bytes(kept)  # as if killed after the trace was written, and before the checkpoint
     assert len(steps(tmp_path)) > length
+    list(follow(tmp_path, Noise(4)))
+    assert [step.iteration for step in steps(tmp_path)] == list(range(1, 61))
+
+
+def test_a_save_that_is_interrupted_is_done_again_and_lines_without_a_checkpoint_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+    interrupts = [False, False, True]  # the third sync is the second save's of the trace: its lines are written
+
+    def fsync(file: int) -> None:
+        sync(file)
+        if interrupts and interrupts.pop(0):
+            raise KeyboardInterrupt
+
+    (tmp_path / TRACE).write_text("of a run that was killed before its first checkpoint\n")
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(KeyboardInterrupt):
+        list(follow(tmp_path, Noise(4)))
+    assert [step.iteration for step in steps(tmp_path)] == list(range(1, Run(tmp_path).load().state.iteration + 1))
     list(follow(tmp_path, Noise(4)))
     assert [step.iteration for step in steps(tmp_path)] == list(range(1, 61))
 

@@ -18,6 +18,7 @@ from serve_app.workloads.icm.schedule import SearchSettings, draw
 from serve_app.workloads.icm.scoring import Failure, LabelLogprobs, Scorer, Unanswered
 from serve_app.workloads.icm.search import Search, State, Step
 from serve_app.workloads.icm.testbeds import BUNDLED, load
+from serve_app.workloads.icm.variants import variant_of
 from tests.workloads.icm.models import Noise, Planted, dataset
 
 KINDS: tuple[Kind, ...] = ("contradiction", "exclusion", "implication", "equivalence")
@@ -284,17 +285,21 @@ def test_alpha_is_lowered_when_most_proposals_are_rejected_and_only_then() -> No
 
 def test_the_original_codes_variant_has_its_own_objective_and_temperature() -> None:
     asked = SearchSettings(variant="original", iterations=60, num_seed=4)
-    search, states = run(dataset(6), asked, Noise(1))
+    _, states = run(dataset(6), asked, Noise(1))
     accepted = 0
     for state, step in states:
         assert step.temperature == pytest.approx(max(0.01, 10 / (1 + 2 * math.log(1 + accepted))))
         accepted = state.accepted
-    current = search.state.current
-    terms = [pair[label] - pair[1 - label] for label, pair in zip(current.labels, current.logprobs, strict=False)
-             if label != NONE]  # fmt: skip
-    if len(labelled(current.labels)) == 6:
-        assert search.predictability(current) == pytest.approx(sum(terms) / 6, abs=1e-3)
     assert asked.alphas == (30.0,)
+
+
+def test_predictability_is_the_papers_sum_or_the_codes_mean_margin_with_epsilon() -> None:
+    labels, logprobs = (1, 0), ((math.log(0.2), math.log(0.8)), (-math.inf, math.log(0.5)))
+    right, other, hopeless, half = (math.log(p + 1e-5) for p in (0.8, 0.2, 0.0, 0.5))
+    assert variant_of("paper").predictability(labels, logprobs) == pytest.approx(right + hopeless)
+    margin = ((right - other) + (hopeless - half)) / 2
+    assert variant_of("original").predictability(labels, logprobs) == pytest.approx(margin)
+    assert [variant_of(name).predictability((), ()) for name in ("paper", "original")] == [0, 0]
 
 
 def test_more_seeds_than_examples_and_an_unknown_variant_are_refused() -> None:
