@@ -15,6 +15,7 @@ REPLICAS_APP = "replicas"
 REPLICA_DEPLOYMENT = "Replica"
 DRIVER_APP = "populations"
 FILES_APP = "files"
+BATCHES_APP = "batches"
 MODELS_APP = "models"
 # The key that our own clients and checks send, if the server asks for one.
 API_KEY_ENV = "SERVE_APP_API_KEY"
@@ -194,6 +195,12 @@ class DriverSettings(Frozen):
     rows_per_runner: int = Field(1_000_000, ge=1, description="a larger population is run by more than one process")
     max_runners: int = Field(1, ge=1, description="processes of one job; 1 runs all jobs in the driver itself")
     access: ControlAccessSettings = ControlAccessSettings()
+    provider_keys: dict[str, str] = Field(default_factory=dict, description="environment variables that jobs may name "
+        "as a provider's `api_key_env`, each with the address that its key may be sent to, as {OPENAI_API_KEY: "
+        "https://api.openai.com/v1}. Asked only where `access.key_files` are set: else all clients are the "
+        "operator's own")  # fmt: skip
+    source_folders: tuple[str, ...] = Field((), description="folders of the driver's machine in which jobs may name a "
+        "`source`, where `access.key_files` are set; URLs and uploads need none")  # fmt: skip
 
     @model_validator(mode="after")
     def _in_order(self) -> DriverSettings:

@@ -131,11 +131,13 @@ def batch_id_of(job_id: str) -> str:
 def load(job: JobStore) -> tuple[Asked, Record]:
     """Raises JobNotFound for a job that is no batch, StoreError."""
     given = job.spec()["metadata"].get(FIELD)
-    if given is None:
-        raise JobNotFound(f"no batch '{batch_id_of(job.job_id)}'")
+    try:
+        asked = msgspec.convert(given, Asked)
+    except msgspec.ValidationError:  # a population may have any metadata
+        raise JobNotFound(f"no batch '{batch_id_of(job.job_id)}'") from None
     data = Folder.at(job.folder).find(NAME)
     try:
-        return msgspec.convert(given, Asked), Record() if data is None else _decode(data)
+        return asked, Record() if data is None else _decode(data)
     except msgspec.MsgspecError as error:
         raise StoreError(f"store: cannot read {job.path(NAME)}: {error}") from error
 

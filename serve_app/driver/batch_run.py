@@ -96,6 +96,8 @@ class BatchRun:
             await self._finish(end)
         elif status.state == "failed":
             await self._after_failure(status)
+        elif status.state in UNFINISHED:  # its driver died, or the store was away, before anybody began to run it
+            await self._go_on("nobody runs it")
 
     def _end(self, status: JobStatus) -> End | None:
         """How the batch ends, now that nobody here runs its job; None if it does not yet."""
@@ -110,8 +112,12 @@ class BatchRun:
     async def _after_failure(self, status: JobStatus) -> None:
         if errors := await asyncio.to_thread(self._errors, counted=status.total > 0):
             await self._finish("failed", errors)
-        elif self._now() >= self._resume_at:
-            logger.warning("%s goes on: %s", self._job.job_id, status.message)
+        else:
+            await self._go_on(status.message)
+
+    async def _go_on(self, reason: str) -> None:
+        if self._now() >= self._resume_at:
+            logger.warning("%s goes on: %s", self._job.job_id, reason)
             self._resume_at = self._now() + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             await self._jobs.resume(self._job.job_id)

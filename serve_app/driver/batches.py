@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 PURPOSE = "batch"
 WORKLOAD = "openai-batch"
+# How much longer than its batch an input lasts: what was left is listed from it.
+INPUT_KEPT_S = 24 * 3600
 
 
 class Batches:
@@ -57,12 +59,18 @@ class Batches:
     async def recover(self) -> None:
         """Follow every batch that had not ended when its driver did. Tries until the store can be read."""
         while True:
+            problem = ""
             try:
                 for job_id in await asyncio.to_thread(self._job_ids):
-                    await self._recover_one(job_id)
-                return
+                    try:
+                        await self._recover_one(job_id)
+                    except StoreError as error:  # the others need not wait for it
+                        problem = str(error)
             except StoreError as error:
-                logger.warning("cannot look for open batches: %s", error)
+                problem = str(error)
+            if not problem:
+                return
+            logger.warning("cannot look for open batches: %s", problem)
             await asyncio.sleep(TAKE_OVER_S)
 
     async def _recover_one(self, job_id: str) -> None:
@@ -104,6 +112,8 @@ class Batches:
             endpoint=request.endpoint,
             metadata={FIELD: msgspec.to_builtins(asked)},
         )
+        # The input is read until the batch has ended, and then once more for what was left.
+        await asyncio.to_thread(self._files.keep_until, stored.id, asked.expires_at + INPUT_KEPT_S)
         job_id = await self._jobs.submit(spec)
         self._follow(job_id, asked, Record())
         return await self._object(job_id)

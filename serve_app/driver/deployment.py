@@ -26,6 +26,7 @@ from serve_app.driver.dispatch import ReplicaPool
 from serve_app.driver.job import make_dispatcher
 from serve_app.driver.jobs import Jobs
 from serve_app.driver.metrics import PopulationMetrics
+from serve_app.driver.permitted import check_permitted
 from serve_app.driver.pool import HandlePool
 from serve_app.driver.render import make_renderer
 from serve_app.driver.results import MEDIA_TYPES, stream_results
@@ -58,10 +59,12 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
                     raise BadSettings("give the form fields spec (JSON) and file")
                 name = f"input-{PurePath(file.filename or 'rows.jsonl').name}"
                 parsed = _spec(spec, source=f"job:{name}")
+                check_permitted(parsed, jobs.settings)
                 return await jobs.status(await jobs.submit(parsed, (name, file.file)))
         parsed = _spec(await request.body())
         if parsed.source.startswith("job:"):
             raise BadSettings("source: 'job:' names an uploaded file; send the file in a form, or give a path or URL")
+        check_permitted(parsed, jobs.settings)
         return await jobs.status(await jobs.submit(parsed))
 
     @app.get("/")

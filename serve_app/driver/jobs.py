@@ -37,7 +37,7 @@ class Jobs:
     """All jobs of a store. Up to `max_running_jobs` run at once, in the order in which they came."""
 
     def __init__(self, settings: DriverSettings, dispatcher: Dispatcher, remote: MakePart | None = None) -> None:
-        self._settings = settings
+        self.settings = settings
         self._dispatcher = dispatcher
         self._remote = remote
         self._store = Store(settings.store)
@@ -98,7 +98,11 @@ class Jobs:
 
         async def whole() -> str:
             job = await asyncio.to_thread(self._prepare, spec, upload)
-            await self._start(job)
+            try:
+                await self._start(job)
+            except Exception:
+                await asyncio.to_thread(self._store.delete, job.job_id)
+                raise
             return job.job_id
 
         return await asyncio.shield(asyncio.create_task(whole()))
@@ -187,7 +191,7 @@ class Jobs:
     def replicas_wanted(self) -> int:
         """How many replicas the running jobs want together; 0 without any."""
         rows = sum(run.rows_left() for run in self._runs.values())
-        low, high = self._settings.min_rows_per_replica, self._settings.max_rows_per_replica
+        low, high = self.settings.min_rows_per_replica, self.settings.max_rows_per_replica
         return replicas_wanted(rows, len(self._dispatcher.workers), min_rows=low, max_rows=high) if rows else 0
 
     def job(self, job_id: str) -> JobStore:
@@ -195,7 +199,7 @@ class Jobs:
         return self._store.open(job_id)
 
     async def _start(self, job: JobStore, *, resumed: bool = False) -> None:
-        run = await asyncio.to_thread(JobRun, job, self._store, self._settings, self._dispatcher, self._remote)
+        run = await asyncio.to_thread(JobRun, job, self._store, self.settings, self._dispatcher, self._remote)
         if job.job_id in self._tasks:
             return
         self._runs[job.job_id] = run

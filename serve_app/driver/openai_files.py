@@ -150,6 +150,13 @@ class FileStore:
             while block := file.read(BLOCK_BYTES):
                 yield block
 
+    def keep_until(self, file_id: str, at: int) -> None:
+        """Have the file expire no earlier than `at` (Unix seconds). Raises NoSuchFile."""
+        stored = self.get(file_id)
+        if stored.expires_at is not None and stored.expires_at < at:
+            stored = msgspec.structs.replace(stored, expires_at=at)
+            self._folder.write(_description(file_id), msgspec.json.encode(stored))
+
     def delete(self, file_id: str) -> None:
         """Remove the file. Raises NoSuchFile."""
         self.get(file_id)

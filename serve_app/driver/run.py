@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import islice
 
 import msgspec
 
@@ -36,6 +35,8 @@ LAST_PATIENCE_S = 10.0
 # Rows are read and rendered in blocks: the first is small, so that the replicas begin at once, and later ones large,
 # so that shared prefixes meet.
 FIRST_BLOCK, LARGEST_BLOCK, GROWTH = 256, 8192, 4
+# A block of images in text ends earlier.
+LARGEST_BLOCK_CHARACTERS = 32 << 20
 
 
 class Block(msgspec.Struct):
@@ -155,10 +156,13 @@ class PartRun:
         rows = self._source.rows(*self._span)
         size = FIRST_BLOCK
         largest = min(LARGEST_BLOCK, max(1, self._settings.backlog_rows // 2))
-        while some := list(islice(rows, min(size, largest))):
-            block = self._block(some, identity, request, renderer)
-            block.last = len(some) < min(size, largest)
-            yield block
+        last = False
+        while not last:
+            some, last = _take(rows, min(size, largest))
+            if some:
+                block = self._block(some, identity, request, renderer)
+                block.last = last
+                yield block
             size *= GROWTH
 
     def _block(self, rows: list[Row], identity: Identity, request: Request, renderer: Renderer) -> Block:
@@ -212,6 +216,18 @@ class PartRun:
             self._log.append(outcomes, msgspec.to_builtins(tally))
         self._unsure = False
         self.tally = tally  # only what is on disk counts
+
+
+def _take(rows: Iterator[Row], most: int) -> tuple[list[Row], bool]:
+    """The next rows of a block, and whether they are the last."""
+    taken: list[Row] = []
+    characters = 0
+    for row in rows:
+        taken.append(row)
+        characters += len(row.prompt or "") + sum(len(message["content"]) for message in row.messages)
+        if len(taken) >= most or characters >= LARGEST_BLOCK_CHARACTERS:
+            return taken, False
+    return taken, True
 
 
 def _outcome(result: RowResult, request: Request, finished_at: str) -> Outcome:

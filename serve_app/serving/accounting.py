@@ -21,6 +21,7 @@ from weakref import WeakSet
 
 from serve_app.errors import PromptTooLong
 from serve_app.serving.refusal import Refusal, prompt_too_long
+from serve_app.settings import PROBE_PRIORITY
 
 
 class Account:
@@ -157,6 +158,8 @@ def counting(method: Any) -> Any:
 
     def counted(*args: Any, **options: Any) -> Any:
         account = _account.get()
+        if account is not None and "priority" in options:  # what a client asks for is never more urgent than a probe
+            options["priority"] = max(PROBE_PRIORITY + 1, options["priority"])
         outputs = method(*args, **options)
         if account is None:
             return outputs

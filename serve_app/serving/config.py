@@ -22,11 +22,13 @@ from serve_app.errors import BadSettings, StoreError
 from serve_app.models.catalog import check_heads, resolve_model, weight_bytes
 from serve_app.serving.keys import read_keys
 from serve_app.settings import (
+    BATCHES_APP,
     DRIVER_APP,
     FILES_APP,
     MODELS_APP,
     REPLICA_DEPLOYMENT,
     REPLICAS_APP,
+    AccessSettings,
     DriverSettings,
     ModelsSettings,
     ReplicaSettings,
@@ -61,6 +63,7 @@ class ServeConfig:
     port: int
     engines: tuple[EngineConfig, ...]
     driver_settings: DriverSettings
+    accesses: tuple[AccessSettings, ...]
 
     @property
     def replicas(self) -> int:
@@ -111,14 +114,21 @@ class ServeConfig:
                 f"{path}: applications.{FILES_APP}.args.store: it is not the driver's, '{driver_settings.store}', so "
                 "batches would not find their files"
             )
+        accesses = [driver_settings.access, *(engine.settings.access for engine in engines)]
         if models_app:
             _check_names(path, models, engines)
+            accesses.append(models.access)
+        if files_app:
+            accesses.append(_parse(DriverSettings, files_app, path).access)
+        if batches_app := applications.get(BATCHES_APP):
+            accesses.append(_parse(AccessSettings, batches_app, path))
         return cls(
             path=path,
             host=str(http.get("host", "127.0.0.1")),
             port=int(http.get("port", 8000)),
             engines=engines,
             driver_settings=driver_settings,
+            accesses=tuple(accesses),
         )
 
     def check(self, *, port: bool = True) -> None:
@@ -130,8 +140,7 @@ class ServeConfig:
         for engine in real:
             check_options(engine.settings.engine)
         self._check_models(real)
-        accesses = (self.driver_settings.access, *(engine.settings.access for engine in self.engines))
-        for file in {file for access in accesses for file in access.key_files}:
+        for file in {file for access in self.accesses for file in access.key_files}:
             read_keys(Path(file))
         if port:
             self._check_port()

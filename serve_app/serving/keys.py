@@ -116,7 +116,7 @@ def read_keys(file: Path) -> tuple[Key, ...]:
     decode = msgspec.json.decode if file.suffix == ".json" else msgspec.yaml.decode
     try:
         document: Any = decode(content) if content.strip() else None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError) as error:  # an impossible date is a ValueError
         raise BadSettings(f"key file {file} cannot be read: {error}") from error
     try:
         keys = _File.model_validate({} if document is None else document).keys

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import Batch
 
-from serve_app.driver.batch_record import BatchRequest, Record, batch_id_of
+from serve_app.driver.batch_record import BatchRequest, Record, batch_id_of, job_id_of
 from serve_app.driver.batch_rows import Line, Problem, RequestRows, read_line
 from serve_app.driver.batches import Batches
 from serve_app.driver.dispatch import Dispatcher
@@ -458,6 +458,42 @@ async def test_a_batch_whose_driver_died_goes_on_with_the_next_one_and_no_row_is
     assert sorted(ids) == sorted(f"r{i}" for i in range(80))
 
 
+async def test_a_batch_whose_job_nobody_took_up_goes_on(make: MakeDriver) -> None:
+    pool = HttpPool(["a"])
+    pool.hold_s = 0.02
+    dead = await make(pool)
+    batch_id = await dead.create(*many(40))
+    await dead.reaches(batch_id, 8)
+    await dead.die()
+    alive = await make(HttpPool(["a"]))
+    await alive.batches.recover()  # and not its jobs, as after a store that was away for long
+    batch = await alive.ended(batch_id)
+    assert (batch["status"], batch["request_counts"]["completed"]) == ("completed", 40)
+
+
+async def test_one_batch_that_cannot_be_read_does_not_keep_the_others_from_going_on(make: MakeDriver) -> None:
+    pool = HttpPool(["a"])
+    pool.hold_s = 0.02
+    dead = await make(pool)
+    unreadable, batch_id = await dead.create(*many(8)), await dead.create(*many(40))
+    await dead.reaches(batch_id, 8)
+    await dead.die()
+    dead.jobs.job(job_id_of(unreadable)).put("batch.json", b"{")
+    alive = await make(HttpPool(["a"]))
+    recovering = asyncio.ensure_future(alive.batches.recover())
+    assert (await alive.ended(batch_id))["status"] == "completed"
+    recovering.cancel()
+
+
+async def test_the_input_of_a_batch_lasts_as_long_as_the_batch(make: MakeDriver, clock: Clock) -> None:
+    driver = await make(HttpPool(["a"]))
+    content = b"".join(json.dumps(ask("1")).encode() for _ in range(1))
+    stored = driver.files.add(io.BytesIO(content), "in.jsonl", "batch", expires_after_s=3600)
+    request = BatchRequest(input_file_id=stored.id, endpoint=CHAT, completion_window="24h")
+    batch = await driver.batches.create(request)
+    assert driver.files.get(stored.id).expires_at >= batch["expires_at"] > clock.now + 3600
+
+
 async def test_a_driver_that_dies_while_it_writes_the_files_leaves_one_of_each(
     make: MakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -573,10 +609,11 @@ async def test_a_wrong_request_is_refused_at_once_with_the_field_that_is_wrong(m
             assert (await client.get(path)).status_code == 404
 
 
-async def test_an_ordinary_job_with_a_batchs_name_is_no_batch(make: MakeDriver) -> None:
+@pytest.mark.parametrize("metadata", [{}, {"batch": "mine"}])
+async def test_an_ordinary_job_with_a_batchs_name_is_no_batch(make: MakeDriver, metadata: dict[str, str]) -> None:
     driver = await make(HttpPool(["a"]))
     job_id = f"batch-{'0' * 24}"
-    await driver.jobs.submit(JobSpec(job_id=job_id, rows=({"custom_id": "1", "prompt": "x"},)))
+    await driver.jobs.submit(JobSpec(job_id=job_id, rows=({"custom_id": "1", "prompt": "x"},), metadata=metadata))
     assert await driver.batches.page() == ([], False)
     with pytest.raises(JobNotFound):
         await driver.batches.retrieve(batch_id_of(job_id))

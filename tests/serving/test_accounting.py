@@ -18,6 +18,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from serve_app.errors import PromptTooLong
 from serve_app.serving.accounting import Account, current, install, prompt_length, use
+from serve_app.settings import PROBE_PRIORITY
 
 PROMPT = {"type": "token", "prompt_token_ids": [1, 2, 3]}
 DELTA, FINAL = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
@@ -113,6 +114,23 @@ async def test_requests_side_by_side_have_accounts_of_their_own() -> None:
             return account.completion_tokens
 
     assert await asyncio.gather(*(request(n) for n in range(1, 6))) == [2, 4, 6, 8, 10]
+
+
+async def test_no_client_goes_before_the_health_probe() -> None:
+    engine, seen = FakeEngine([output([4], finished=True)]), []
+    generate = engine.generate
+
+    def noting(*args: Any, **options: Any) -> AsyncGenerator[Any, None]:
+        seen.append(options["priority"])
+        return generate(*args, **options)
+
+    engine.generate = noting  # type: ignore[method-assign]
+    install(engine)
+    with use(Account()):
+        for asked in (-(10**9), -5, 7):
+            await read(engine.generate(PROMPT, SamplingParams(), "r", priority=asked))
+    await read(engine.generate(PROMPT, SamplingParams(), "r", priority=PROBE_PRIORITY))  # the probe's own
+    assert seen == [PROBE_PRIORITY + 1, -5, 7, PROBE_PRIORITY]
 
 
 async def test_embeddings_cost_their_prompt() -> None:

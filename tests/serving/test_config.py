@@ -65,6 +65,20 @@ def test_an_unknown_argument_names_its_place_and_the_nearest(write: Callable[...
         write(lambda document: document["applications"][1]["args"].update(chunk_row=4))
 
 
+def test_access_of_every_application_is_checked(write: Callable[..., ServeConfig]) -> None:
+    def application(document: dict[str, Any], name: str) -> dict[str, Any]:
+        found: dict[str, Any] = next(app for app in document["applications"] if app["name"] == name)
+        return found.setdefault("args", {})  # type: ignore[no-any-return]
+
+    with pytest.raises(BadSettings, match=r"applications.batches.args.max_bodybytes: .*did you mean 'max_body_bytes'"):
+        write(lambda document: application(document, "batches").update(max_bodybytes=1))
+    for name in ("files", "batches"):
+        access = {"key_files": ["/nonexistent.yaml"]}
+        args = access if name == "batches" else {"access": access}
+        with pytest.raises(BadSettings, match="nonexistent"):
+            write(lambda document, name=name, args=args: application(document, name).update(args)).check()
+
+
 def test_tensor_parallelism_that_does_not_divide_the_heads_says_what_does(write: Callable[..., ServeConfig]) -> None:
     with pytest.raises(
         BadSettings, match=r"tensor_parallel_size 5 does not divide the model's 12 .*\[1, 2, 3, 4, 6, 12\]"

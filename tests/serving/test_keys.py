@@ -102,11 +102,14 @@ def test_a_mounted_secret_is_followed_when_its_link_points_elsewhere(tmp_path: P
     assert ring.find(new) is not None
 
 
-def test_half_an_edit_locks_nobody_out_and_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("edit", ["keys: [{name: alice, sha", "keys: [{name: alice, expires: 2027-02-30T00:00:00Z}]"])
+def test_half_an_edit_locks_nobody_out_and_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, edit: str
+) -> None:
     file, clock = tmp_path / "keys.yaml", Clock()
     key = create_key(file, "alice")
     ring = KeyRing([file], clock=clock)
-    file.write_text("keys: [{name: alice, sha")
+    file.write_text(edit)
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             clock.now += CHECK_EVERY_S
