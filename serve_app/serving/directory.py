@@ -14,6 +14,9 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
 import msgspec
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
 from starlette.types import Message, Scope
 
 from serve_app.serving.piece import Piece
@@ -110,6 +113,25 @@ def read_wanted(body: bytes) -> Wanted:
     except (ValueError, RecursionError):
         return Wanted()
     return Wanted(fields.get("model"), fields.get("prompt_cache_key")) if isinstance(fields, dict) else Wanted()
+
+
+async def read_form(scope: Scope, body: bytes) -> Wanted:
+    """The same fields of a form, as an audio file comes in; none of one that cannot be read."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    try:
+        async with Request(scope, receive).form() as form:
+            return Wanted(form.get("model"), form.get("prompt_cache_key"))
+    except (HTTPException, MultiPartException):
+        return Wanted()
+
+
+def is_form(scope: Scope) -> bool:
+    """Whether the body says that it is one."""
+    types = [bytes(value) for name, value in scope["headers"] if name.lower() == b"content-type"]
+    return any(kind.lower().startswith(b"multipart/form-data") for kind in types)
 
 
 def read_session(scope: Scope, wanted: Wanted) -> str:

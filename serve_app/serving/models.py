@@ -32,7 +32,16 @@ from starlette.routing import Mount, Route, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import EngineFailed, ServerUnavailable
-from serve_app.serving.directory import LIST_TIMEOUT_S, Card, Directory, Served, read_session, read_wanted
+from serve_app.serving.directory import (
+    LIST_TIMEOUT_S,
+    Card,
+    Directory,
+    Served,
+    is_form,
+    read_form,
+    read_session,
+    read_wanted,
+)
 from serve_app.serving.gate import Gate
 from serve_app.serving.piece import SCOPE, Answer, Piece, is_last
 from serve_app.serving.refusal import Refusal, body_too_large, unavailable
@@ -143,7 +152,7 @@ class Relay:
             return None
         if body is None:
             return await response(body_too_large(self._max_body_bytes or 0))(scope, receive, send)
-        wanted = read_wanted(body)
+        wanted = await read_form(scope, body) if is_form(scope) else read_wanted(body)
         name: str | None = self._default
         if isinstance(wanted.model, str) and wanted.model:
             name = await self._directory.find(wanted.model)

@@ -257,6 +257,24 @@ async def test_a_request_goes_to_the_application_that_serves_its_model_and_else_
     assert asked == {"a": 0, "b": 0} | {application: 1}
 
 
+@pytest.mark.parametrize(("model", "application"), [("large", "b"), ("small", "a"), (None, "a")])
+async def test_a_form_goes_to_the_application_that_serves_its_model_too(
+    cluster: Cluster, model: str | None, application: str
+) -> None:
+    form = {"language": "en"} | ({"model": model} if model else {})
+    request = httpx.Request("POST", "http://test/", data=form, files={"file": ("a.wav", b"\0\xff" * 5000)})
+    answer = await cluster.post(request.read(), headers={"content-type": request.headers["content-type"]})
+    engine = {"a": cluster.a, "b": cluster.b}[application]
+    assert answer.headers["x-from"] == engine.names[0]
+    assert engine.asked[-1][1] == request.content
+
+
+async def test_a_broken_form_is_the_first_applications_to_refuse(cluster: Cluster) -> None:
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
+        answer = await cluster.post(b"--y nothing", headers={"content-type": kind})
+        assert answer.headers["x-from"] == "small"
+
+
 @pytest.mark.parametrize("body", [b"", b"not JSON", b'["large"]', b'{"model": "large"', b"[" * 100_000, b'"large"'])
 async def test_a_body_that_names_no_model_is_the_first_applications_to_refuse(cluster: Cluster, body: bytes) -> None:
     assert (await cluster.post(body)).headers["x-from"] == "small"
