@@ -13,6 +13,7 @@ Knows the engine's outputs by the names of their fields (vLLM's RequestOutput); 
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from contextvars import ContextVar
@@ -22,6 +23,9 @@ from weakref import WeakSet
 from serve_app.errors import PromptTooLong
 from serve_app.serving.refusal import Refusal, prompt_too_long
 from serve_app.settings import PROBE_PRIORITY
+
+# What vLLM adds to a request's id for each beam of each step (entrypoints/…/beam_search/online.py).
+BEAM = re.compile(r"-[^-]+-beam-[0-9]+$")
 
 
 class Account:
@@ -35,6 +39,7 @@ class Account:
         self._open: WeakSet[AsyncGenerator[Any, None]] = WeakSet()
         self._working = 0
         self._settle: Callable[[], None] | None = None
+        self._beams: set[str] = set()
 
     @property
     def tokens(self) -> int:
@@ -50,6 +55,16 @@ class Account:
         if self._max_prompt_tokens is not None and tokens > self._max_prompt_tokens:
             self.refused = prompt_too_long(tokens, self._max_prompt_tokens)
             raise PromptTooLong(self.refused.message)
+
+    def is_later_beam(self, request_id: str) -> bool:
+        """Whether this engine request goes on with a beam search: its prompt is the first one's and what was found."""
+        found = BEAM.search(request_id)
+        if found is None:
+            return False
+        search = request_id[: found.start()]
+        later = search in self._beams
+        self._beams.add(search)
+        return later
 
     def when_idle(self, settle: Callable[[], None]) -> None:
         """Call `settle` once the engine works no more for this: at once, or later, as for a response in background."""
@@ -109,11 +124,11 @@ def use(account: Account) -> Iterator[Account]:
 class _Tally:
     """Adds one engine request's outputs to an account."""
 
-    def __init__(self, account: Account, deltas: bool) -> None:
+    def __init__(self, account: Account, deltas: bool, *, prompt_counted: bool = False) -> None:
         self.collector: Any = None
         self._account = account
         self._deltas = deltas
-        self._begun = False
+        self._begun = prompt_counted
         self._counts: dict[int, int] = {}
 
     def add(self, output: Any) -> None:
@@ -163,10 +178,12 @@ def counting(method: Any) -> Any:
         outputs = method(*args, **options)
         if account is None:
             return outputs
-        account.check_prompt(prompt_length(args[0] if args else options["prompt"]))
+        later = account.is_later_beam(str(args[2] if len(args) > 2 else options.get("request_id", "")))
+        if not later:
+            account.check_prompt(prompt_length(args[0] if args else options["prompt"]))
         params = args[1] if len(args) > 1 else options.get("sampling_params")
         deltas = getattr(getattr(params, "output_kind", None), "name", "") == "DELTA"
-        return account.open(_count(outputs, _Tally(account, deltas), account))
+        return account.open(_count(outputs, _Tally(account, deltas, prompt_counted=later), account))
 
     return counted
 

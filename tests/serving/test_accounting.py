@@ -12,6 +12,7 @@ import pytest
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.utils import random_uuid
 from vllm.utils.async_utils import merge_async_iterators
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
@@ -131,6 +132,20 @@ async def test_no_client_goes_before_the_health_probe() -> None:
             await read(engine.generate(PROMPT, SamplingParams(), "r", priority=asked))
     await read(engine.generate(PROMPT, SamplingParams(), "r", priority=PROBE_PRIORITY))  # the probe's own
     assert seen == [PROBE_PRIORITY + 1, -5, 7, PROBE_PRIORITY]
+
+
+async def test_a_beam_search_costs_its_prompt_once_and_its_steps_are_no_longer_prompts() -> None:
+    engine = installed(output([4], finished=True))
+    account = Account(max_prompt_tokens=3)
+    with use(account):
+        for step, beams in enumerate((1, 2, 2)):
+            name = f"cmpl-1-{random_uuid()}"
+            prompt = {"type": "token", "prompt_token_ids": [1, 2, 3, *[9] * step]}
+            for beam in range(beams):
+                await read(engine.generate(prompt, SamplingParams(max_tokens=1), f"{name}-beam-{beam}"))
+        assert await settled(account) == (3, 5)
+        with pytest.raises(PromptTooLong):
+            engine.generate({"type": "token", "prompt_token_ids": [1] * 4}, SamplingParams(), "cmpl-2-abc-beam-0")
 
 
 async def test_embeddings_cost_their_prompt() -> None:
