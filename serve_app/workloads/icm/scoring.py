@@ -119,11 +119,16 @@ class Answers:
             raise Unanswered([asked])
         return self.known[asked]
 
-    def require(self, candidates: Sequence[Labels]) -> None:
-        """Raise Unanswered for all that is missing to know the candidates' leave-one-out probabilities."""
-        asked = (question(labels, index) for labels in candidates for index in labelled(labels))
-        if missing := [one for one in asked if one not in self.known]:
-            raise Unanswered(missing, candidates)
+    def require(self, candidates: Sequence[Labels], ahead: Sequence[Labels] = ()) -> None:
+        """Raise Unanswered for all that is missing to know the candidates' leave-one-out probabilities, and then for
+        those of `ahead` too."""
+        if any(self._missing(labels) for labels in candidates):
+            both = (*candidates, *ahead)
+            raise Unanswered((one for labels in both for one in self._missing(labels)), both)
+
+    def _missing(self, labels: Labels) -> list[Question]:
+        asked = (question(labels, index) for index in labelled(labels))
+        return [one for one in asked if one not in self.known]
 
     def leave_one_out(self, labels: Labels) -> list[tuple[float, float]]:
         """log p(· | x_i, D∖i) of each labelled example, by index. Raises Unanswered."""

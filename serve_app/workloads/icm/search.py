@@ -9,6 +9,7 @@ and of answered questions. What it needs and is not answered stops it (`Unanswer
 what is likely to be needed next, and the iteration begins again. Asking ahead keeps the chain's law, and indeed its
 path: answers are only looked up, a question's answer does not depend on when it is asked, and neither do the random
 numbers; so the chain takes the same steps whether it finds more answers than it asked for or none. Asked ahead are
+- the resolutions of the pairs that the consistency fix tries next if the first one's do not make U grow,
 - the labels of the next examples that have none, if this proposal is accepted and if it is rejected (those of labelled
   examples are the leave-one-out answers of the labelling, and so are there),
 - the next proposals themselves as if all before them were rejected (`speculate`), which late in the annealing most are;
@@ -21,7 +22,7 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 
 import msgspec
 
@@ -38,6 +39,8 @@ LOOK_AHEAD = 64
 # Labels asked ahead for each labelling, a prompt each: a proposal that was rejected before takes no call, and so none
 # in which the next label could be asked.
 LABELS_AHEAD = 4
+# Pairs of which the resolutions are asked with those of the first: mostly none of them makes U grow.
+PAIRS_AHEAD = 3
 
 
 class Evaluated(msgspec.Struct, frozen=True):
@@ -222,27 +225,26 @@ class Search:
         """Algorithm 2: resolve inconsistent pairs in random order, each in the best way, as long as U does not fall;
         `forced` takes the first resolution even so.
 
-        Raises Unanswered; the labelling and its first pair's resolutions are asked together.
+        Raises Unanswered; the labelling, its first pair's resolutions and those of the pairs that come next if these
+        fail are asked together.
         """
         failed: set[Relation] = set()
-        for drawn in draws.pairs:
+        for number in range(len(draws.pairs)):
             pairs = [relation for relation in self._constraints.violations(labels) if relation not in failed]
-            pair = pairs[int(drawn * len(pairs))] if pairs else None
-            options = self._resolutions(labels, pair)
-            self.answers.require([labels, *options])
-            if pair is None:
+            turns = _in_turn(pairs, draws.pairs[number : number + 1 + PAIRS_AHEAD])
+            options, *later = [self._resolutions(labels, pair) for pair in turns] or [[]]
+            self.answers.require([labels, *options], [] if forced else list(chain.from_iterable(later)))
+            if not options:
                 break
             best = max((self._evaluate(option, before) for option in options), key=lambda one: self.utility(one, alpha))
             if forced or self.utility(best, alpha) >= self.utility(self._evaluate(labels, before), alpha):
                 labels, failed, forced = best.labels, set(), False
             else:
-                failed.add(pair)
+                failed.add(turns[0])
         return self._evaluate(labels, before)
 
-    def _resolutions(self, labels: Labels, pair: Relation | None) -> list[Labels]:
+    def _resolutions(self, labels: Labels, pair: Relation) -> list[Labels]:
         """The labellings that agree with the relation, and are otherwise the same."""
-        if pair is None:
-            return []
         allowed = CONSISTENT[pair.kind]
         if pair.kind == "contradiction" and not self._rules.both_false:
             allowed = tuple(option for option in allowed if option != (0, 0))
@@ -310,6 +312,12 @@ class Search:
         """Only questions about the present labelling can be asked again."""
         labels = self.state.current.labels
         self.answers.keep(question(labels, index) for index in range(len(labels)))
+
+
+def _in_turn(pairs: Sequence[Relation], draws: Sequence[float]) -> list[Relation]:
+    """The pairs that are drawn, each from those that are left."""
+    left = list(pairs)
+    return [left.pop(int(drawn * len(left))) for drawn in draws[: len(pairs)]]
 
 
 def _drawn(weights: Sequence[float], draws: Draws) -> int:
