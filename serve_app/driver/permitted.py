@@ -12,6 +12,9 @@ from serve_app.driver.spec import JobSpec
 from serve_app.errors import BadSettings
 from serve_app.settings import DriverSettings
 
+# Schemes of the driver's own disk, by pyarrow and fsspec.
+LOCAL = ("file", "local")
+
 
 def check_permitted(spec: JobSpec, settings: DriverSettings) -> None:
     """Raise BadSettings naming the field and the operator's setting."""
@@ -24,21 +27,22 @@ def check_permitted(spec: JobSpec, settings: DriverSettings) -> None:
                 f"provider.api_key_env: the key in {name} may not be sent to {spec.provider.base_url}: the operator "
                 "names variables and addresses in the driver's `provider_keys`"
             )
-    if spec.source and not spec.source.startswith("job:"):
-        scheme = SCHEME.match(spec.source)
-        if (scheme is None or scheme[1].lower() in ("file", "local")) and not _in_folder(
-            spec.source, settings.source_folders
-        ):
-            raise BadSettings(
-                f"source: {spec.source} is a file of the driver's machine: upload it, give a URL, or have the operator "
-                "add its folder to the driver's `source_folders`"
-            )
+    if spec.source and not spec.source.startswith("job:") and not _may_read(spec.source, settings.source_folders):
+        raise BadSettings(
+            f"source: {spec.source} is a file of the driver's machine: upload it, give a URL, or have the operator "
+            "add its folder to the driver's `source_folders`"
+        )
 
 
 def _below(url: str, address: str) -> bool:
     return f"{url.rstrip('/')}/".startswith(f"{address.rstrip('/')}/")
 
 
-def _in_folder(source: str, folders: tuple[str, ...]) -> bool:
-    path = Path(SCHEME.sub("", source, count=1) if SCHEME.match(source) else source).expanduser().resolve()
+def _may_read(source: str, folders: tuple[str, ...]) -> bool:
+    if "::" in source:  # fsspec's chains: zip://name::file:///archive
+        return False
+    scheme = SCHEME.match(source)
+    if scheme is not None and scheme[1].lower() not in LOCAL:
+        return True
+    path = Path(SCHEME.sub("", source, count=1) if scheme else source).expanduser().resolve()
     return any(path.is_relative_to(Path(folder).expanduser().resolve()) for folder in folders)

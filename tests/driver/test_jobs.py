@@ -479,6 +479,8 @@ def test_sizes_out_of_order_are_refused(low: str) -> None:
         ({"rows": [], "source": "/etc/passwd", "format": "csv", "prompt": "{x}"}, "source_folders"),
         ({"rows": [], "source": "file:///etc/passwd", "format": "csv", "prompt": "{x}"}, "source_folders"),
         ({"rows": [], "source": "{folder}/../x.csv", "prompt": "{x}"}, "source_folders"),
+        ({"rows": [], "source": "zip://x.csv::file:///etc/x.zip", "prompt": "{x}"}, "source_folders"),
+        ({"rows": [], "source": "LOCAL:///etc/x.csv", "prompt": "{x}"}, "source_folders"),
         ({"provider": {"base_url": "https://api.example/v1/", "model": "m", "api_key_env": "MY_KEY"}}, ""),
         ({"provider": {"base_url": "http://inside:8000/v1", "model": "m"}}, ""),
         ({"rows": [], "source": "{folder}/x.csv", "prompt": "{x}"}, ""),
