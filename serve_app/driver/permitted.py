@@ -44,5 +44,5 @@ def _may_read(source: str, folders: tuple[str, ...]) -> bool:
     scheme = SCHEME.match(source)
     if scheme is not None and scheme[1].lower() not in LOCAL:
         return True
-    path = Path(SCHEME.sub("", source, count=1) if scheme else source).expanduser().resolve()
+    path = Path(source[scheme.end() :] if scheme else source).expanduser().resolve()
     return any(path.is_relative_to(Path(folder).expanduser().resolve()) for folder in folders)

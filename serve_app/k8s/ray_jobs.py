@@ -25,6 +25,7 @@ from serve_app.k8s.ray_service import yaml_text
 from serve_app.k8s.serve_config import HTTP_PORT, serve_config
 from serve_app.k8s.standalone import flags
 from serve_app.k8s.values import Preset, Values, ray_version
+from serve_app.settings import BATCHES_APP
 
 POPULATION = "population"
 CONFIG_FOLDER = "/etc/serve-app/population"
@@ -51,7 +52,7 @@ def population_job(values: Values, preset: Preset) -> list[Manifest]:
     head["containers"][0]["volumeMounts"].append({"name": "population", "mountPath": CONFIG_FOLDER, "readOnly": True})
     document = serve_config(values.model_copy(update={"store": values.population_store}), preset)
     for application in document["applications"]:  # nobody but the job reaches it
-        access = application["args"] if application["name"] == "batches" else application["args"]["access"]
+        access = application["args"] if application["name"] == BATCHES_APP else application["args"]["access"]
         del access["key_files"]
     return [
         {

@@ -14,6 +14,7 @@ import yaml
 from serve_app.errors import BadSettings
 from serve_app.k8s.values import Gpu, Preset, Values
 from serve_app.settings import (
+    BATCHES_APP,
     DRIVER_APP,
     FILES_APP,
     REPLICAS_APP,
@@ -34,7 +35,7 @@ SETTINGS: dict[str, type[Frozen]] = {
     REPLICAS_APP: ReplicaSettings,
     DRIVER_APP: DriverSettings,
     FILES_APP: DriverSettings,
-    "batches": AccessSettings,
+    BATCHES_APP: AccessSettings,
 }
 
 
@@ -91,7 +92,7 @@ def _set_control(application: dict[str, Any], values: Values, preset: Preset) ->
         args["store"] = values.store
     if application["name"] == DRIVER_APP:
         args["replica_wait_s"] = REPLICA_WAIT_S
-    access = args if application["name"] == "batches" else args.setdefault("access", {})
+    access = args if application["name"] == BATCHES_APP else args.setdefault("access", {})
     access["key_files"] = [KEY_FILE]
     if preset.gpu:
         for deployment in application["deployments"]:

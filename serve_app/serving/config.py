@@ -108,18 +108,18 @@ class ServeConfig:
                 f"{path}: applications.{DRIVER_APP}.args.replicas: '{driver_settings.replicas}' is not one of "
                 + ", ".join(names)
             )
-        files_app = applications.get(FILES_APP)
-        if files_app and _parse(DriverSettings, files_app, path).store != driver_settings.store:
+        accesses = [driver_settings.access, *(engine.settings.access for engine in engines)]
+        if files_app := applications.get(FILES_APP):
+            files_settings = _parse(DriverSettings, files_app, path)
+            accesses.append(files_settings.access)
+        if files_app and files_settings.store != driver_settings.store:
             raise BadSettings(
                 f"{path}: applications.{FILES_APP}.args.store: it is not the driver's, '{driver_settings.store}', so "
                 "batches would not find their files"
             )
-        accesses = [driver_settings.access, *(engine.settings.access for engine in engines)]
         if models_app:
             _check_names(path, models, engines)
             accesses.append(models.access)
-        if files_app:
-            accesses.append(_parse(DriverSettings, files_app, path).access)
         if batches_app := applications.get(BATCHES_APP):
             accesses.append(_parse(AccessSettings, batches_app, path))
         return cls(

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -130,8 +131,7 @@ async def read_form(scope: Scope, body: bytes) -> Wanted:
 
 def is_form(scope: Scope) -> bool:
     """Whether the body says that it is one."""
-    types = [bytes(value) for name, value in scope["headers"] if name.lower() == b"content-type"]
-    return any(kind.lower().startswith(b"multipart/form-data") for kind in types)
+    return Headers(scope=scope).get("content-type", "").lower().startswith("multipart/form-data")
 
 
 def read_session(scope: Scope, wanted: Wanted) -> str:

@@ -444,13 +444,19 @@ async def test_output_files_expire_when_the_batch_says(make: MakeDriver, clock: 
 # --- drivers come and go ---
 
 
-async def test_a_batch_whose_driver_died_goes_on_with_the_next_one_and_no_row_is_twice(make: MakeDriver) -> None:
+async def left_behind(make: MakeDriver, *sizes: int) -> tuple[Driver, list[str]]:
+    """A driver that died amid the last of its batches of so many requests, and all their ids."""
     pool = HttpPool(["a"])
     pool.hold_s = 0.02
     dead = await make(pool)
-    batch_id = await dead.create(*many(80))
-    await dead.reaches(batch_id, 8)
+    batch_ids = [await dead.create(*many(size)) for size in sizes]
+    await dead.reaches(batch_ids[-1], 8)
     await dead.die()
+    return dead, batch_ids
+
+
+async def test_a_batch_whose_driver_died_goes_on_with_the_next_one_and_no_row_is_twice(make: MakeDriver) -> None:
+    _, (batch_id,) = await left_behind(make, 80)
     alive = await make(HttpPool(["a"]))
     await asyncio.gather(alive.jobs.recover(), alive.batches.recover())
     batch = await alive.ended(batch_id)
@@ -459,12 +465,7 @@ async def test_a_batch_whose_driver_died_goes_on_with_the_next_one_and_no_row_is
 
 
 async def test_a_batch_whose_job_nobody_took_up_goes_on(make: MakeDriver) -> None:
-    pool = HttpPool(["a"])
-    pool.hold_s = 0.02
-    dead = await make(pool)
-    batch_id = await dead.create(*many(40))
-    await dead.reaches(batch_id, 8)
-    await dead.die()
+    _, (batch_id,) = await left_behind(make, 40)
     alive = await make(HttpPool(["a"]))
     await alive.batches.recover()  # and not its jobs, as after a store that was away for long
     batch = await alive.ended(batch_id)
@@ -472,12 +473,7 @@ async def test_a_batch_whose_job_nobody_took_up_goes_on(make: MakeDriver) -> Non
 
 
 async def test_one_batch_that_cannot_be_read_does_not_keep_the_others_from_going_on(make: MakeDriver) -> None:
-    pool = HttpPool(["a"])
-    pool.hold_s = 0.02
-    dead = await make(pool)
-    unreadable, batch_id = await dead.create(*many(8)), await dead.create(*many(40))
-    await dead.reaches(batch_id, 8)
-    await dead.die()
+    dead, (unreadable, batch_id) = await left_behind(make, 8, 40)
     dead.jobs.job(job_id_of(unreadable)).put("batch.json", b"{")
     alive = await make(HttpPool(["a"]))
     recovering = asyncio.ensure_future(alive.batches.recover())
@@ -487,8 +483,7 @@ async def test_one_batch_that_cannot_be_read_does_not_keep_the_others_from_going
 
 async def test_the_input_of_a_batch_lasts_as_long_as_the_batch(make: MakeDriver, clock: Clock) -> None:
     driver = await make(HttpPool(["a"]))
-    content = b"".join(json.dumps(ask("1")).encode() for _ in range(1))
-    stored = driver.files.add(io.BytesIO(content), "in.jsonl", "batch", expires_after_s=3600)
+    stored = driver.files.add(io.BytesIO(json.dumps(ask("1")).encode()), "in.jsonl", "batch", expires_after_s=3600)
     request = BatchRequest(input_file_id=stored.id, endpoint=CHAT, completion_window="24h")
     batch = await driver.batches.create(request)
     assert driver.files.get(stored.id).expires_at >= batch["expires_at"] > clock.now + 3600

@@ -19,7 +19,7 @@ from serve_app.k8s.rules.manifests import (
     templates,
 )
 from serve_app.k8s.serve_config import HTTP_PORT, SETTINGS
-from serve_app.settings import DRIVER_APP, FILES_APP, REPLICA_DEPLOYMENT, REPLICAS_APP
+from serve_app.settings import BATCHES_APP, DRIVER_APP, FILES_APP, REPLICA_DEPLOYMENT, REPLICAS_APP
 
 
 @rule("settings")
@@ -52,7 +52,7 @@ def keys(manifests: Sequence[Manifest]) -> Found:
         folders = None
         for application in document.get("applications") or []:
             args = application.get("args") or {}
-            access = args if application.get("name") == "batches" else args.get("access") or {}
+            access = args if application.get("name") == BATCHES_APP else args.get("access") or {}
             files = access.get("key_files") or []
             if not files:
                 yield owner, f"application '{application.get('name')}' has no access.key_files: anybody may"

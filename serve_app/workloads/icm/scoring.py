@@ -122,12 +122,11 @@ class Answers:
     def require(self, candidates: Sequence[Labels], ahead: Sequence[Labels] = ()) -> None:
         """Raise Unanswered for all that is missing to know the candidates' leave-one-out probabilities, and then for
         those of `ahead` too."""
-        if any(self._missing(labels) for labels in candidates):
-            both = (*candidates, *ahead)
-            raise Unanswered((one for labels in both for one in self._missing(labels)), both)
+        if missing := self._missing(candidates):
+            raise Unanswered([*missing, *self._missing(ahead)], [*candidates, *ahead])
 
-    def _missing(self, labels: Labels) -> list[Question]:
-        asked = (question(labels, index) for index in labelled(labels))
+    def _missing(self, candidates: Sequence[Labels]) -> list[Question]:
+        asked = (question(labels, index) for labels in candidates for index in labelled(labels))
         return [one for one in asked if one not in self.known]
 
     def leave_one_out(self, labels: Labels) -> list[tuple[float, float]]:
