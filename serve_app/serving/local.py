@@ -83,7 +83,7 @@ def serve_environment() -> dict[str, str]:
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": os.environ.get("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1"),
         # HAProxy ends the streams of a replica that left after this many seconds (Ray's default: 120).
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": os.environ.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "1200"),
-        # Proxy to replica by gRPC, not by actor calls: streams were faster in each of four turns (benchmarks/README.md).
+        # Proxy to replica by gRPC: in turns, streams were faster than by actor calls (benchmarks/README.md).
         "RAY_SERVE_PROXY_USE_GRPC": os.environ.get("RAY_SERVE_PROXY_USE_GRPC", "1"),
         # What a replica has to send at a time may be a whole answer, or all of a file that is read faster than sent.
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
