@@ -12,7 +12,7 @@ help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # The stamp is as old as the pins it was made from, so that a changed pin installs again and nothing else does.
-.venv/ready: requirements.txt pyproject.toml cluster/setup.sh
+.venv/ready: requirements.txt pyproject.toml cluster/setup.sh cluster/warm.py
 	@PYTHON="$(PYTHON)" cluster/setup.sh
 	@touch $@
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable
 
 from serve_app.engine.simulated import TOKEN_BYTES, SimulatedEngine
-from serve_app.errors import EngineFailed
+from serve_app.errors import ReplicaLost
 from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo
 from serve_app.settings import SimulatedSettings
 
@@ -47,11 +47,11 @@ class SimulatedPool:
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
         engine = self.engines.get(replica_id)
         if engine is None:
-            raise EngineFailed(f"simulated: {replica_id} is gone")
+            raise ReplicaLost(f"simulated: {replica_id} is gone")
         self.chunks[replica_id] += 1
         completions = await engine.run(chunk)
         if self.engines.get(replica_id) is not engine:
-            raise EngineFailed(f"simulated: {replica_id} was lost")
+            raise ReplicaLost(f"simulated: {replica_id} was lost")
         return ChunkResult(chunk.chunk_id, self.info(replica_id), completions, engine.waiting)
 
 

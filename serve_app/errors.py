@@ -7,6 +7,7 @@
     │   └── ModelNotFound     the model's folder or name does not lead to a model
     ├── NotEnoughMemory       the replica would not fit on this machine
     ├── EngineFailed          the engine died or hangs; the replica must be replaced
+    ├── ReplicaLost           the replica's process or node is gone, mostly by a cause outside of it
     ├── StoreError            a run's folder cannot be read or written
     │   └── JobNotFound       no job of that id in the store
     │       └── NoSuchFile    no OpenAI file of that id in the store
@@ -46,6 +47,10 @@ class NotEnoughMemory(ServeAppError):
 
 class EngineFailed(ServeAppError):
     """Raised when the engine died, hangs or was shut down; its replica must be replaced."""
+
+
+class ReplicaLost(ServeAppError):
+    """Raised when a replica's process or node is gone, or is being stopped, with a call open on it."""
 
 
 class StoreError(ServeAppError):

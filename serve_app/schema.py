@@ -102,7 +102,10 @@ class Completion(msgspec.Struct, frozen=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
-    """What an engine says of itself, once it is ready."""
+    """What an engine says of itself, once it is ready.
+
+    `dtype_reason` says why it is that one, where nobody asked for one and it is not the model's own.
+    """
 
     model: str
     engine_version: str
@@ -113,6 +116,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     tokenizer: str = ""
     cpu_binding: str = ""
     worker_pids: tuple[int, ...] = ()
+    dtype: str = ""
+    dtype_reason: str = ""
 
 
 class ReplicaInfo(msgspec.Struct, frozen=True):

@@ -51,16 +51,20 @@ class SimulatedSettings(Frozen):
 
 
 class HealthSettings(Frozen):
-    """When an engine counts as hung: it has work and completes no step for `stall_timeout_s`."""
+    """When an engine counts as hung; see `engine/watchdog.py`."""
 
-    stall_timeout_s: float = Field(60.0, gt=0)
-    start_timeout_s: float = Field(900.0, gt=0)
+    stall_timeout_s: float = Field(15.0, gt=0, description="it has work, finishes no step and one of its workers uses "
+                                   "no processor time (on CPU, where that tells slow from hung)")  # fmt: skip
+    step_timeout_s: float | None = Field(None, gt=0, description="it has work and finishes no step, whatever its "
+                                         "workers do; null: 900 on CPU, 60 on GPUs")  # fmt: skip
+    start_timeout_s: float = Field(900.0, gt=0, description="from loaded weights to the first token")
 
 
 class SharingSettings(Frozen):
     """What populations get of an engine that answers online requests too; see `engine/scheduler.py`.
 
-    Obeyed where the engine's `scheduling_policy` is `priority` and its `scheduler_cls` is not given.
+    Obeyed where the engine's `scheduler_cls` is not given; all but `max_step_s` where its `scheduling_policy` is
+    `priority`.
     """
 
     population_step_tokens: int | None = Field(64, ge=0, description="of each step, beside running online requests; "
@@ -69,6 +73,8 @@ class SharingSettings(Frozen):
     standby_step_tokens: int | None = Field(512, ge=1, description="of each step, while an online request may come; "
                                             "null: whole steps")  # fmt: skip
     standby_s: float = Field(600.0, ge=0, description="after an online request, another one may come for so long")
+    max_step_s: float | None = Field(1.0, gt=0, description="a step takes as many tokens as this engine was seen to "
+                                     "compute in so long, whosever they are; null: as vLLM has it")  # fmt: skip
 
 
 class ShardingSettings(Frozen):
@@ -181,7 +187,9 @@ class DriverSettings(Frozen):
     window_rows: int = Field(192, ge=1)
     max_window_rows: int = Field(1024, ge=1)
     backlog_rows: int = Field(16_384, ge=1, description="rows of a job that are held in memory at once")
-    max_attempts: int = Field(5, ge=1, description="of a chunk, over all replicas, before its rows are `failed`")
+    max_attempts: int = Field(
+        5, ge=1, description="failures of a row by itself before it is `failed`; replicas lost under it do not count"
+    )
     min_rows_per_replica: int = Field(128, ge=1)
     max_rows_per_replica: int = Field(4096, ge=1)
     commit_rows: int = Field(1000, ge=1, description="commit at least after so many rows")

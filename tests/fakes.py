@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 
-from serve_app.errors import EngineFailed
+from serve_app.errors import EngineFailed, ReplicaLost
 from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo, Row, unpack_tokens
 
 ENGINE = EngineInfo("fake", "fake 1", 2, 4096, True, True)
@@ -16,8 +17,12 @@ def replica(name: str) -> ReplicaInfo:
 
 
 class FakePool:
-    """`faults[name]` lists, call by call, whether that replica loses the chunk; `poison` prompts kill any replica;
-    `flaky` prompts fail by themselves that many times."""
+    """`faults[name]` lists, call by call, whether that replica is lost; `poison` prompts end the engine of any;
+    `flaky` prompts fail by themselves that many times.
+
+    A replica that dies takes with it what is open on it. In place of `a` comes `a#2` after a moment, and goes on with
+    its script: `calls` counts both as `a`.
+    """
 
     def __init__(
         self,
@@ -37,8 +42,14 @@ class FakePool:
         self.most_open = 0
         self.served: list[tuple[str, Chunk]] = []
         self.waiting = 0
+        self.deaths: list[str] = []
+        self._lives: dict[str, asyncio.Future[Exception]] = {}
 
     hold_s = 0.0
+    poison_s = math.inf  # the poison acts after so long, and not later than the answer would come
+    poison_error: type[Exception] = EngineFailed
+    replace_s = 0.002
+    corpse_s = 0.0  # how long the dead are still listed
 
     async def replicas(self) -> list[ReplicaInfo]:
         return [replica(name) for name in self.names]
@@ -52,18 +63,41 @@ class FakePool:
         self.sizes.append(len(chunk.prompts))
         self.served.append((replica_id, chunk))
         try:
-            await asyncio.sleep(self.hold_s)
-            fault = self.faults.get(replica_id, [])
-            call = self.calls[replica_id]
-            self.calls[replica_id] += 1
-            if replica_id not in self.names or (call < len(fault) and fault[call]):
-                raise EngineFailed(f"{replica_id} is lost")
-            if self.poison & set(chunk.prompts):
-                raise EngineFailed(f"{replica_id} died of poison")
+            name = replica_id.partition("#")[0]
+            life = self._lives.setdefault(replica_id, asyncio.get_running_loop().create_future())
+            poisonous = bool(self.poison & set(chunk.prompts))
+            await asyncio.wait([life], timeout=min(self.hold_s, self.poison_s) if poisonous else self.hold_s)
+            call = self.calls[name]
+            self.calls[name] += 1
+            if replica_id not in self.names or self.faults.get(name, [])[call : call + 1] == [True]:
+                self.die(replica_id, ReplicaLost(f"{replica_id} is lost"))
+            elif poisonous:
+                self.die(replica_id, self.poison_error(f"{replica_id} died of poison"))
+            if life.done():
+                raise type(life.result())(str(life.result()))
             answers = tuple(self._answer(prompt, chunk) for prompt in chunk.prompts)
             return ChunkResult(chunk.chunk_id, replica(replica_id), answers, self.waiting)
         finally:
             self.open[replica_id] -= len(chunk.prompts)
+
+    def die(self, replica_id: str, error: Exception) -> None:
+        """It is gone with all that is open on it, unless it was before."""
+        loop = asyncio.get_running_loop()
+        life = self._lives.setdefault(replica_id, loop.create_future())
+        if life.done():
+            return
+        life.set_result(error)
+        if replica_id in self.names:
+            self.deaths.append(replica_id)
+            loop.call_later(self.replace_s, self.names.append, self._next(replica_id))
+            if self.corpse_s:
+                loop.call_later(self.corpse_s, self.names.remove, replica_id)
+            else:
+                self.names.remove(replica_id)
+
+    def _next(self, replica_id: str) -> str:
+        name, _, number = replica_id.partition("#")
+        return f"{name}#{int(number or 1) + 1}"
 
     def _answer(self, prompt: bytes, chunk: Chunk) -> Completion:
         if self.flaky[prompt] > 0:

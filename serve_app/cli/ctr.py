@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,25 +105,39 @@ def demo(
     out: Out = Path("runs"),
     price: Price = 0.10,
     config: Annotated[Path, typer.Option("--config", help="Serve config file.")] = Path("config.yaml"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line, with the start's stages.")] = False,
 ) -> None:
     """Start Ray and the replicas on this machine, predict click-through, stop everything."""
+    from serve_app.client.populations import PopulationClient
+    from serve_app.engine import timeline
     from serve_app.serving.config import check_store
-    from serve_app.serving.local import local_serve
+    from serve_app.serving.local import local_serve, timeline_file
 
     started = time.monotonic()
+    output = Console(stderr=True, quiet=True) if as_json else console
     study = make_study(ad=ad, platform=ad_platform, size=population_size, seed=seed)
     check_store(out)
     log = out / "serve.log"
-    console.print(f"starting Ray and the replicas of {config} (log: {log})")
-    with local_serve(config, log=log, on_wait=lambda message: console.print(f"  {message}", markup=False)) as base_url:
+    output.print(f"starting Ray and the replicas of {config} (log: {log})")
+    with local_serve(config, log=log, on_wait=lambda message: output.print(f"  {message}", markup=False)) as base_url:
         start_s = time.monotonic() - started
-        console.print(f"replicas ready after {start_s:.0f} s")
-        report = run_ctr(base_url, study, out=out, price=price, output=console)
-    console.print(
+        stages = timeline.read(timeline_file(log))
+        output.print(f"replicas ready after {start_s:.0f} s: {timeline.as_line(stages)}", highlight=False)
+        dtype = PopulationClient(base_url).replicas()[0]["engine"]["dtype"]
+        report = run_ctr(base_url, study, out=out, price=price, output=output)
+    output.print(
         f"time: start {start_s:.0f} s, run {report['run_s']:.0f} s, "
         f"stop and the rest {time.monotonic() - started - start_s - report['run_s']:.0f} s"
     )
-    finish(report, started)
+    times: dict[str, Any] = {"dtype": dtype, "setup_s": setup_seconds(), "start_s": start_s, "run_s": report["run_s"]}
+    finish(report, started, **times, **({"timeline": stages} if as_json else {}))
+
+
+def setup_seconds() -> float | None:
+    """What `make setup` took when it last installed something; None where something else set this up."""
+    with suppress(OSError, ValueError, KeyError):
+        return float(json.loads((Path(sys.prefix) / "setup.json").read_text())["setup_s"])
+    return None
 
 
 def make_study(**fields: Any) -> Study:
@@ -219,12 +235,12 @@ def _bias_line(figures: dict[str, Any]) -> str:
     return f"bias: {'; '.join(parts)}; predictions are the mean over both orders"
 
 
-def finish(report: dict[str, Any], started: float) -> None:
-    """Print the JSON line and leave with 1 if any row has no answer."""
+def finish(report: dict[str, Any], started: float, **more: Any) -> None:
+    """Print the JSON line, with `more` in it, and leave with 1 if any row has no answer."""
     keys = ("rows", "ok", "failed", "replicas", "tp", "rows_per_s", "ctr", "cached_token_share",
             "label_swap_bias_before", "label_swap_bias_after")  # fmt: skip
     line = {key: report[key] for key in keys if key in report}
-    line["wall_s"] = round(time.monotonic() - started, 2)
+    line |= more | {"wall_s": round(time.monotonic() - started, 2)}
     if report["simulated"]:
         line["simulated"] = True
     print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}), flush=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
+
+if TYPE_CHECKING:
+    from serve_app.serving.config import ServeConfig
 
 Config = Annotated[Path, typer.Argument(help="Serve config file.")]
 
@@ -21,6 +24,7 @@ def serve(config: Config = Path("config.yaml")) -> None:
 
     settings = ServeConfig.load(config)
     settings.check()
+    print_notes(settings)
     console.print(
         f"serving {settings.replicas} replica(s) at {settings.base_url}/v1; they take a minute or two to be ready. "
         f"`serve-app check` tells when. Ctrl-C stops.",
@@ -36,7 +40,14 @@ def validate(config: Config = Path("config.yaml")) -> None:
 
     settings = ServeConfig.load(config)
     settings.check(port=False)  # the server itself may be running
+    print_notes(settings)
     console.print(f"{config}: {settings.replicas} replica(s), {settings.base_url}", markup=False)
+
+
+def print_notes(settings: ServeConfig) -> None:
+    """What the user should know of this config file on this machine."""
+    for note in settings.notes():
+        console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def check(

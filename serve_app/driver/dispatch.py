@@ -3,6 +3,10 @@
 Knows rows, chunks, replicas and attempts. Does not know Ray (see `pool.py`), what a prompt means, or files. Durable
 jobs and interactive calls are streams of the same dispatcher: each row put into a stream comes out of it exactly
 once, as a completion or as failed, in any order.
+
+A replica's death is not its rows' fault. They are sent again; of those that may have ended it (see `suspects.py`),
+one at a time goes alone to a replica that has nothing else, while the others go on. Only what a row does by itself
+uses up its attempts.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Any, Protocol
 import msgspec
 
 from serve_app.driver.queue import Item, RowQueue
+from serve_app.driver.suspects import DEATHS, Death, convicts, verdict
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo
 
@@ -32,6 +37,9 @@ WHOLE_ATTEMPTS = 2
 PIECES = 4
 # Longest pause of a replica after failures. Serve replaces one that is really lost well within it.
 MAX_BACKOFF_S = 30.0
+# One that died may stay on the pool's list: Serve takes it off after three failed checks, 5 s apart. Longer than this
+# says that it may have recovered, or that nobody could take it off: it gets one chunk, to see.
+LOST_PAUSE_S = 60.0
 # Additive increase, multiplicative decrease of a replica's window, by the engine's queue (factors: AIBrix's batch
 # gateway). More than this share of the window waiting in the engine is a queue that only delays others.
 QUEUE_SHARE = 0.5
@@ -50,11 +58,18 @@ class ReplicaPool(Protocol):
         """Why there will be no replica without a change of settings; empty if that is not known."""
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        """Have a replica compute the chunk. Any exception means that nothing of it was done."""
+        """Have a replica compute the chunk. Any exception means that nothing of it was done.
+
+        Raises EngineFailed when the replica's engine died or hung, and ReplicaLost when the replica itself is gone.
+        Anything else is the chunk's own failure.
+        """
 
 
 class RowResult(msgspec.Struct, frozen=True):
-    """What became of the row put in as `key`: a completion by `replica`, or no replica could compute it (`error`)."""
+    """What became of the row put in as `key`: a completion by `replica`, or no replica could compute it (`error`).
+
+    `attempts` is how often it was sent, also to replicas that died under it.
+    """
 
     key: Any
     completion: Completion
@@ -64,7 +79,10 @@ class RowResult(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class DispatchSettings:
-    """Sizes, in rows; see `settings.DriverSettings`. `backlog_rows` bounds what a stream holds in memory."""
+    """Sizes, in rows; see `settings.DriverSettings`. `backlog_rows` bounds what a stream holds in memory.
+
+    `max_attempts` are a row's own failures, or how often replicas may be lost under it when the last was its alone.
+    """
 
     chunk_rows: int = 64
     min_chunk_rows: int = 4
@@ -78,7 +96,10 @@ class DispatchSettings:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A replica and what is open on it."""
+    """A replica and what is open on it.
+
+    `lost` since it died, until it answers again. `reserved` for suspects, of which it runs one while `alone`.
+    """
 
     replica: ReplicaInfo
     window: float
@@ -86,12 +107,19 @@ class Worker:
     failures: int = 0
     paused_until: float = 0.0
     left_at: float | None = None
+    lost: bool = False
+    reserved: bool = False
+    alone: bool = False
     rows_done: int = 0
     calls: dict[asyncio.Task[None], Sequence[Item]] = field(default_factory=dict)
 
     def room(self, now: float) -> bool:
         """Whether it takes another chunk now."""
-        return self.left_at is None and now >= self.paused_until and self.open_rows < self.window
+        if self.left_at is not None or now < self.paused_until:
+            return False
+        if self.lost or self.reserved or self.alone:
+            return not self.calls
+        return self.open_rows < self.window
 
     def adapt(self, waiting: int, settings: DispatchSettings) -> None:
         """Grow the window while the engine asks for more, shrink it when our rows only stand in its queue."""
@@ -102,10 +130,10 @@ class Worker:
             self.window = min(settings.max_window_rows, self.window + settings.chunk_rows)
 
     def back_off(self, now: float, settings: DispatchSettings) -> float:
-        """Pause it, longer at each failure in a row; the pause in seconds."""
+        """Pause it, longer at each failure in a row, or as dead; the pause in seconds."""
         self.failures += 1
         self.window = max(settings.chunk_rows, self.window * SLOW)
-        pause_s = float(min(settings.refresh_s * 2**self.failures, MAX_BACKOFF_S))
+        pause_s = LOST_PAUSE_S if self.lost else min(settings.refresh_s * 2**self.failures, MAX_BACKOFF_S)
         self.paused_until = now + pause_s
         return pause_s
 
@@ -201,12 +229,12 @@ class Dispatcher:
     @property
     def workers(self) -> list[Worker]:
         """The replicas that take work now."""
-        return [worker for worker in self._workers.values() if worker.left_at is None]
+        return [worker for worker in self._workers.values() if worker.left_at is None and not worker.lost]
 
     @property
     def backlog_rows(self) -> int:
         """What one stream may hold: enough that no window runs dry while the caller prepares more rows."""
-        return max(self._settings.backlog_rows, int(4 * sum(worker.window for worker in self._workers.values())))
+        return max(self._settings.backlog_rows, int(4 * sum(worker.window for worker in self.workers)))
 
     def stream(
         self,
@@ -283,33 +311,58 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Give chunks to replicas that have room, the idlest first and one at a time, so that all get some."""
-        while not self._closed and any(queue.rows for queue in self._queues.values()):
+        self._reserve()
+        while not self._closed and any(queue.rows or queue.suspects for queue in self._queues.values()):
             now = time.monotonic()
             ready = sorted((w for w in self._workers.values() if w.room(now)), key=lambda worker: worker.open_rows)
             if not sum([self._give(worker) for worker in ready]):
                 return
 
+    def _reserve(self) -> None:
+        """Keep replicas for suspects, at most half of what their streams may use: the rest goes on with other rows."""
+        queues = [queue for queue in self._queues.values() if queue.suspects]
+        kept: set[Worker] = set()
+        if queues:
+            now, workers = time.monotonic(), self.workers
+            able = [
+                worker
+                for worker in workers
+                if worker.alone
+                or (now >= worker.paused_until and any(self._may_use(queue, worker) for queue in queues))
+            ]
+            able.sort(key=lambda worker: (not worker.alone, not worker.reserved, worker.open_rows))
+            most = max(1, min(len(workers), *map(self._limit, queues)) // 2)
+            wanted = sum(worker.alone for worker in workers) + sum(len(queue.suspects) for queue in queues)
+            kept.update(able[: min(most, wanted)])
+        for worker in self._workers.values():
+            worker.reserved = worker in kept
+
     def _give(self, worker: Worker) -> bool:
         for kind, queue in sorted(self._queues.items(), key=lambda entry: entry[1].template.priority):
-            if not queue.rows or not self._may_use(queue, worker):
+            if not (queue.rows or queue.suspects) or not self._may_use(queue, worker):
                 continue
-            rows = self._chunk_size(queue, worker)
-            if rows and (items := queue.pull(worker.replica.replica_id, rows)):
+            if items := self._take(queue, worker):
                 # Queues of one priority take turns.
                 self._queues[kind] = self._queues.pop(kind)
                 self._start(worker, queue, items)
                 return True
         return False
 
+    def _take(self, queue: RowQueue, worker: Worker) -> list[Item]:
+        if worker.reserved or (worker.lost and not queue.rows):
+            return queue.pull_suspect(worker.replica.replica_id)
+        rows = self._chunk_size(queue, worker) if queue.rows else 0
+        return queue.pull(worker.replica.replica_id, rows) if rows else []
+
     def _may_use(self, queue: RowQueue, worker: Worker) -> bool:
         if queue.made_for is not None and queue.made_for != served(worker.replica.engine):
             return False
         if worker.replica.replica_id in queue.users:
             return True
-        return len(queue.users) < self._limit(queue)
+        return len(queue.users) < self._limit(queue, trying=worker.lost)
 
-    def _limit(self, queue: RowQueue) -> int:
-        available = len(self.workers)
+    def _limit(self, queue: RowQueue, *, trying: bool = False) -> int:
+        available = len(self.workers) + trying
         return max((stream.limit(available) for stream in queue.streams), default=0)
 
     def _chunk_size(self, queue: RowQueue, worker: Worker) -> int:
@@ -318,7 +371,7 @@ class Dispatcher:
         if not all(stream.finished for stream in queue.streams):
             return sizes.chunk_rows
         now = time.monotonic()
-        active = [one for one in self._workers.values() if one.left_at is None and now >= one.paused_until]
+        active = [one for one in self.workers if now >= one.paused_until and not one.reserved]
         workers = max(1, min(len(active), self._limit(queue)))
         share = -(-(queue.rows + sum(one.open_rows for one in active)) // workers) - worker.open_rows
         if share <= 0:
@@ -330,22 +383,24 @@ class Dispatcher:
 
     def _start(self, worker: Worker, queue: RowQueue, items: list[Item]) -> None:
         worker.open_rows += len(items)
+        worker.alone = len(items) == 1 and items[0].suspected
         # In a context of its own: a call made in an HTTP request of Serve would carry that request's id, and Serve's
         # router tells calls apart by it (seen: calls never routed, the router spinning).
-        call = asyncio.create_task(self._call(worker, queue, items), context=contextvars.Context())
+        call = asyncio.create_task(self._call(worker, queue, items, trying=worker.lost), context=contextvars.Context())
         worker.calls[call] = items
         call.add_done_callback(lambda done: self._ended(worker, done))
 
     def _ended(self, worker: Worker, call: asyncio.Task[None]) -> None:
         items = worker.calls.pop(call)
         worker.open_rows -= len(items)
+        worker.alone = False
         if not call.cancelled() and (error := call.exception()) is not None:
             logger.error("defect in dispatch", exc_info=error)
             for stream in {item.stream for item in items}:
                 stream.report(EngineFailed(f"defect in dispatch: {error!r}"))
         self.pump()
 
-    async def _call(self, worker: Worker, queue: RowQueue, items: list[Item]) -> None:
+    async def _call(self, worker: Worker, queue: RowQueue, items: list[Item], *, trying: bool) -> None:
         replica_id = worker.replica.replica_id
         self._chunk_id += 1
         prompts = tuple(item.prompt for item in items)
@@ -353,20 +408,25 @@ class Dispatcher:
         try:
             result = await self._pool.run(replica_id, chunk)
             if len(result.completions) != len(items):
-                raise EngineFailed(f"{len(result.completions)} answers to {len(items)} prompts")
+                raise ValueError(f"{len(result.completions)} answers to {len(items)} prompts")
         except (Exception, asyncio.CancelledError) as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 self._return(queue, items)
                 raise
-            # Not ours: Ray raises CancelledError also for a call that was cancelled on the replica.
             reason = f"{replica_id}: {_first_line(error)}"
             logger.warning("chunk %d failed on %s", chunk.chunk_id, reason)
             queue.users.discard(replica_id)  # let another one try, though the job wants no more than these
+            if isinstance(error, DEATHS):
+                self._lose(worker, by_engine=isinstance(error, EngineFailed))
+                self._rescue(queue, items, reason)
+            else:
+                self._retry(queue, items, reason)
             pause_s = worker.back_off(time.monotonic(), self._settings)
             asyncio.get_running_loop().call_later(pause_s, self.pump)
-            self._retry(queue, items, reason)
             self._kick.set()  # is it still there?
         else:
+            if trying and result.replica.replica_id == replica_id:  # it is no corpse
+                worker.lost = False
             worker.rows_done += len(items)
             worker.adapt(result.waiting, self._settings)
             self._finish(queue, items, result)
@@ -384,19 +444,55 @@ class Dispatcher:
             stream.report(results)
 
     def _retry(self, queue: RowQueue, items: Sequence[Item], reason: str) -> None:
-        """Queue the rows again, in pieces after a while, or report them as failed when they had all attempts."""
-        for item in items:
-            item.attempts += 1
-            item.errors = (*item.errors, reason)
-        if max(item.attempts for item in items) < self._settings.max_attempts:
-            whole = items[0].attempts < WHOLE_ATTEMPTS
-            step = len(items) if whole else -(-len(items) // PIECES)
-            for start in range(0, len(items), step):
-                self._return(queue, items[start : start + step])
+        """Queue the rows again, in pieces after a while; a single one only until it had all attempts."""
+        _note_attempt(items, reason)
+        if len(items) == 1:
+            (item,) = items
+            item.failures += 1
+            if item.failures < self._settings.max_attempts:
+                self._return(queue, items)
+            else:
+                self._fail(item)
             return
         for item in items:
-            failed = Completion(status="failed", error="; ".join(item.errors))
-            item.stream.report([RowResult(item.key, failed, None, item.attempts)])
+            item.shared_failures += 1
+        whole = max(item.shared_failures for item in items) < WHOLE_ATTEMPTS
+        step = len(items) if whole else -(-len(items) // PIECES)
+        for start in range(0, len(items), step):
+            self._return(queue, items[start : start + step])
+
+    def _lose(self, worker: Worker, *, by_engine: bool) -> None:
+        """Note that the worker died, once: the calls open on it raise one after the other."""
+        replica_id = worker.replica.replica_id
+        if worker.lost:
+            return
+        worker.lost = True
+        for queue in self._queues.values():
+            queue.forget(replica_id)
+        # One that left, and was ended before it was done, was to be ended.
+        if worker.left_at is not None and not by_engine:
+            return
+        on_board = [item for items in worker.calls.values() for item in items]
+        death = Death(replica_id, by_engine, alone=worker.alone and len(on_board) == 1)
+        for item in on_board:
+            item.deaths = (*item.deaths, death)
+
+    def _rescue(self, queue: RowQueue, items: Sequence[Item], reason: str) -> None:
+        """Queue the rows of a lost replica again, or convict the one that ended it."""
+        _note_attempt(items, reason)
+        item = items[0]
+        if len(items) == 1 and item.deaths and convicts(item.deaths, self._settings.max_attempts):
+            self._fail(item, verdict(item.deaths))
+            for death in item.deaths:
+                death.explained = True
+            for other in self._queues.values():
+                other.clear_suspects()
+        else:
+            self._return(queue, items)
+
+    def _fail(self, item: Item, *reasons: str) -> None:
+        failed = Completion(status="failed", error="; ".join((*item.errors, *reasons)))
+        item.stream.report([RowResult(item.key, failed, None, item.attempts)])
 
     def _return(self, queue: RowQueue, items: Sequence[Item]) -> None:
         queue.give_back([item for item in items if item.stream in self._streams])
@@ -471,11 +567,12 @@ class Dispatcher:
                 worker.left_at = now
                 for queue in self._queues.values():
                     queue.forget(replica_id)
-            if not worker.calls:
+            if worker.calls:
+                if now - worker.left_at > LEAVE_TIMEOUT_S:
+                    for call in worker.calls:
+                        call.cancel()
+            elif not worker.lost or now >= worker.paused_until:  # a corpse may come back on the list
                 del self._workers[replica_id]
-            elif now - worker.left_at > LEAVE_TIMEOUT_S:
-                for call in worker.calls:
-                    call.cancel()
 
     def _tell(self, error: EngineFailed) -> None:
         for stream in self._streams:
@@ -488,6 +585,12 @@ class Dispatcher:
 def served(engine: EngineInfo) -> tuple[str, str]:
     """What a prompt is made for: model and tokenizer."""
     return engine.model, engine.tokenizer
+
+
+def _note_attempt(items: Sequence[Item], reason: str) -> None:
+    for item in items:
+        item.attempts += 1
+        item.errors = (*item.errors, reason)
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,9 +8,19 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ray import serve
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.errors import EngineFailed, ReplicaLost
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 
@@ -19,6 +29,18 @@ T = TypeVar("T")
 DESCRIBE_TIMEOUT_S = 5.0
 # Where no replica is known yet and one hangs, so many are asked at random.
 GUESSES = 8
+# The replica's process or node went, or Serve stops it and cancels what is open on it. An answer is lost with the node
+# that holds it (ObjectLostError).
+LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    TaskCancelledError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
 
 
 class HandlePool:
@@ -77,12 +99,24 @@ class HandlePool:
         return (ours or lines or ["no reason was given"])[-1]
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+        """See `dispatch.ReplicaPool.run`: which of Ray's errors are a death, and whose."""
         response = self._handle.run_chunk.remote(chunk, replica_id=replica_id)
         try:
             result: ChunkResult = await response
         except asyncio.CancelledError:
             response.cancel()  # else the replica computes on, for nobody
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            # Not ours: Ray raises it also for a call that was cancelled on the replica.
+            raise ReplicaLost("the call was cancelled on the replica") from None
+        except RayTaskError as error:  # first: it is also an instance of what was raised there
+            if isinstance(error.cause, EngineFailed):
+                raise EngineFailed(str(error.cause)) from error
+            if isinstance(error.cause, asyncio.CancelledError):
+                raise ReplicaLost("the call was cancelled on the replica") from error
             raise
+        except LOST as error:
+            raise ReplicaLost(f"{type(error).__name__}: {(str(error).splitlines() or [''])[-1].strip()}") from error
         return result
 
 

@@ -2,7 +2,7 @@
 
 Knows prompts as bytes whose order puts shared prefixes side by side. A group stays with the replica that began
 it, whose prefix cache then holds its prefix; a replica without a group begins the next one, and takes from the
-largest when none is left.
+largest when none is left. Rows that may have ended a replica wait apart, to run alone.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from itertools import count
 from operator import attrgetter
 from typing import Any
 
+from serve_app.driver.suspects import Death, suspicious
 from serve_app.schema import Chunk
 
 
 class Item:
-    """A row in dispatch: where it came from, what is asked, and what went wrong so far."""
+    """A row in dispatch: where it came from, what is asked, and what went wrong so far.
 
-    __slots__ = ("attempts", "errors", "expected", "key", "prompt", "stream")
+    `attempts` is how often it was sent without an answer, and `errors` why. `failures` are those of its own, and
+    `shared_failures` those of a chunk that it was in with others.
+    """
+
+    __slots__ = ("attempts", "deaths", "errors", "expected", "failures", "key", "prompt", "shared_failures", "stream")
 
     def __init__(self, stream: Any, key: Any, prompt: bytes, expected: int = 0) -> None:
         self.stream = stream
@@ -28,20 +33,29 @@ class Item:
         self.prompt = prompt
         self.expected = expected
         self.attempts = 0
+        self.failures = 0
+        self.shared_failures = 0
         self.errors: tuple[str, ...] = ()
+        self.deaths: tuple[Death, ...] = ()
+
+    @property
+    def suspected(self) -> bool:
+        """Whether it has to run alone."""
+        return suspicious(self.deaths)
 
 
 class RowQueue:
     """Rows of one kind (same labels, sampling and priority).
 
     `users` are the replicas that took some, `streams` whose rows they are; `made_for` is the model and tokenizer that
-    the prompts need, if that is known.
+    the prompts need, if that is known. `rows` does not count the `suspects`.
     """
 
     def __init__(self, template: Chunk, made_for: tuple[str, str] | None = None) -> None:
         self.template = template
         self.made_for = made_for
         self.rows = 0
+        self.suspects: deque[Item] = deque()
         self.streams: set[Any] = set()
         self.users: set[str] = set()
         self._returned: deque[list[Item]] = deque()
@@ -67,11 +81,25 @@ class RowQueue:
         self.rows -= len(items)
         return items
 
-    def give_back(self, items: list[Item]) -> None:
-        """Rows that were pulled and not answered: they go together again, and first."""
-        if items:
-            self.rows += len(items)
-            self._returned.append(items)
+    def pull_suspect(self, replica_id: str) -> list[Item]:
+        """The next suspect, for a replica that has nothing else."""
+        if not self.suspects:
+            return []
+        self.users.add(replica_id)
+        return [self.suspects.popleft()]
+
+    def give_back(self, items: Sequence[Item]) -> None:
+        """Rows that were pulled and not answered: they go together again, and first, but for suspects."""
+        self.suspects += [item for item in items if item.suspected]
+        if others := [item for item in items if not item.suspected]:
+            self.rows += len(others)
+            self._returned.append(others)
+
+    def clear_suspects(self) -> None:
+        """Those that are suspected no longer go into chunks again, as if they were new."""
+        cleared = [item for item in self.suspects if not item.suspected]
+        self.suspects = deque(item for item in self.suspects if item.suspected)
+        self.add(cleared)
 
     def forget(self, replica_id: str) -> None:
         """The replica left: its group is anybody's."""
@@ -82,6 +110,7 @@ class RowQueue:
 
     def discard(self, stream: object) -> None:
         """Drop all rows of the stream."""
+        self.suspects = deque(item for item in self.suspects if item.stream is not stream)
         for group in (*self._returned, *(group for _, _, group in self._free), *_distinct(self._begun)):
             kept = [item for item in group if item.stream is not stream]
             self.rows -= len(group) - len(kept)

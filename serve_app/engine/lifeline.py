@@ -25,11 +25,14 @@ def tie_to_parent() -> None:
     """Die with the parent process, if this process is a child that `multiprocessing` started.
 
     The kernel watches the *thread* that started this process; EngineCore is started from the replica's
-    event loop and the workers from EngineCore's main thread, which live as long as their processes.
+    event loop and the workers from EngineCore's main thread, which live as long as their processes. One that came
+    from a fork server (processes.py) is that one's child, and tied to it; the fork server is tied to the replica.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
     die_with_parent(signal.SIGKILL)
-    if os.getppid() != parent.pid:  # the parent went before we could ask
+    import psutil
+
+    if parent.pid not in {one.pid for one in psutil.Process().parents()}:  # it went before we could ask
         os.kill(os.getpid(), signal.SIGKILL)

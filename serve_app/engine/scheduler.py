@@ -13,6 +13,9 @@ and then, for `standby_s`, populations' steps have `standby_step_tokens`: the ne
 waits for two of those at most. Shorter steps cost populations some of their rate (here 256 tokens 12 %, 512 tokens 6 %,
 1,024 tokens 2 %), so an engine that has had no online request makes the very steps that vLLM makes.
 
+Whoever's it is, a step takes no more tokens than this engine computes in `max_step_s` (`StepClock`): 4,096 tokens of
+the default model are 15 s on a processor without AVX512, beside a second replica.
+
 Population means a priority above 0, online any from 0 down to the health probe's.
 
 Beside vllm.py the only module that imports vllm, and loaded by vLLM itself, in EngineCore's process. Steps on the
@@ -29,6 +32,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -36,10 +40,52 @@ from serve_app.settings import PROBE_PRIORITY, SHARING_KEY, SharingSettings
 
 # Of the seats, kept free for the online requests that will come.
 RESERVED_SHARE = 1 / 8
+# Tokens of a CPU engine's first steps, before anything was measured: 0.2 s where vLLM is at home, and at a hundredth of
+# that speed still a step that ends.
+FIRST_TOKENS = 64
+LEAST_TOKENS = 8
+# A step that took so much of its bound tells how long the next one may be; one below says nothing of longer ones.
+FULL_SHARE = 0.8
+
+
+class StepClock:
+    """How many tokens of this engine's steps take `max_step_s`, by the steps so far; from `first` on, up to `most`.
+
+    The cost of a token is not constant (attention, the fixed part of a step, what else the machine does), so nothing is
+    fitted: a step that was longer than the bound lowers it in proportion, to a quarter at once; one that was full and
+    shorter raises it in proportion, to the double at once.
+    """
+
+    def __init__(self, max_step_s: float, *, first: int, most: int) -> None:
+        self.tokens = min(first, most)
+        self._max_step_s = max_step_s
+        self._most = most
+        self._planned: dict[int, float] = {}
+        self._last_done = -math.inf
+
+    def planned(self, step: object) -> None:
+        """A step was handed to the workers."""
+        self._planned[id(step)] = time.monotonic()
+
+    def done(self, step: object, tokens: int) -> None:
+        """It is finished. Where the next step is planned ahead, it begins only when the one before is done."""
+        now = time.monotonic()
+        began = max(self._planned.pop(id(step), now), self._last_done)
+        self._last_done = now
+        if tokens and now > began:
+            self._learn(tokens, now - began)
+
+    def _learn(self, tokens: int, seconds: float) -> None:
+        fitting = tokens * self._max_step_s / seconds
+        if seconds > self._max_step_s:
+            bound = max(fitting, self.tokens / 4)
+            self.tokens = max(min(self.tokens, int(bound)), min(LEAST_TOKENS, self._most))
+        elif tokens >= self.tokens * FULL_SHARE:
+            self.tokens = max(self.tokens, min(int(fitting), 2 * self.tokens, self._most))
 
 
 class OnlineFirst:
-    """Mixed into one of vLLM's schedulers with the policy `priority`."""
+    """Mixed into one of vLLM's schedulers. Without the policy `priority` it only bounds steps by time."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,11 +94,27 @@ class OnlineFirst:
         self._online_until = self._standby_until = -math.inf
         # The last step that was for online requests alone had none that could run.
         self._blocked = False
+        self._clock = make_clock(scheduler, self._sharing)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        if self._sharing.population_step_tokens is None:
-            return super().schedule(*args, **kwargs)  # type: ignore[misc]
         scheduler: Any = self
+        with limits(scheduler):
+            if self._clock is not None:
+                lower(scheduler, tokens=self._clock.tokens)
+            step: Any = self._schedule(*args, **kwargs)
+        if self._clock is not None:
+            self._clock.planned(step)
+        return step
+
+    def update_from_output(self, step: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._clock is not None:
+            self._clock.done(step, step.total_num_scheduled_tokens)
+        return super().update_from_output(step, *args, **kwargs)  # type: ignore[misc]
+
+    def _schedule(self, *args: Any, **kwargs: Any) -> Any:
+        scheduler: Any = self
+        if self._sharing.population_step_tokens is None or scheduler.vllm_config.scheduler_config.policy != "priority":
+            return super().schedule(*args, **kwargs)  # type: ignore[misc]
         # In order of priority, so that only those that matter are looked at.
         urgent = takewhile(lambda request: request.priority <= 0, scheduler.waiting)
         waiting = [request for request in urgent if is_online(request)]
@@ -61,13 +123,12 @@ class OnlineFirst:
         if waiting or running:
             self._online_until = now + self._sharing.online_linger_s
             self._standby_until = now + self._sharing.standby_s
-        with limits(scheduler):
-            alone = False
-            if now <= self._online_until:
-                alone = self._put_online_first(waiting, running)
-            elif self._sharing.standby_step_tokens is not None and now <= self._standby_until:
-                lower(scheduler, tokens=self._sharing.standby_step_tokens)
-            step: Any = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        alone = False
+        if now <= self._online_until:
+            alone = self._put_online_first(waiting, running)
+        elif self._sharing.standby_step_tokens is not None and now <= self._standby_until:
+            lower(scheduler, tokens=self._sharing.standby_step_tokens)
+        step: Any = super().schedule(*args, **kwargs)  # type: ignore[misc]
         # One that waits for its grammar, say: populations need not wait with it.
         self._blocked = alone and not step.total_num_scheduled_tokens
         return step
@@ -111,6 +172,16 @@ def lower(scheduler: Any, *, tokens: int | None = None, seats: int | None = None
         scheduler.max_num_scheduled_tokens = min(scheduler.max_num_scheduled_tokens, tokens)
     if seats is not None:
         scheduler.max_num_active_reqs = min(scheduler.max_num_active_reqs, seats)
+
+
+def make_clock(scheduler: Any, sharing: SharingSettings) -> StepClock | None:
+    """None where steps may not be cut: without chunked prefill a prompt that is longer than a step never runs."""
+    scheduling = scheduler.vllm_config.scheduler_config
+    if sharing.max_step_s is None or not scheduling.enable_chunked_prefill or scheduling.disable_chunked_mm_input:
+        return None
+    most = scheduler.max_num_scheduled_tokens
+    # A GPU's first steps need no care, and its usual ones are far below the bound.
+    return StepClock(sharing.max_step_s, first=FIRST_TOKENS if current_platform.is_cpu() else most, most=most)
 
 
 def is_online(request: Any) -> bool:

@@ -12,26 +12,23 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 
-from serve_app.engine.cpu import (
-    CoreClaim,
-    available_cores,
-    check_memory,
-    claim_cores,
-    kv_bytes_per_rank,
-    memory_bytes,
-    worker_bytes,
-)
+from serve_app.engine.cpu import CoreClaim, available_cores, claim_cores, cpu_build, memory_bytes
+from serve_app.engine.fit import fit_to_host
+from serve_app.engine.health import HealthCheck
 from serve_app.engine.options import check_options, known_options
+from serve_app.engine.processes import ForkedEngines, start_fork_server
 from serve_app.engine.protocol import ASGIApp
+from serve_app.engine.timeline import mark
+from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import BadSettings, EngineFailed, ServeAppError
-from serve_app.models.catalog import check_heads, resolve_model, weight_bytes
+from serve_app.models.catalog import check_heads, resolve_model
 from serve_app.schema import Chunk, Completion, EngineInfo, pack_tokens, unpack_tokens
 from serve_app.settings import PROBE_PRIORITY, SHARING_KEY, HealthSettings, SharingSettings
 
@@ -40,6 +37,10 @@ logger = logging.getLogger(__name__)
 # A prefix is shared in whole blocks. vLLM's default of 128 tokens on CPU served 494 shared tokens out of
 # 526 at 18-21 rows/s, 32 at 41-50 (84.5 and 93.6 % of tokens cached). The CPU kernels want a multiple of 32.
 CPU_BLOCK_SIZE = 32
+
+# A step that takes longer hangs, whatever the processors do: on CPU the first one may be of any length, as nothing was
+# measured yet (engine/scheduler.py).
+CPU_STEP_TIMEOUT_S, GPU_STEP_TIMEOUT_S = 900.0, 60.0
 
 # W3C Trace Context of a trace that is not sampled: without a parent, each row of a population would begin a trace.
 UNSAMPLED = {"traceparent": f"00-{'1' * 32}-{'1' * 16}-00"}
@@ -79,9 +80,11 @@ class VLLMEngine:
         self._failed: str | None = None
         self._pools = False
         self._sequence = 0
-        self._last_step = time.monotonic()
         self._waiting = 0
         self._processes: list[psutil.Process] = []
+        self._watchdog: Watchdog | None = None
+        self._check: HealthCheck | None = None
+        self._dtype_reason = ""
         self._trace_headers = UNSAMPLED if options.get("otlp_traces_endpoint") else None
         self._meter = meter
         self._ray_metrics = ray_metrics
@@ -89,17 +92,25 @@ class VLLMEngine:
     # --- life ---
 
     async def start(self) -> None:
+        mark("process")
+        if cpu_build():
+            start_fork_server()  # imports vLLM beside us
         options = self._prepare_options()
         engine_options, frontend = split_options(options)
         logger.info("starting vLLM with %s", ", ".join(sorted(engine_options)))  # not the values: hf_token is one
+        # While EngineCore and the workers load, this process has nothing else to do.
+        front_end = asyncio.get_running_loop().run_in_executor(None, import_front_end)
         try:
             self._engine = self._build_engine(engine_options)
             self._pools = self._engine.vllm_config.model_config.runner_type == "pooling"
             refuse_unsendable(self._engine)
             self._meter(self._engine)
+            mark("engine")
             self._processes = psutil.Process().children(recursive=True)
+            await front_end
             self._app = await self._build_app({**engine_options, **frontend})
             await asyncio.wait_for(self._answer_one(), self._health.start_timeout_s)
+            mark("first_token")
         except BaseException as error:
             await self.shutdown()
             if isinstance(error, ServeAppError):
@@ -110,6 +121,8 @@ class VLLMEngine:
                 raise EngineFailed(f"vLLM did not start: {_summary(error)}") from error
             raise
         config = self._engine.vllm_config
+        workers = worker_pids(self._engine)
+        self._watch(workers)
         self._info = EngineInfo(
             model=options["served_model_name"][0],
             engine_version=f"vllm {vllm_version()}",
@@ -119,7 +132,22 @@ class VLLMEngine:
             simulated=False,
             tokenizer=str(config.model_config.tokenizer),
             cpu_binding=self._cores.binding if self._cores else "",
-            worker_pids=tuple(_worker_pids(self._processes)),
+            worker_pids=tuple(workers),
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            dtype_reason=self._dtype_reason,
+        )
+
+    def _watch(self, workers: Sequence[int]) -> None:
+        on_host = on_cpu()
+        default_s = CPU_STEP_TIMEOUT_S if on_host else GPU_STEP_TIMEOUT_S
+        self._watchdog = Watchdog(
+            workers if on_host else (),
+            core_pid(self._engine) if on_host else None,
+            stall_timeout_s=self._health.stall_timeout_s,
+            step_timeout_s=self._health.step_timeout_s or default_s,
+        )
+        self._check = HealthCheck(
+            self._watchdog, self._processes, ask=self._answer_one, busy=lambda: has_requests(self._engine)
         )
 
     def _prepare_options(self) -> dict[str, Any]:
@@ -137,12 +165,11 @@ class VLLMEngine:
 
     def _fit_to_cpu(self, options: dict[str, Any], ranks: int) -> None:
         free, total = memory_bytes()
-        worker = worker_bytes(weight_bytes(options["model"]), ranks)
-        kv = kv_bytes_per_rank(
-            options.get("kv_cache_memory_bytes"), worker=worker, ranks=ranks, replicas=self._replicas, total=total
-        )
-        check_memory(worker + kv, kv, workers=ranks, free=free)
-        options["kv_cache_memory_bytes"] = kv
+        fit = fit_to_host(options, options["model"], replicas=self._replicas, total=total, free=free)
+        if fit.chosen is not None:
+            options["dtype"], self._dtype_reason = fit.chosen
+            logger.info("computing in %s: %s; engine.dtype sets another type", *fit.chosen)
+        options["kv_cache_memory_bytes"] = fit.kv
         options.setdefault("block_size", CPU_BLOCK_SIZE)
         if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:  # an operator's own binding stands
             cores_per_rank = max(1, int(self._assigned_cpus) // ranks)
@@ -157,17 +184,25 @@ class VLLMEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
+        mark("import")
+        # Before the configuration, which names libraries to preload.
+        forked = ForkedEngines() if on_cpu() else nullcontext()
         args = AsyncEngineArgs(**options)
         # The context decides default batch sizes; the server's are the ones `vllm serve` has.
         config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
-        put_online_first(config, self._sharing)
-        return AsyncLLM.from_vllm_config(
-            config,
-            usage_context=UsageContext.OPENAI_API_SERVER,
-            stat_loggers=[_progress_logger(self._on_step), *([RayPrometheusStatLogger] if self._ray_metrics else [])],
-            enable_log_requests=args.enable_log_requests,
-            disable_log_stats=args.disable_log_stats,
-        )
+        mark("config")
+        use_our_scheduler(config, self._sharing)
+        with forked:
+            return AsyncLLM.from_vllm_config(
+                config,
+                usage_context=UsageContext.OPENAI_API_SERVER,
+                stat_loggers=[
+                    _progress_logger(self._on_step),
+                    *([RayPrometheusStatLogger] if self._ray_metrics else []),
+                ],
+                enable_log_requests=args.enable_log_requests,
+                disable_log_stats=args.disable_log_stats,
+            )
 
     async def _build_app(self, options: dict[str, Any]) -> Any:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -262,29 +297,16 @@ class VLLMEngine:
     # --- health ---
 
     def _on_step(self, waiting: int | None) -> None:
-        self._last_step = time.monotonic()
+        if self._watchdog is not None:
+            self._watchdog.step()
         if waiting is not None:
             self._waiting = waiting
 
     async def check_health(self) -> None:
-        if self._engine is None or self._engine.errored:
+        # `AsyncLLM.check_health` only tests `errored`: a hung engine looks healthy.
+        if self._engine is None or self._engine.errored or self._check is None:
             raise EngineFailed(f"the engine died: {self._failed or 'see its log'}")
-        if dead := [p.pid for p in self._processes if not _alive(p)]:
-            raise EngineFailed(f"engine processes {dead} are gone")
-        # `AsyncLLM.check_health` only tests `errored`: a hung engine looks healthy. So ask for a token, and
-        # take any step, ours or another request's, as a sign of life.
-        asked = time.monotonic()
-        probe = asyncio.ensure_future(self._answer_one())
-        try:
-            while not probe.done():
-                await asyncio.wait([probe], timeout=0.2)
-                if self._last_step >= asked:
-                    return
-                if time.monotonic() - asked > self._health.stall_timeout_s:
-                    raise EngineFailed(f"the engine made no step in {self._health.stall_timeout_s:g} s")
-            probe.result()
-        finally:
-            probe.cancel()
+        await self._check()
 
     async def _answer_one(self) -> None:
         """One token; of a model that does not generate, one prompt pooled. Raises EngineFailed."""
@@ -306,6 +328,13 @@ class VLLMEngine:
         prompt, name = TokensPrompt(prompt_token_ids=[1]), f"probe-{self._sequence}"
         async for _ in self._engine.encode(prompt, PoolingParams(task=task), name, priority=PROBE_PRIORITY):
             pass
+
+
+def import_front_end() -> None:
+    """Import vLLM's OpenAI application, several seconds."""
+    import vllm.entrypoints.launchers.api_server.app_state
+    import vllm.entrypoints.launchers.app
+    import vllm.entrypoints.launchers.cli_args  # noqa: F401
 
 
 def vllm_version() -> str:
@@ -332,10 +361,10 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return engine, {name: value for name, value in options.items() if kinds[name] != "engine"}
 
 
-def put_online_first(config: Any, sharing: SharingSettings) -> None:
-    """Have the engine of a VllmConfig use our scheduler, unless it was given another one or has no priorities."""
+def use_our_scheduler(config: Any, sharing: SharingSettings) -> None:
+    """Have the engine of a VllmConfig use our scheduler, unless it was given another one."""
     scheduling = config.scheduler_config
-    if scheduling.policy != "priority" or scheduling.scheduler_cls is not None:
+    if scheduling.scheduler_cls is not None:
         return
     name = "OnlineFirstAsyncScheduler" if scheduling.async_scheduling else "OnlineFirstScheduler"
     scheduling.scheduler_cls = f"serve_app.engine.scheduler.{name}"
@@ -431,20 +460,27 @@ def _progress_logger(on_step: Any) -> type:
     return ProgressLogger
 
 
-def _worker_pids(processes: Iterable[psutil.Process]) -> Iterator[int]:
-    """The executor's worker processes: EngineCore's children, but for Python's own resource tracker.
+def core_pid(engine: Any) -> int:
+    """The process of an AsyncLLM's EngineCore."""
+    return int(engine.engine_core.resources.engine_manager.processes[0].pid)
+
+
+def worker_pids(engine: Any) -> list[int]:
+    """An AsyncLLM's worker processes, one a rank: EngineCore's children, but for Python's own resource tracker.
 
     Not told by their titles: setproctitle does nothing where the first environment variable was changed.
     """
-    for process in processes:
+    found = []
+    for process in psutil.Process(core_pid(engine)).children():
         with suppress(psutil.Error):
-            tracks = any("resource_tracker" in part for part in process.cmdline())
-            if not tracks and process.parents()[1].pid == os.getpid():
-                yield process.pid
+            if not any("resource_tracker" in part for part in process.cmdline()):
+                found.append(process.pid)
+    return found
 
 
-def _alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+def has_requests(engine: Any) -> bool:
+    """Whether an AsyncLLM has requests that it has not answered."""
+    return bool(engine.output_processor.has_unfinished_requests())
 
 
 def _summary(error: BaseException) -> str:

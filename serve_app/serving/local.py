@@ -15,10 +15,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import psutil
 
+from serve_app.engine import timeline
 from serve_app.engine.lifeline import die_with_parent
 from serve_app.errors import ServerUnavailable
 from serve_app.serving.config import EngineConfig, ServeConfig
@@ -43,19 +45,31 @@ def local_serve(
     """Run the config file's applications and yield the base URL once all replicas are ready.
 
     `on_wait` gets a line every few seconds while waiting. Raises ServerUnavailable, with the reason from the
-    log, when they do not come up; BadSettings for a config file that cannot work.
+    log, when they do not come up; BadSettings for a config file that cannot work. `timeline_file(log)` says where the
+    time of the start went.
     """
     settings = ServeConfig.load(config)
     settings.check()
+    for note in settings.notes():
+        on_wait(note)
     marker = uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
+    stages = timeline_file(log)
+    stages.unlink(missing_ok=True)
+    timeline.mark("start", file=stages)
     with open(log, "w") as output:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("serve")), "run", str(config)],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **serve_environment(), **(env or {}), RUN_MARKER: marker},
+            env={
+                **os.environ,
+                **serve_environment(),
+                **(env or {}),
+                RUN_MARKER: marker,
+                timeline.TIMELINE_ENV: str(stages),
+            },
             start_new_session=True,  # Ctrl-C reaches us, and we stop it in order
             preexec_fn=_prepare_child,
         )
@@ -92,12 +106,41 @@ def serve_environment() -> dict[str, str]:
     }
 
 
+def timeline_file(log: Path) -> Path:
+    """Where a start with this log notes its stages; see `engine/timeline.py`."""
+    return log.with_name(f"{log.stem}.timeline.jsonl").absolute()
+
+
+class _StageLines:
+    """Notes the first stages of a start, which none of our processes sees, as `serve run` writes of them in its log."""
+
+    LINES: ClassVar = {"ray": "Started a local Ray instance", "controller": "Started Serve in namespace"}
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._missing = dict(self.LINES)
+
+    def look(self) -> None:
+        """Note those that are new."""
+        if self._missing:
+            text = self._log.read_text(errors="replace")
+            for stage in [stage for stage, line in self._missing.items() if line in text]:
+                timeline.mark(stage, file=timeline_file(self._log))
+                del self._missing[stage]
+
+
 def _wait_until_ready(
-    process: subprocess.Popen[bytes], settings: ServeConfig, log: Path, on_wait: Callable[[str], None], timeout_s: float
+    process: subprocess.Popen[bytes],
+    settings: ServeConfig,
+    log: Path,
+    on_wait: Callable[[str], None],
+    timeout_s: float,
 ) -> None:
     started = last_told = time.monotonic()
+    stage_lines = _StageLines(log)
     ready = 0
     while True:
+        stage_lines.look()
         if process.poll() is not None:
             raise ServerUnavailable(f"`serve run` ended before the replicas were ready: {failure_reason(log)}")
         answered, ready, failure = replicas_ready(settings.base_url)

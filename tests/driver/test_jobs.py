@@ -145,17 +145,22 @@ async def test_a_driver_takes_a_job_over_only_when_the_other_lets_go(make_jobs: 
     assert len(ids(first, job_id)) == 80
 
 
-async def test_failed_rows_end_the_job_with_failures_and_never_with_a_value(make_jobs: MakeJobs) -> None:
+async def test_failed_rows_end_the_job_with_failures_and_never_with_a_value(
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Sick(FakePool):
         async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
             raise RuntimeError("out of order")
 
+    monkeypatch.setattr("serve_app.driver.dispatch.MAX_BACKOFF_S", 0.01)
     jobs = await make_jobs(Sick(["a"]), max_attempts=2)
     status = await finished(jobs, await jobs.submit(spec(9)))
     assert (status.state, status.ok, status.failed) == ("completed_with_failures", 0, 9)
     for outcome in jobs.job(status.id).outcomes():
-        assert (outcome.status, outcome.value, outcome.replica, outcome.attempts) == ("failed", None, None, 2)
-        assert (outcome.error or "").count("out of order") == 2
+        assert (outcome.status, outcome.value, outcome.replica) == ("failed", None, None)
+        # Alone it may fail twice. Rows of the chunk of 8 were sent three times before that: twice whole, once in pairs.
+        assert outcome.attempts in (2, 5)
+        assert (outcome.error or "").count("out of order") == outcome.attempts
 
 
 async def test_a_custom_id_given_twice_is_refused(make_jobs: MakeJobs) -> None:

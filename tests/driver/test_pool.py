@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 from ray import serve
+from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayTaskError
+from ray.serve.exceptions import ReplicaUnavailableError
 
 from serve_app.driver import pool as module
 from serve_app.driver.pool import HandlePool
+from serve_app.errors import BadSettings, EngineFailed, ReplicaLost
 from serve_app.schema import Chunk
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 from tests.fakes import replica
@@ -23,6 +26,8 @@ class Response:
 
     async def _wait(self) -> Any:
         await asyncio.sleep(self.hold_s)
+        if isinstance(self.answer, BaseException):
+            raise self.answer
         return self.answer
 
     async def results_async(self, **_: Any) -> Any:
@@ -44,6 +49,7 @@ class Handle:
 
     hangs = ""
     sent: Response
+    raises: BaseException | None = None
 
     def broadcast(self, method: str) -> Response:
         return Response(TimeoutError() if self.hangs else [replica("a"), replica("b"), RuntimeError("gone")])
@@ -55,7 +61,7 @@ class Handle:
     @property
     def run_chunk(self) -> Method:
         def remote(chunk: Chunk, replica_id: str) -> Response:
-            self.sent = Response(None, 60)
+            self.sent = Response(self.raises, 0 if self.raises else 60)
             return self.sent
 
         return Method(remote)
@@ -102,6 +108,34 @@ async def test_a_cancelled_chunk_is_cancelled_on_the_replica(handle: Any) -> Non
     call.cancel()
     await asyncio.wait([call])
     assert handle.sent.cancelled
+
+
+def raised_there(cause: BaseException) -> BaseException:
+    error: BaseException = RayTaskError("run_chunk", "Traceback ...", cause).as_instanceof_cause()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen", "message"),
+    [
+        (raised_there(EngineFailed("it made no step")), EngineFailed, "^it made no step$"),
+        (ActorDiedError(), ReplicaLost, "ActorDiedError: The actor died"),
+        (ActorUnavailableError("no connection", None), ReplicaLost, "ActorUnavailableError"),
+        (NodeDiedError("gone"), ReplicaLost, "NodeDiedError"),
+        (ReplicaUnavailableError("a"), ReplicaLost, "ReplicaUnavailableError"),
+        (asyncio.CancelledError(), ReplicaLost, "cancelled on the replica"),
+        # Its own bug, and an actor that it called: the replica lives.
+        (raised_there(BadSettings("no such field")), BadSettings, ""),
+        (raised_there(ActorDiedError()), RayTaskError, ""),
+        (TypeError("cannot pickle"), TypeError, "cannot pickle"),
+    ],
+)
+async def test_a_call_says_whether_the_engine_died_or_the_replica_is_gone_or_only_the_chunk_failed(
+    handle: Any, raised: BaseException, seen: type[Exception], message: str
+) -> None:
+    handle.raises = raised
+    with pytest.raises(seen, match=message or None):
+        await HandlePool(handle).run("a", Chunk(1, ()))
 
 
 async def test_the_controller_is_not_asked_where_replicas_are_known(

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from serve_app.driver.queue import Item, RowQueue, prefix_groups
+from serve_app.driver.suspects import Death
 from serve_app.schema import Chunk, pack_tokens
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=12).map(pack_tokens)
@@ -73,13 +74,15 @@ def test_a_chunk_is_filled_from_several_small_documents_but_not_with_another_rep
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Whatever is added, pulled, given back, forgotten and discarded: no row is lost, none is there twice."""
+    """Whatever is added, pulled, given back, suspected, cleared, forgotten and discarded: no row is lost, none is
+    there twice."""
 
     @initialize()
     def begin(self) -> None:
         self.queue = RowQueue(Chunk(0, ()))
         self.waiting: Counter[Any] = Counter()
         self.out: list[list[Item]] = []
+        self.deaths: list[Death] = []
         self.next_key = 0
 
     @rule(stream=st.sampled_from("xy"), prompts=st.lists(TOKENS, max_size=8))
@@ -107,6 +110,31 @@ class QueueMachine(RuleBasedStateMachine):
             self.queue.give_back(items)
 
     @rule(replica=REPLICAS)
+    def lose(self, replica: str) -> None:
+        if self.out:
+            self.deaths.append(Death(replica, by_engine=True, alone=False))
+            for item in self.out[-1]:
+                item.deaths = (*item.deaths, self.deaths[-1])
+            self.give_back()
+
+    @rule(replica=REPLICAS)
+    def pull_suspect(self, replica: str) -> None:
+        had = len(self.queue.suspects)
+        items = self.queue.pull_suspect(replica)
+        assert len(items) == min(had, 1)
+        assert all(item.suspected for item in items)
+        self.waiting.subtract(item.key for item in items)
+        if items:
+            self.out.append(items)
+
+    @rule(data=st.data())
+    def explain(self, data: st.DataObject) -> None:
+        if self.deaths:
+            data.draw(st.sampled_from(self.deaths)).explained = True
+            self.queue.clear_suspects()
+            assert all(item.suspected for item in self.queue.suspects)
+
+    @rule(replica=REPLICAS)
     def forget(self, replica: str) -> None:
         self.queue.forget(replica)
 
@@ -120,12 +148,12 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def the_count_is_right(self) -> None:
         if hasattr(self, "queue"):
-            assert self.queue.rows == sum(self.waiting.values())
+            assert self.queue.rows + len(self.queue.suspects) == sum(self.waiting.values())
 
     def teardown(self) -> None:
         if hasattr(self, "queue"):
             left: Counter[Any] = Counter()
-            while items := self.queue.pull("a", 5):
+            while items := self.queue.pull("a", 5) or self.queue.pull_suspect("a"):
                 left.update(item.key for item in items)
             assert left == +self.waiting
 

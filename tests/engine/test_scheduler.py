@@ -27,16 +27,16 @@ def make(request: pytest.FixtureRequest) -> Make:
 
     from serve_app.engine import scheduler
 
-    def build(blocks: int = 1000, **sharing: Any) -> Any:
+    def build(blocks: int = 1000, policy: Any = "priority", **sharing: Any) -> Any:
         config = AsyncEngineArgs(
             model=str(prepare()),
             max_model_len=4096,
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=SEATS,
             block_size=BLOCK,
-            scheduling_policy="priority",
+            scheduling_policy=policy,
             enable_prefix_caching=False,
-            additional_config={SHARING_KEY: sharing},
+            additional_config={SHARING_KEY: {"max_step_s": None, **sharing}},
         ).create_engine_config()
         config.cache_config.num_gpu_blocks = blocks
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=2, head_size=64, dtype=torch.bfloat16)
@@ -56,16 +56,21 @@ def add(scheduler: Any, name: str, tokens: int, priority: int, max_tokens: int =
 
 
 def step(scheduler: Any) -> dict[str, int]:
-    """Plan a step and have it computed: each request that has no prompt left gets token 5. Tokens by request."""
+    """Plan a step and have it computed. Tokens by request."""
+    planned = scheduler.schedule()
+    finish(scheduler, planned)
+    return dict(planned.num_scheduled_tokens)
+
+
+def finish(scheduler: Any, planned: Any) -> None:
+    """Have a step computed: each request that has no prompt left gets token 5."""
     from vllm.v1.outputs import ModelRunnerOutput
 
-    planned = scheduler.schedule()
     names = list(planned.num_scheduled_tokens)
     done = [scheduler.requests[name].num_computed_tokens >= scheduler.requests[name].num_tokens for name in names]
     sampled = [[5] if one else [] for one in done]
     order = {name: i for i, name in enumerate(names)}
     scheduler.update_from_output(planned, ModelRunnerOutput(names, order, sampled))
-    return dict(planned.num_scheduled_tokens)
 
 
 def fill(scheduler: Any, rows: int, tokens: int = 200) -> None:
@@ -176,17 +181,82 @@ def test_a_health_probe_does_not_shorten_steps(make: Make) -> None:
     assert sum(step(scheduler).values()) == STEP_TOKENS
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The scheduler's clock: its only entry is the time."""
+    now = [100.0]
+    monkeypatch.setattr("serve_app.engine.scheduler.time.monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("ms_per_token", [0.01, 2.0, 15.0, 200.0])
+def test_a_step_takes_about_its_bound_whatever_the_machines_speed(
+    make: Make, clock: list[float], ms_per_token: float
+) -> None:
+    scheduler = make(max_step_s=1.0)
+    fill(scheduler, 40, tokens=400)
+    taken = []
+    for _ in range(12):
+        planned = scheduler.schedule()
+        taken.append(planned.total_num_scheduled_tokens)
+        clock[0] += taken[-1] * ms_per_token / 1000
+        finish(scheduler, planned)
+    assert taken[0] == 64  # nothing is known yet
+    least = 8
+    right = min(STEP_TOKENS, max(least, int(1000 / ms_per_token)))
+    assert taken[-1] == pytest.approx(right, rel=0.25)
+
+
+def test_a_step_that_was_held_up_shortens_the_next_ones_for_a_while_only(make: Make, clock: list[float]) -> None:
+    scheduler = make(max_step_s=1.0)
+    fill(scheduler, 60, tokens=400)
+
+    def steps(count: int, ms_per_token: float) -> int:
+        for _ in range(count):
+            planned = scheduler.schedule()
+            tokens = planned.total_num_scheduled_tokens
+            clock[0] += tokens * ms_per_token / 1000
+            finish(scheduler, planned)
+        return int(tokens)
+
+    assert steps(5, 2.0) == pytest.approx(500, rel=0.1)
+    steps(1, 100.0)
+    assert steps(1, 2.0) == pytest.approx(500 / 4, rel=0.05)
+    assert steps(3, 2.0) == pytest.approx(500, rel=0.1)
+
+
+def test_short_steps_say_nothing_of_long_ones(make: Make, clock: list[float]) -> None:
+    scheduler = make(max_step_s=1.0)
+    for i in range(8):  # as of an idle engine's probes
+        add(scheduler, f"probe-{i}", 1, POPULATION, max_tokens=1)
+        planned = scheduler.schedule()
+        clock[0] += 0.001
+        finish(scheduler, planned)
+    fill(scheduler, 10)
+    assert sum(step(scheduler).values()) == 64
+
+
 @pytest.mark.parametrize("policy", ["priority", "fcfs"])
-def test_the_engine_uses_it_where_there_are_priorities(policy: str) -> None:
+def test_the_engine_uses_it_unless_it_was_given_another_one(policy: str) -> None:
     from vllm import AsyncEngineArgs
 
-    from serve_app.engine.vllm import put_online_first
+    from serve_app.engine.vllm import use_our_scheduler
     from serve_app.settings import SharingSettings
 
     config = AsyncEngineArgs(model=str(prepare()), scheduling_policy=policy).create_engine_config()
     for ahead, name in ((False, "OnlineFirstScheduler"), (True, "OnlineFirstAsyncScheduler")):
         config.scheduler_config.scheduler_cls, config.scheduler_config.async_scheduling = None, ahead
-        put_online_first(config, SharingSettings(population_step_tokens=7))
-        ours = policy == "priority"
-        assert config.scheduler_config.scheduler_cls == (f"serve_app.engine.scheduler.{name}" if ours else None)
-        assert (SHARING_KEY in config.additional_config) == ours
+        use_our_scheduler(config, SharingSettings(population_step_tokens=7))
+        assert config.scheduler_config.scheduler_cls == f"serve_app.engine.scheduler.{name}"
+        assert config.additional_config[SHARING_KEY]["population_step_tokens"] == 7
+    config.scheduler_config.scheduler_cls = "somebody.elses"
+    use_our_scheduler(config, SharingSettings())
+    assert config.scheduler_config.scheduler_cls == "somebody.elses"
+
+
+def test_without_priorities_the_order_is_vllms_own(make: Make) -> None:
+    scheduler = make(policy="fcfs", population_step_tokens=64)
+    fill(scheduler, 1, tokens=2000)
+    step(scheduler)
+    add(scheduler, "online", 300, ONLINE)
+    assert "online" not in step(scheduler)
