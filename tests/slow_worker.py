@@ -8,16 +8,16 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 SLOWDOWN = 100
 
 
-class SlowWorker(CPUWorker):  # type: ignore[misc]
+class SlowWorker(CPUWorker):
     """Slow from its second step on: the first one, before the replica is ready, also prepares kernels for seconds."""
 
     first = True
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
-        began = time.monotonic()
+        began_s = time.process_time()  # of this rank alone: it also waits for the other one
         result = super().execute_model(*args, **kwargs)
-        now = time.monotonic()
-        until = now if self.first else now + (SLOWDOWN - 1) * (now - began)
+        worked_s = time.process_time() - began_s
+        until = time.monotonic() + (0 if self.first else (SLOWDOWN - 1) * worked_s)
         self.first = False
         while time.monotonic() < until:  # as real work does, it takes the processor
             pass

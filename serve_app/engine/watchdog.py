@@ -2,7 +2,8 @@
 
 A finished step is a sign of life. So is processor time that all of the engine's workers use, or wait for: a step of a
 large model on a slow or busy processor can take minutes. A rank that is stopped or waits for something that never comes
-uses none, and the ranks beside it do not matter, though they may look for its message in a busy loop.
+uses none, and the ranks beside it do not matter, though they may look for its message in a busy loop. As ranks have not
+quite the same work, one may have been idle for as long as it worked in this step.
 """
 
 from __future__ import annotations
@@ -63,14 +64,15 @@ class Watchdog:
     def hung(self, since: float) -> str:
         """Why an engine that has had work since then counts as hung; empty as long as it does not."""
         now = self._clock()
-        without_step = now - max(self.last_step, since)
+        began = max(self.last_step, since)
+        without_step = now - began
         if without_step > self._step_timeout_s:
             return f"the engine made no step in {without_step:.0f} s, beyond health.step_timeout_s"
         if not self._workers:
             return ""
         idle = min(self._workers, key=lambda process: process.worked_at)
-        last_work = max(idle.worked_at, self._core.worked_at if self._core else 0.0)
-        if min(without_step, now - last_work) <= self._stall_timeout_s:
+        last_work = max(began, idle.worked_at, self._core.worked_at if self._core else began)
+        if now - last_work <= max(self._stall_timeout_s, last_work - began):
             return ""
         return (
             f"the engine made no step in {without_step:.0f} s, and its worker {idle.pid} used no processor time: "

@@ -62,6 +62,13 @@ def test_a_stopped_worker_is_a_hang_though_the_other_one_waits_for_it_in_a_busy_
     assert not machine.watchdog.working()
 
 
+def test_a_rank_that_is_done_early_may_wait_for_the_other_as_long_as_it_worked() -> None:
+    machine = Machine()
+    assert machine.pass_time(60, {RANK_0: 1.0, RANK_1: 1.0}) == ""
+    assert machine.pass_time(58, {RANK_0: 1.0}) == ""
+    assert f"worker {RANK_1}" in machine.pass_time(4, {RANK_0: 1.0})
+
+
 def test_workers_that_only_look_for_messages_are_idle() -> None:
     assert Machine().pass_time(STALL_S + 3, {RANK_0: 0.04, RANK_1: 0.04, CORE: 0.02})
 
