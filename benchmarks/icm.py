@@ -289,7 +289,7 @@ def report(result: dict[str, Any], path: Path | None) -> None:
     said = "coherent" if result["claims_icm_confidence"]["coherent"] else "not coherent"
     interval = f"{found['low']:.3f} to {found['high']:.3f}; says of itself: {said}"
     lines.append(["accuracy on claims that it does not know, ICM", f"{found['mean']:.3f}", interval, ""])
-    title = f"ICM on real replicas ({result['examples']} examples, {result['bf16_gflops']} GFLOP/s bf16)"
+    title = f"ICM on real replicas ({result['examples']} examples, {result['gflops']} GFLOP/s {result['dtype']})"
     publish(title, ["", "measured", "95 % interval", "aim"], lines, result, path)
 
 

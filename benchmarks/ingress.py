@@ -391,7 +391,7 @@ def report(
         console.print(sides_table(f"round {number + 1}: medians of {len(passes)} passes", passes))
     loads = {"concurrency": CONCURRENCY, "low_concurrency": LOW_CONCURRENCY, "stream_tokens": STREAM_TOKENS}
     result |= {"ours": OURS, "rounds": rounds, "online_passes": online, **loads, **others}
-    title = f"our ingress and its peers ({others['bf16_gflops']} GFLOP/s bf16)"
+    title = f"our ingress and its peers ({others['gflops']} GFLOP/s {others['dtype']})"
     publish(title, ["", "median", "passes", "aim"], lines, result, path)
 
 

@@ -18,7 +18,7 @@ the default model are 15 s on a processor without AVX512, beside a second replic
 
 Population means a priority above 0, online any from 0 down to the health probe's.
 
-Beside vllm.py the only module that imports vllm, and loaded by vLLM itself, in EngineCore's process. Steps on the
+Loaded by vLLM itself, in EngineCore's process. Steps on the
 pinned version's fields: `max_num_scheduled_tokens` and `max_num_active_reqs` bound one step, and a request whose
 `next_decode_eligible_step` lies ahead is passed over. `tests/engine/test_scheduler.py` runs vLLM's scheduler with it.
 """

@@ -1,6 +1,6 @@
 """The adapter: vLLM's AsyncLLM with the multiprocessing executor, behind our engine protocol.
 
-With scheduler.py, which vLLM loads, the only module that imports vllm, and only once an engine starts.
+vLLM is imported only once an engine starts, and in this room alone.
 `vllm/__init__.py` exports a small supported API; all else used here moves between minor versions, so vLLM is
 pinned exactly and `tests/engine/test_vllm_api.py` imports every name.
 """

@@ -157,7 +157,7 @@ def _wait_until_ready(
         if now - last_told > 5.0:
             on_wait(f"starting replicas: {ready} of {settings.worked.replicas} ready after {now - started:.0f} s")
             last_told = now
-        time.sleep(0.5)
+        time.sleep(1.0)  # a question takes processor time of those who start
 
 
 def _answers(settings: ServeConfig, engine: EngineConfig) -> bool:

@@ -33,7 +33,7 @@ from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
     # A start that failed for a wrong setting fails again: tell the user soon.
     max_constructor_retry_count=2,
     health_check_period_s=5,
-    # Above HealthSettings.stall_timeout_s, so that the replica itself says what is wrong.
+    # Above what a check takes that finds a hang (HealthSettings), so that the replica itself says what is wrong.
     health_check_timeout_s=90,
     # A replica that leaves, by a deploy or a scale-down, first finishes its streams.
     graceful_shutdown_timeout_s=600,

@@ -165,7 +165,7 @@ def test_a_pass_without_a_side_is_not_compared_and_the_others_are(
 
     passes = [{OURS: side(30.0)}, {OURS: side(30.0), "vllm_serve": side(40.0)}, {"vllm_serve": side(40.0)}]
     online = [{"with_ttft_p99_ms": 300.0, "without_ttft_p99_ms": 200.0}]
-    report([passes, []], online, {"bf16_gflops": 1.0}, tmp_path / "out.json")
+    report([passes, []], online, {"gflops": 1.0, "dtype": "float32"}, tmp_path / "out.json")
     found = msgspec.json.decode((tmp_path / "out.json").read_bytes())
     assert found["req_ratio_vs_vllm_serve_passes"] == [0.75]
     assert found["ttft_p50_added_ms"] == -10.0
