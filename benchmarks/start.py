@@ -33,10 +33,9 @@ from benchmarks.driver import ENGINE, write_config
 from benchmarks.peers import ROOT, Case
 from benchmarks.peers.vllm_serve import VllmServe, wait_for_answer
 from serve_app.client.populations import PopulationClient
-from serve_app.engine import timeline
 from serve_app.models.default import NAME, prepare
 from serve_app.serving.config import set_store
-from serve_app.serving.local import RUN_MARKER, local_serve, marked_processes, timeline_file
+from serve_app.serving.local import RUN_MARKER, local_serve, marked_processes, stages_line, start_stages
 
 RATIO_AIM, IDLE_AIM = 1.3, 0.1
 # After the last work, before idleness is measured: readers of vLLM's queues look for messages more often for a while.
@@ -107,7 +106,7 @@ def two_replicas(folder: Path) -> dict[str, Any]:
         pid = PopulationClient(base_url).replicas()[0]["pid"]
         time.sleep(CALM_S)
         idle = idle_cores(psutil.Process(pid).environ()[RUN_MARKER])
-    return {"start_s": start_s, "timeline": timeline.read(timeline_file(log)), "idle": idle}
+    return {"start_s": start_s, "timeline": start_stages(log), "idle": idle}
 
 
 def idle_cores(marker: str) -> dict[str, float]:
@@ -187,7 +186,7 @@ def report(
         ["`vllm serve` until its first token", f"{peer:.1f} s", ""],
         ["start_ratio_vs_vllm_serve", f"{ours / peer:.2f}", f"≤ {RATIO_AIM}"],
         ["two_replicas_start_s", f"{two['start_s']:.1f} s", ""],
-        ["… finished after", timeline.as_line(two["timeline"]), ""],
+        ["… finished after", stages_line(two["timeline"]), ""],
         ["idle_cores", f"{result['idle_cores']:.2f}", f"≤ {IDLE_AIM}"],
         ["setup_s", f"{setup.get('setup_s', 'not known')} ({setup.get('installer', '')})", ""],
     ]

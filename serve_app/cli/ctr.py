@@ -109,9 +109,8 @@ def demo(
 ) -> None:
     """Start Ray and the replicas on this machine, predict click-through, stop everything."""
     from serve_app.client.populations import PopulationClient
-    from serve_app.engine import timeline
     from serve_app.serving.config import check_store
-    from serve_app.serving.local import local_serve, timeline_file
+    from serve_app.serving.local import local_serve, start_stages, stages_line
 
     started = time.monotonic()
     output = Console(stderr=True, quiet=True) if as_json else console
@@ -121,8 +120,8 @@ def demo(
     output.print(f"starting Ray and the replicas of {config} (log: {log})")
     with local_serve(config, log=log, on_wait=lambda message: output.print(f"  {message}", markup=False)) as base_url:
         start_s = time.monotonic() - started
-        stages = timeline.read(timeline_file(log))
-        output.print(f"replicas ready after {start_s:.0f} s: {timeline.as_line(stages)}", highlight=False)
+        stages = start_stages(log)
+        output.print(f"replicas ready after {start_s:.0f} s: {stages_line(stages)}", highlight=False)
         dtype = PopulationClient(base_url).replicas()[0]["engine"]["dtype"]
         report = run_ctr(base_url, study, out=out, price=price, output=output)
     output.print(

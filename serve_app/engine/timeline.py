@@ -59,8 +59,3 @@ def read(path: Path) -> dict[str, float]:
         entry = json.loads(line)
         ended[entry["stage"]] = max(ended.get(entry["stage"], 0.0), entry["at"])
     return {f"{stage}_s": round(ended[stage] - ended["start"], 1) for stage in STAGES if stage in ended}
-
-
-def as_line(stages: dict[str, float]) -> str:
-    """For people: "ray 8 s, controller 12 s, …"."""
-    return ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.0f} s" for name, seconds in stages.items())

@@ -45,8 +45,8 @@ def local_serve(
     """Run the config file's applications and yield the base URL once all replicas are ready.
 
     `on_wait` gets a line every few seconds while waiting. Raises ServerUnavailable, with the reason from the
-    log, when they do not come up; BadSettings for a config file that cannot work. `timeline_file(log)` says where the
-    time of the start went.
+    log, when they do not come up; BadSettings for a config file that cannot work. `start_stages(log)` says where the time of
+    the start went.
     """
     settings = ServeConfig.load(config)
     settings.check()
@@ -54,7 +54,7 @@ def local_serve(
         on_wait(note)
     marker = uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
-    stages = timeline_file(log)
+    stages = _timeline_file(log)
     stages.unlink(missing_ok=True)
     timeline.mark("start", file=stages)
     with open(log, "w") as output:
@@ -106,8 +106,17 @@ def serve_environment() -> dict[str, str]:
     }
 
 
-def timeline_file(log: Path) -> Path:
-    """Where a start with this log notes its stages; see `engine/timeline.py`."""
+def start_stages(log: Path) -> dict[str, float]:
+    """Seconds from the start of a server with this log to the end of each stage; see `engine/timeline.py`."""
+    return timeline.read(_timeline_file(log))
+
+
+def stages_line(stages: dict[str, float]) -> str:
+    """For people: "ray 8 s, controller 12 s, …"."""
+    return ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.0f} s" for name, seconds in stages.items())
+
+
+def _timeline_file(log: Path) -> Path:
     return log.with_name(f"{log.stem}.timeline.jsonl").absolute()
 
 
@@ -125,7 +134,7 @@ class _StageLines:
         if self._missing:
             text = self._log.read_text(errors="replace")
             for stage in [stage for stage, line in self._missing.items() if line in text]:
-                timeline.mark(stage, file=timeline_file(self._log))
+                timeline.mark(stage, file=_timeline_file(self._log))
                 del self._missing[stage]
 
 

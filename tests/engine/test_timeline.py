@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.engine import timeline
-from serve_app.engine.timeline import TIMELINE_ENV, as_line, mark, marking, read
+from serve_app.engine.timeline import TIMELINE_ENV, mark, marking, read
+from serve_app.serving.local import stages_line
 
 
 def test_stages_are_seconds_from_the_start_of_the_process_that_finished_last(tmp_path: Path) -> None:
@@ -13,7 +14,7 @@ def test_stages_are_seconds_from_the_start_of_the_process_that_finished_last(tmp
     file.write_text("".join(json.dumps({"stage": stage, "at": at, "pid": 1}) + "\n" for stage, at in entries))
     stages = read(file)
     assert list(stages.items()) == [("ray_s", 8.0), ("weights_s", 31.0), ("first_token_s", 40.0)]
-    assert as_line(stages) == "ray 8 s, weights 31 s, first token 40 s"
+    assert stages_line(stages) == "ray 8 s, weights 31 s, first token 40 s"
 
 
 def test_without_a_file_there_are_no_stages(tmp_path: Path) -> None:
