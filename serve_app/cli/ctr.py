@@ -110,7 +110,7 @@ def demo(
     """Start Ray and the replicas on this machine, predict click-through, stop everything."""
     from serve_app.client.populations import PopulationClient
     from serve_app.serving.config import check_store
-    from serve_app.serving.local import local_serve, start_stages, stages_line
+    from serve_app.serving.local import local_serve, stages_line, start_stages
 
     started = time.monotonic()
     output = Console(stderr=True, quiet=True) if as_json else console

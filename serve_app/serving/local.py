@@ -45,8 +45,8 @@ def local_serve(
     """Run the config file's applications and yield the base URL once all replicas are ready.
 
     `on_wait` gets a line every few seconds while waiting. Raises ServerUnavailable, with the reason from the
-    log, when they do not come up; BadSettings for a config file that cannot work. `start_stages(log)` says where the time of
-    the start went.
+    log, when they do not come up; BadSettings for a config file that cannot work. `start_stages(log)` says where the
+    time of the start went.
     """
     settings = ServeConfig.load(config)
     settings.check()
