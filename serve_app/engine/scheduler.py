@@ -44,16 +44,19 @@ RESERVED_SHARE = 1 / 8
 # that speed still a step that ends.
 FIRST_TOKENS = 64
 LEAST_TOKENS = 8
-# A step that took so much of its bound tells how long the next one may be; one below says nothing of longer ones.
-FULL_SHARE = 0.8
+# Of what is known of a step's time, the weight that stays at each further step.
+MEMORY = 0.9
+# A step counts as at most so many times as long as it was expected to be.
+OUTLIER = 4.0
 
 
 class StepClock:
     """How many tokens of this engine's steps take `max_step_s`, by the steps so far; from `first` on, up to `most`.
 
-    The cost of a token is not constant (attention, the fixed part of a step, what else the machine does), so nothing is
-    fitted: a step that was longer than the bound lowers it in proportion, to a quarter at once; one that was full and
-    shorter raises it in proportion, to the double at once.
+    A step of n tokens takes a + b·n, fitted by least squares to the steps so far, each with MEMORY times the weight of
+    the one after it. On a busy machine most of it may be a, what no step goes without: then shorter steps would only
+    cost throughput, so a step has at least as many tokens as take as long as a. The bound falls to a quarter and rises
+    to the double at most from one step to the next.
     """
 
     def __init__(self, max_step_s: float, *, first: int, most: int) -> None:
@@ -62,6 +65,10 @@ class StepClock:
         self._most = most
         self._planned: dict[int, float] = {}
         self._last_done = -math.inf
+        # Weighted sums over the steps: of 1, n, t, n², n·t.
+        self._sums = [0.0] * 5
+        self._fixed_s = 0.0
+        self._token_s: float | None = None
 
     def planned(self, step: object) -> None:
         """A step was handed to the workers."""
@@ -76,12 +83,27 @@ class StepClock:
             self._learn(tokens, now - began)
 
     def _learn(self, tokens: int, seconds: float) -> None:
-        fitting = tokens * self._max_step_s / seconds
-        if seconds > self._max_step_s:
-            bound = max(fitting, self.tokens / 4)
-            self.tokens = max(min(self.tokens, int(bound)), min(LEAST_TOKENS, self._most))
-        elif tokens >= self.tokens * FULL_SHARE:
-            self.tokens = max(self.tokens, min(int(fitting), 2 * self.tokens, self._most))
+        if self._token_s is not None:  # one that was held up, by the machine, should not tell of all that come
+            seconds = min(seconds, OUTLIER * (self._fixed_s + self._token_s * tokens))
+        seen = (1.0, tokens, seconds, tokens**2, tokens * seconds)
+        self._sums = [MEMORY * total + one for total, one in zip(self._sums, seen, strict=True)]
+        self._token_s = self._fit()
+        fitting = max(self._max_step_s - self._fixed_s, self._fixed_s) / self._token_s
+        bound = min(max(fitting, self.tokens / 4), 2 * self.tokens)
+        if bound > self.tokens and tokens < self.tokens / 2:  # a short step says little of longer ones
+            return
+        self.tokens = int(min(max(bound, LEAST_TOKENS), self._most))
+
+    def _fit(self) -> float:
+        """Seconds of a token, b, above 0; what is fixed, a, is learned only of steps of different lengths."""
+        weight, n, t, nn, nt = self._sums
+        variance = weight * nn - n * n
+        if variance > 0.01 * nn * weight:
+            slope = (weight * nt - n * t) / variance
+            self._fixed_s = max(0.0, (t - slope * n) / weight) if slope > 0 else self._fixed_s
+        # At most nine tenths of a mean step, so that a token always costs something.
+        self._fixed_s = min(self._fixed_s, 0.9 * t / weight)
+        return (t - self._fixed_s * weight) / n
 
 
 class OnlineFirst:
