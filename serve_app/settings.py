@@ -53,7 +53,7 @@ class SimulatedSettings(Frozen):
 class HealthSettings(Frozen):
     """When an engine counts as hung; see `engine/watchdog.py`."""
 
-    stall_timeout_s: float = Field(15.0, gt=0, description="it has work, finishes no step and one of its workers uses "
+    stall_timeout_s: float = Field(10.0, gt=0, description="it has work, finishes no step and one of its workers uses "
                                    "no processor time (on CPU, where that tells slow from hung)")  # fmt: skip
     step_timeout_s: float | None = Field(None, gt=0, description="it has work and finishes no step, whatever its "
                                          "workers do; null: 900 on CPU, 60 on GPUs")  # fmt: skip
