@@ -2,7 +2,7 @@
 
 A comment just above a block says what is to be done with it, where that is not plain from its language:
 
-    <!-- model: NAME -->    JSON or YAML is a value of this model (MODELS)
+    <!-- model: NAME -->    JSON or YAML is a value of this model (values.py)
     <!-- file: NAME -->     the block is saved under this name; a Python file is also executed
     <!-- parse -->          commands are not run: the real command line only reads their arguments
     <!-- skip: reason -->   nothing is done; the reason is for readers of the source
@@ -34,6 +34,8 @@ from unittest import mock
 import yaml
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser
+
+from tests.docs.values import check_config, check_value
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -247,60 +249,3 @@ def known_options(words: list[str]) -> set[str]:
     for word in words:
         command = getattr(command, "commands", {}).get(word, command)
     return {option for parameter in command.params for option in parameter.opts}
-
-
-# --- values ---
-
-
-def check_value(model: str, value: Any) -> None:
-    """Raises what the model says is wrong with the value."""
-    import msgspec
-    from pydantic import BaseModel
-
-    kind = models()[model]
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        kind.model_validate(value)
-    elif isinstance(kind, set):
-        assert set(value) <= kind, f"unknown: {set(value) - kind}"
-    else:
-        msgspec.convert(value, kind)
-
-
-def models() -> dict[str, Any]:
-    """What `<!-- model: NAME -->` may name: a pydantic model, a msgspec struct, or the keys of a mapping."""
-    from ray.serve.config import AutoscalingConfig
-
-    from serve_app import settings
-    from serve_app.driver.batch_record import BatchRequest
-    from serve_app.driver.spec import JobSpec, JobStatus, Provider
-    from serve_app.schema import Outcome
-    from serve_app.workloads.ctr.bank import Bank
-
-    line = {"rows", "ok", "failed", "replicas", "tp", "rows_per_s", "ctr", "cached_token_share", "wall_s", "dtype",
-            "setup_s", "start_s", "run_s", "simulated", "label_swap_bias_before", "label_swap_bias_after"}  # fmt: skip
-    mine = {
-        name: kind
-        for name, kind in vars(settings).items()
-        if isinstance(kind, type) and issubclass(kind, settings.Frozen)
-    }
-    return {
-        **mine,
-        "JobSpec": JobSpec,
-        "JobStatus": JobStatus,
-        "Provider": Provider,
-        "BatchRequest": BatchRequest,
-        "Outcome": Outcome,
-        "Bank": Bank,
-        "AutoscalingConfig": AutoscalingConfig,
-        "ErrorBody": {"error"},
-        "ResultLine": line,
-    }
-
-
-def check_config(document: dict[str, Any], folder: Path) -> None:
-    """A Serve config file, whole."""
-    from serve_app.serving.config import ServeConfig
-
-    path = folder / "checked.yaml"
-    path.write_text(yaml.safe_dump(document))
-    ServeConfig.load(path)

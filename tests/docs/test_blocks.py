@@ -55,7 +55,6 @@ def reader(tmp_path: Path, simulated_url: str, monkeypatch: pytest.MonkeyPatch) 
 
     # From this process the cluster would be looked for by Ray, which may find another one on this machine.
     monkeypatch.setattr(ReplicaClient, "connect", connect)
-    monkeypatch.setenv("SERVE_APP_URL", simulated_url)
     return Reader(tmp_path, simulated_url)
 
 
