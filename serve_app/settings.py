@@ -99,11 +99,11 @@ class RoutingSettings(Frozen):
 
     session_affinity: bool = Field(True, description="requests with the same x-session-id go to the same replica; "
                                    "false: load alone decides")  # fmt: skip
-    session_slack_requests: int = Field(8, ge=0, description="a session stays while its replica has no more open "
-                                        "requests than this")  # fmt: skip
-    session_load_factor: float = Field(
-        1.5, ge=1, description="or while it has at most this multiple of the others' mean"
-    )
+    session_slack_requests: int = Field(
+        8, ge=0, description="a session leaves when its replica has more open requests than `session_load_factor` "
+        "times the others' mean plus this"
+    )  # fmt: skip
+    session_load_factor: float = Field(1.5, ge=1, description="see `session_slack_requests`")
 
 
 class AccessSettings(Frozen):
