@@ -6,7 +6,7 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast test-long chaos contract k8s-check lint serve bench lock clean
+.PHONY: help setup demo test test-fast test-long chaos contract k8s-check lint serve bench docs lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ lint: .venv/ready ## ruff and strict typing
 
 bench: .venv/ready ## the driver against offline vLLM, quick
 	@$(BIN)/python -m benchmarks.driver --quick --json driver.json
+
+docs: .venv/ready ## write docs/reference/ again from the code
+	@$(BIN)/python -m tests.docs.generate
 
 lock: ## resolve requirements.txt again from pyproject.toml (needs uv)
 	@cluster/lock.sh

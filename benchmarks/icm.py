@@ -49,7 +49,7 @@ from serve_app.workloads.icm.testbeds import BUNDLED, load
 from serve_app.workloads.icm.variants import VARIANTS
 
 PORT = 8767
-# What `make serve` has on CPU; see README, "Blocks of 32 tokens on CPU".
+# What `make serve` has on CPU; see docs/explanation/decisions.md.
 BLOCK = 32
 SPEEDUP = "iteration_speedup_vs_one_call_per_prompt"
 # Prompts of the iteration whose speed is the headline: as many as there is time for on two cores. 256 demonstrations of

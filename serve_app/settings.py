@@ -42,22 +42,24 @@ class Frozen(BaseModel):
 class SimulatedSettings(Frozen):
     """Roofline latency of a simulated engine. The defaults were measured; see `engine/simulated.py`."""
 
-    prefill_ms_per_token: float = Field(0.88, ge=0, description="per prompt token that is not cached")
+    prefill_ms_per_token: float = Field(0.88, ge=0, description="time of a prompt token that is not cached")
     step_ms: float = Field(12.0, ge=0, description="fixed time of one engine step")
-    max_num_seqs: int = Field(128, ge=1)
-    block_size: int = Field(32, ge=1)
+    max_num_seqs: int = Field(128, ge=1, description="prompts of one engine step")
+    block_size: int = Field(32, ge=1, description="tokens of one block of the prefix cache")
     kv_blocks: int = Field(1092, ge=1, description="blocks that the prefix cache holds; config.yaml's 34,944 tokens")
-    fail_after_chunks: int | None = Field(None, ge=0, description="scripted fault: EngineFailed after so many chunks")
+    fail_after_chunks: int | None = Field(
+        None, ge=0, description="the engine fails after this many chunks; null: never"
+    )
 
 
 class HealthSettings(Frozen):
     """When an engine counts as hung; see `engine/watchdog.py`."""
 
-    stall_timeout_s: float = Field(10.0, gt=0, description="it has work, finishes no step and one of its workers uses "
-                                   "no processor time (on CPU, where that tells slow from hung)")  # fmt: skip
-    step_timeout_s: float | None = Field(None, gt=0, description="it has work and finishes no step, whatever its "
-                                         "workers do; null: 900 on CPU, 60 on GPUs")  # fmt: skip
-    start_timeout_s: float = Field(900.0, gt=0, description="from loaded weights to the first token")
+    stall_timeout_s: float = Field(10.0, gt=0, description="on CPU: the engine has work, finishes no step, and a "
+                                   "worker uses no processor time for this long")  # fmt: skip
+    step_timeout_s: float | None = Field(None, gt=0, description="the engine has work and finishes no step for this "
+                                         "long; null: 900 on CPU, 60 on GPUs")  # fmt: skip
+    start_timeout_s: float = Field(900.0, gt=0, description="time limit from loaded weights to the first token")
 
 
 class SharingSettings(Frozen):
@@ -67,25 +69,25 @@ class SharingSettings(Frozen):
     `priority`.
     """
 
-    population_step_tokens: int | None = Field(64, ge=0, description="of each step, beside running online requests; "
-                                               "null: vLLM's own order")  # fmt: skip
-    online_linger_s: float = Field(5.0, ge=0, description="after the last one, the same for so long")
-    standby_step_tokens: int | None = Field(512, ge=1, description="of each step, while an online request may come; "
-                                            "null: whole steps")  # fmt: skip
-    standby_s: float = Field(600.0, ge=0, description="after an online request, another one may come for so long")
-    max_step_s: float | None = Field(1.0, gt=0, description="a step takes as many tokens as this engine was seen to "
-                                     "compute in so long, whosever they are; null: as vLLM has it")  # fmt: skip
+    population_step_tokens: int | None = Field(64, ge=0, description="population tokens in a step while online "
+                                               "requests run; null: vLLM's own order")  # fmt: skip
+    online_linger_s: float = Field(5.0, ge=0, description="how long that limit stays after the last online request")
+    standby_step_tokens: int | None = Field(512, ge=1, description="population tokens in a step for `standby_s` "
+                                            "after an online request; null: no limit")  # fmt: skip
+    standby_s: float = Field(600.0, ge=0, description="how long another online request is expected after one")
+    max_step_s: float | None = Field(1.0, gt=0, description="target time of a step: its tokens are limited to what "
+                                     "this engine was measured to compute in it; null: no limit")  # fmt: skip
 
 
 class ShardingSettings(Frozen):
     """When and how a list of prompts in one `/v1/completions` call is cut; see `serving/sharding.py`."""
 
-    threshold: int | None = Field(32, ge=1, description="longer lists are cut; null: none is")
-    piece_prompts: int = Field(8, ge=1, description="of a piece, at least")
-    open_pieces: int = Field(2, ge=1, description="of one request at one replica, so that one queues as one computes")
-    max_attempts: int = Field(3, ge=1, description="of a piece, each on another replica")
-    max_requests: int = Field(64, ge=1, description="cut by one replica at once; further ones it answers alone. Well "
-                              "below max_ongoing_requests, or replicas could wait for each other's pieces")  # fmt: skip
+    threshold: int | None = Field(32, ge=1, description="lists of more prompts are spread; null: none is")
+    piece_prompts: int = Field(8, ge=1, description="least number of prompts in a piece")
+    open_pieces: int = Field(2, ge=1, description="pieces of one request that are open at one replica")
+    max_attempts: int = Field(3, ge=1, description="attempts of a piece, each on another replica")
+    max_requests: int = Field(64, ge=1, description="requests that one replica spreads at once; it answers further "
+                              "ones alone. Keep it well below max_ongoing_requests")  # fmt: skip
 
     def piece_size(self, prompts: int, replicas: int) -> int:
         """Prompts of a piece: half of a replica's share is open at the start, the rest goes to whoever is free."""
@@ -95,36 +97,41 @@ class ShardingSettings(Frozen):
 class RoutingSettings(Frozen):
     """Which replica takes a request of a session; see `serving/router.py`."""
 
-    session_affinity: bool = Field(True, description="requests of one session go to one replica, whose prefix cache "
-                                   "has them; false: load alone decides")  # fmt: skip
-    session_slack_requests: int = Field(8, ge=0, description="a session leaves its replica once more requests than "
-                                        "this are open there")  # fmt: skip
-    session_load_factor: float = Field(1.5, ge=1, description="beyond this multiple of the others' mean")
+    session_affinity: bool = Field(True, description="requests with the same x-session-id go to the same replica; "
+                                   "false: load alone decides")  # fmt: skip
+    session_slack_requests: int = Field(
+        8, ge=0, description="a session leaves when its replica has more open requests than `session_load_factor` "
+        "times the others' mean plus this"
+    )  # fmt: skip
+    session_load_factor: float = Field(1.5, ge=1, description="see `session_slack_requests`")
 
 
 class AccessSettings(Frozen):
     """Who may use an application's HTTP routes, and how much of it; see `serving/gate.py` and `serving/keys.py`."""
 
     key_files: tuple[str, ...] = Field((), description="files of API keys (`serve-app keys`), relative to where Serve "
-                                       "was started; none: anybody may")  # fmt: skip
-    open_paths: tuple[str, ...] = Field(("/health", "/ping"), description="need no key; relative to the route prefix")
-    max_body_bytes: int | None = Field(64 * 2**20, ge=1, description="of a request; null: any")
-    max_prompt_tokens: int | None = Field(None, ge=1, description="of one prompt; null: what the model takes")
-    request_timeout_s: float | None = Field(None, gt=0, description="from request to the answer's end; null: none")
-    write_timeout_s: float | None = Field(60.0, gt=0, description="how long a client may not read, where it can be "
-                                          "seen (`serving/exchange.py`)")  # fmt: skip
-    max_inflight_requests: int | None = Field(448, ge=1, description="POST requests at one replica; further ones get "
-        "429. Below its max_ongoing_requests of 512, which peers and the driver share, so that we answer, not "
-        "Serve's queue; null: none")  # fmt: skip
-    log_requests: bool = Field(True, description="a line of JSON for each request, by the logger serve_app.request")
-    log_bodies: bool = Field(False, description="with the first 64 KiB of prompt and answer: private data")
+                                       "was started; none: no key is needed")  # fmt: skip
+    open_paths: tuple[str, ...] = Field(
+        ("/health", "/ping"), description="paths that need no key, below the route prefix"
+    )
+    max_body_bytes: int | None = Field(64 * 2**20, ge=1, description="largest request body; null: no limit")
+    max_prompt_tokens: int | None = Field(None, ge=1, description="longest prompt; null: the model's limit")
+    request_timeout_s: float | None = Field(
+        None, gt=0, description="from the request to the end of the answer; null: no limit"
+    )
+    write_timeout_s: float | None = Field(60.0, gt=0, description="how long a client may stop reading, where the "
+                                          "server can see it; null: no limit")  # fmt: skip
+    max_inflight_requests: int | None = Field(448, ge=1, description="open POST requests at one replica; further "
+        "ones get 429. Keep it below max_ongoing_requests (512), shared with the driver; null: no limit")  # fmt: skip
+    log_requests: bool = Field(True, description="log a JSON line for each request, by the logger serve_app.request")
+    log_bodies: bool = Field(False, description="with the first 64 KiB of prompt and answer, which is private data")
 
 
 class ControlAccessSettings(AccessSettings):
     """The same for the driver's routes, where files are uploaded, and jobs are asked for by many."""
 
-    max_body_bytes: int | None = Field(16 * 2**30, ge=1, description="of a request; null: any")
-    max_inflight_requests: int | None = Field(None, ge=1, description="POST requests at once; null: any")
+    max_body_bytes: int | None = Field(16 * 2**30, ge=1, description="largest request body; null: no limit")
+    max_inflight_requests: int | None = Field(None, ge=1, description="open POST requests; null: no limit")
 
 
 class ReplicaSettings(Frozen):
@@ -134,31 +141,33 @@ class ReplicaSettings(Frozen):
     `model` in it may also name a prepared model (`smollm2-135m-instruct`).
     """
 
-    engine: dict[str, Any] = Field(default_factory=dict)
-    health: HealthSettings = HealthSettings()
-    sharing: SharingSettings = SharingSettings()
-    sharding: ShardingSettings = ShardingSettings()
-    access: AccessSettings = AccessSettings()
-    routing: RoutingSettings = RoutingSettings()
-    admin_routes: tuple[str, ...] = Field((), description="vLLM's administrative routes to keep; see serving/routes.py")
-    simulated: SimulatedSettings | None = None
+    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's options, with underscores")
+    health: HealthSettings = Field(HealthSettings(), description="when an engine counts as hung")
+    sharing: SharingSettings = Field(
+        SharingSettings(), description="engine time for populations beside online requests"
+    )
+    sharding: ShardingSettings = Field(ShardingSettings(), description="long prompt lists of `/v1/completions`")
+    access: AccessSettings = Field(AccessSettings(), description="keys and limits")
+    routing: RoutingSettings = Field(RoutingSettings(), description="sessions")
+    admin_routes: tuple[str, ...] = Field((), description="vLLM's administrative routes to leave open")
+    simulated: SimulatedSettings | None = Field(None, description="use a simulated engine without a model, for tests")
 
 
 class ServedApplication(Frozen):
     """An application of `serve_app.serving.apps:replicas` in the same config file."""
 
-    name: str = Field(min_length=1)
-    models: tuple[str, ...] = Field((), description="names that it has also while none of its replicas runs; all that "
-                                    "the running ones list, adapters too, is found out")  # fmt: skip
+    name: str = Field(min_length=1, description="the application's name")
+    models: tuple[str, ...] = Field((), description="its models' names, known also while none of its replicas runs; "
+                                    "names that running replicas list are found by themselves")  # fmt: skip
 
 
 class ModelsSettings(Frozen):
     """Arguments of the `models` application."""
 
-    applications: tuple[ServedApplication, ...] = Field(min_length=1, description="a request without a model goes to "
-                                                        "the first; so does a model that both serve")  # fmt: skip
-    access: AccessSettings = Field(AccessSettings(), description="of what is answered here; what is handed on obeys "
-                                   "its application's own")  # fmt: skip
+    applications: tuple[ServedApplication, ...] = Field(min_length=1, description="the first takes requests that "
+                                                        "name no model")  # fmt: skip
+    access: AccessSettings = Field(AccessSettings(), description="keys and limits of what is answered here; requests "
+                                   "that are handed on obey their application's own")  # fmt: skip
 
     @model_validator(mode="after")
     def _without_doubles(self) -> ModelsSettings:
@@ -179,36 +188,37 @@ class DriverSettings(Frozen):
     beat 1×512 by half in throughput (ray#52634). The window starts at `window_rows` and follows the engine's queue.
     """
 
-    replicas: str = Field(REPLICAS_APP, description="the application whose replicas work, where there are several")
+    replicas: str = Field(REPLICAS_APP, description="the `replicas` application whose replicas answer rows")
     store: str = Field("runs", min_length=1, description="folder or URL (s3://…) of the jobs; a folder is relative to "
                        "where Serve was started")  # fmt: skip
-    chunk_rows: int = Field(64, ge=1)
-    min_chunk_rows: int = Field(4, ge=1, description="chunks shrink to it when little is left")
-    window_rows: int = Field(192, ge=1)
-    max_window_rows: int = Field(1024, ge=1)
+    chunk_rows: int = Field(64, ge=1, description="rows sent to a replica in one call")
+    min_chunk_rows: int = Field(4, ge=1, description="size to which chunks shrink near the end of a job")
+    window_rows: int = Field(192, ge=1, description="open rows of a replica at the start")
+    max_window_rows: int = Field(1024, ge=1, description="open rows of a replica at most")
     backlog_rows: int = Field(16_384, ge=1, description="rows of a job that are held in memory at once")
     max_attempts: int = Field(
-        5, ge=1, description="failures of a row by itself before it is `failed`; replicas lost under it do not count"
+        5, ge=1, description="failures of a row before it is `failed`; losses of its replica do not count"
     )
-    min_rows_per_replica: int = Field(128, ge=1)
-    max_rows_per_replica: int = Field(4096, ge=1)
-    commit_rows: int = Field(1000, ge=1, description="commit at least after so many rows")
-    commit_seconds: float = Field(1.0, gt=0, description="and at least so often")
+    min_rows_per_replica: int = Field(
+        128, ge=1, description="fewer rows than this are no reason to use one more replica"
+    )
+    max_rows_per_replica: int = Field(4096, ge=1, description="above this, more replicas are asked for")
+    commit_rows: int = Field(1000, ge=1, description="rows after which results are committed, at the latest")
+    commit_seconds: float = Field(1.0, gt=0, description="seconds after which results are committed, at the latest")
     priority: int = Field(
         10, description="vLLM's priority of population work; online requests have 0, lower goes first"
     )
     replica_wait_s: float = Field(900.0, gt=0, description="how long a job waits for a replica before it fails")
-    store_wait_s: float = Field(300.0, ge=0, description="how long a commit is tried again before the job fails")
-    max_running_jobs: int = Field(8, ge=1, description="the others wait their turn")
-    rows_per_runner: int = Field(1_000_000, ge=1, description="a larger population is run by more than one process")
-    max_runners: int = Field(1, ge=1, description="processes of one job; 1 runs all jobs in the driver itself")
-    access: ControlAccessSettings = ControlAccessSettings()
+    store_wait_s: float = Field(300.0, ge=0, description="how long a commit is retried before the job fails")
+    max_running_jobs: int = Field(8, ge=1, description="jobs that run at once; further ones are queued")
+    rows_per_runner: int = Field(1_000_000, ge=1, description="larger populations are split over several processes")
+    max_runners: int = Field(1, ge=1, description="processes of one job at most; 1: jobs run in the driver itself")
+    access: ControlAccessSettings = Field(ControlAccessSettings(), description="keys and limits")
     provider_keys: dict[str, str] = Field(default_factory=dict, description="environment variables that jobs may name "
         "as a provider's `api_key_env`, each with the address that its key may be sent to, as {OPENAI_API_KEY: "
-        "https://api.openai.com/v1}. Asked only where `access.key_files` are set: else all clients are the "
-        "operator's own")  # fmt: skip
-    source_folders: tuple[str, ...] = Field((), description="folders of the driver's machine in which jobs may name a "
-        "`source`, where `access.key_files` are set; URLs and uploads need none")  # fmt: skip
+        "https://api.openai.com/v1}. Enforced only where `access.key_files` is set")  # fmt: skip
+    source_folders: tuple[str, ...] = Field((), description="folders of the driver's machine that a job's `source` may "
+        "be in, where `access.key_files` is set; URLs and uploads need none")  # fmt: skip
 
     @model_validator(mode="after")
     def _in_order(self) -> DriverSettings:
