@@ -51,7 +51,7 @@ class SimulatedSettings(Frozen):
 
 
 class HealthSettings(Frozen):
-    """When an engine counts as hung; see `engine/watchdog.py`."""
+    """When an engine counts as hung; see `engine/health/watchdog.py`."""
 
     stall_timeout_s: float = Field(15.0, gt=0, description="it has work, finishes no step and one of its workers uses "
                                    "no processor time (on CPU, where that tells slow from hung)")  # fmt: skip
@@ -78,7 +78,7 @@ class SharingSettings(Frozen):
 
 
 class ShardingSettings(Frozen):
-    """When and how a list of prompts in one `/v1/completions` call is cut; see `serving/sharding.py`."""
+    """When and how a list of prompts in one `/v1/completions` call is cut; see `serving/requests/sharding.py`."""
 
     threshold: int | None = Field(32, ge=1, description="longer lists are cut; null: none is")
     piece_prompts: int = Field(8, ge=1, description="of a piece, at least")
@@ -103,7 +103,7 @@ class RoutingSettings(Frozen):
 
 
 class AccessSettings(Frozen):
-    """Who may use an application's HTTP routes, and how much of it; see `serving/gate.py` and `serving/keys.py`."""
+    """Who may use an application's HTTP routes, and how much of it; see `serving/gate` (`middleware.py`, `keys.py`)."""
 
     key_files: tuple[str, ...] = Field((), description="files of API keys (`serve-app keys`), relative to where Serve "
                                        "was started; none: anybody may")  # fmt: skip
@@ -112,7 +112,7 @@ class AccessSettings(Frozen):
     max_prompt_tokens: int | None = Field(None, ge=1, description="of one prompt; null: what the model takes")
     request_timeout_s: float | None = Field(None, gt=0, description="from request to the answer's end; null: none")
     write_timeout_s: float | None = Field(60.0, gt=0, description="how long a client may not read, where it can be "
-                                          "seen (`serving/exchange.py`)")  # fmt: skip
+                                          "seen (`serving/gate/exchange.py`)")  # fmt: skip
     max_inflight_requests: int | None = Field(448, ge=1, description="POST requests at one replica; further ones get "
         "429. Below its max_ongoing_requests of 512, which peers and the driver share, so that we answer, not "
         "Serve's queue; null: none")  # fmt: skip

@@ -6,18 +6,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "serve_app"
-FOUNDATION = {"errors", "schema", "settings"}
+FOUNDATION = {"errors", "schema", "settings", "spec"}
 # room -> rooms it may import
 ALLOWED = {
     "errors": set(),
     "schema": set(),
     "settings": set(),
+    "spec": {"schema"},
+    "storage": FOUNDATION,
+    "openai": FOUNDATION,
     "models": FOUNDATION,
     "engine": FOUNDATION | {"models"},
-    "driver": FOUNDATION,
-    "client": FOUNDATION | {"driver"},  # the same dispatch, without a job
+    "dispatch": FOUNDATION,
+    "client": FOUNDATION | {"dispatch"},
+    "driver": FOUNDATION | {"storage", "openai", "dispatch"},
     "workloads": FOUNDATION | {"client"},
-    "serving": FOUNDATION | {"engine", "driver", "models"},
+    "serving": FOUNDATION | {"storage", "openai", "engine", "dispatch", "driver", "models"},
     "k8s": FOUNDATION,
     "cli": FOUNDATION | {"client", "workloads", "serving", "models", "k8s"},
 }
@@ -46,4 +50,7 @@ def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
 
 def test_only_the_adapter_and_what_vllm_loads_import_vllm() -> None:
     users = {path.relative_to(ROOT) for path in modules() if any(n.split(".")[0] == "vllm" for n in imports(path))}
-    assert users == {Path(f"engine/{name}.py") for name in ("vllm", "scheduler", "queues", "processes", "timeline")}
+    assert users == {
+        Path(f"engine/{name}.py")
+        for name in ("vllm", "scheduler", "processes/queues", "processes/fork", "processes/timeline")
+    }

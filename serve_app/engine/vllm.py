@@ -19,14 +19,14 @@ from typing import Any
 
 import psutil
 
-from serve_app.engine.cpu import CoreClaim, available_cores, claim_cores, cpu_build, memory_bytes
-from serve_app.engine.fit import fit_to_host
-from serve_app.engine.health import HealthCheck
+from serve_app.engine.health.check import HealthCheck
+from serve_app.engine.health.watchdog import Watchdog
+from serve_app.engine.host.cpu import CoreClaim, available_cores, claim_cores, cpu_build, memory_bytes
+from serve_app.engine.host.fit import fit_to_host
 from serve_app.engine.options import check_options, known_options
-from serve_app.engine.processes import ForkedEngines, start_fork_server
+from serve_app.engine.processes.fork import ForkedEngines, start_fork_server
+from serve_app.engine.processes.timeline import mark
 from serve_app.engine.protocol import ASGIApp
-from serve_app.engine.timeline import mark
-from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import BadSettings, EngineFailed, ServeAppError
 from serve_app.models.catalog import check_heads, resolve_model
 from serve_app.schema import Chunk, Completion, EngineInfo, pack_tokens, unpack_tokens
