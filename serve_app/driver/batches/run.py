@@ -1,6 +1,6 @@
 """One batch on its way from validation to its end.
 
-Knows the batch's record and its job's state. Does not know how rows are run: that is the job's matter (`driver/jobs/job.py`). A
+Knows the batch's record and its job's state. Does not know how rows are run: that is up to `jobs/job.py`. A
 job that fails once its rows are counted (no replica, no store, another model) is resumed until the window is over: a
 batch fails only when its file holds no request at all, or was deleted.
 """

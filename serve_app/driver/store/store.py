@@ -5,7 +5,7 @@
     <root>/<job id>/parts/0000/manifest.json         which segments of the part count
     <root>/<job id>/parts/0000/segments/….parquet    committed outcomes, a column a field
 
-Knows jobs, their parts and outcomes. Does not know who runs them, nor how a file becomes durable (see `storage/filesystem.py`).
+Knows jobs, their parts and outcomes. Does not know who runs them, nor how files become durable (see `filesystem.py`).
 
 A segment counts once its part's manifest names it, and that is replaced after the segment is on disk. So a SIGKILL at
 any instant loses no committed row, tears none, and leaves at most files that nobody reads. Each part has one writer at
