@@ -45,7 +45,8 @@ from serve_app.workloads.icm.scoring.scorers import ReplicaScorer
 from serve_app.workloads.icm.scoring.sharing import PrefixCache
 from serve_app.workloads.icm.search.finding import conclude
 from serve_app.workloads.icm.search.runs import Run
-from serve_app.workloads.icm.search.search import Search, Step
+from serve_app.workloads.icm.search.search import Search
+from serve_app.workloads.icm.search.state import Step
 from serve_app.workloads.icm.variants import VARIANTS
 
 PORT = 8767

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import console, machine, publish
 from benchmarks.simulated import InstantPool, SimulatedPool
-from serve_app.dispatch.dispatcher import ReplicaPool
+from serve_app.dispatch.pool import ReplicaPool
 from serve_app.driver.jobs.job import make_dispatcher
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.settings import DriverSettings, SimulatedSettings

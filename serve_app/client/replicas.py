@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from serve_app.dispatch.dispatcher import Dispatcher, DispatchSettings, ReplicaPool
+from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
 from serve_app.dispatch.render import Renderer, make_renderer
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, Completion, EngineInfo, Row, Sampling

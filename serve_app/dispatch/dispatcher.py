@@ -16,178 +16,23 @@ import contextvars
 import logging
 import math
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import msgspec
 
+from serve_app.dispatch.attempts import Attempts
+from serve_app.dispatch.membership import follow
+from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
 from serve_app.dispatch.queue import Item, RowQueue
-from serve_app.dispatch.suspects import DEATHS, Death, convicts, verdict
+from serve_app.dispatch.shares import Shares, served
+from serve_app.dispatch.stream import Stream
+from serve_app.dispatch.suspects import DEATHS
+from serve_app.dispatch.worker import Worker
 from serve_app.errors import EngineFailed
-from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo
+from serve_app.schema import Chunk, EngineInfo, ReplicaInfo
 
 logger = logging.getLogger(__name__)
-
-# After so many failures of a chunk it is cut into this many pieces at each further one, so that one bad row
-# takes no good rows with it: 64 rows are single after three cuts.
-WHOLE_ATTEMPTS = 2
-PIECES = 4
-# Longest pause of a replica after failures. Serve replaces one that is really lost well within it.
-MAX_BACKOFF_S = 30.0
-# One that died may stay on the pool's list: Serve takes it off after three failed checks, 5 s apart. Longer than this
-# says that it may have recovered, or that nobody could take it off: it gets one chunk, to see.
-LOST_PAUSE_S = 60.0
-# Additive increase, multiplicative decrease of a replica's window, by the engine's queue (factors: AIBrix's batch
-# gateway). More than this share of the window waiting in the engine is a queue that only delays others.
-QUEUE_SHARE = 0.5
-OVERLOADED, SLOW = 0.9, 0.8
-# A replica that left the cluster finishes what it has, unless it takes longer than this.
-LEAVE_TIMEOUT_S = 60.0
-
-
-class ReplicaPool(Protocol):
-    """The replicas, seen from the driver."""
-
-    async def replicas(self) -> list[ReplicaInfo]:
-        """Those that can work now. Any exception means that it could not be found out."""
-
-    async def failure(self) -> str:
-        """Why there will be no replica without a change of settings; empty if that is not known."""
-
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        """Have a replica compute the chunk. Any exception means that nothing of it was done.
-
-        Raises EngineFailed when the replica's engine died or hung, and ReplicaLost when the replica itself is gone.
-        Anything else is the chunk's own failure.
-        """
-
-
-class RowResult(msgspec.Struct, frozen=True):
-    """What became of the row put in as `key`: a completion by `replica`, or no replica could compute it (`error`).
-
-    `attempts` is how often it was sent, also to replicas that died under it.
-    """
-
-    key: Any
-    completion: Completion
-    replica: ReplicaInfo | None
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class DispatchSettings:
-    """Sizes, in rows; see `settings.DriverSettings`. `backlog_rows` bounds what a stream holds in memory.
-
-    `max_attempts` are a row's own failures, or how often replicas may be lost under it when the last was its alone.
-    """
-
-    chunk_rows: int = 64
-    min_chunk_rows: int = 4
-    window_rows: int = 192
-    max_window_rows: int = 1024
-    backlog_rows: int = 16_384
-    max_attempts: int = 5
-    refresh_s: float = 0.5
-    replica_wait_s: float = 900.0
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """A replica and what is open on it.
-
-    `lost` since it died, until it answers again. `reserved` for suspects, of which it runs one while `alone`.
-    """
-
-    replica: ReplicaInfo
-    window: float
-    open_rows: int = 0
-    failures: int = 0
-    paused_until: float = 0.0
-    left_at: float | None = None
-    lost: bool = False
-    reserved: bool = False
-    alone: bool = False
-    rows_done: int = 0
-    calls: dict[asyncio.Task[None], Sequence[Item]] = field(default_factory=dict)
-
-    def room(self, now: float) -> bool:
-        """Whether it takes another chunk now."""
-        if self.left_at is not None or now < self.paused_until:
-            return False
-        if self.lost or self.reserved or self.alone:
-            return not self.calls
-        return self.open_rows < self.window
-
-    def adapt(self, waiting: int, settings: DispatchSettings) -> None:
-        """Grow the window while the engine asks for more, shrink it when our rows only stand in its queue."""
-        self.failures = 0
-        if waiting > self.window * QUEUE_SHARE:
-            self.window = max(settings.chunk_rows, self.window * OVERLOADED)
-        elif waiting == 0 and self.open_rows >= self.window - settings.chunk_rows:  # the window is what limits
-            self.window = min(settings.max_window_rows, self.window + settings.chunk_rows)
-
-    def back_off(self, now: float, settings: DispatchSettings) -> float:
-        """Pause it, longer at each failure in a row, or as dead; the pause in seconds."""
-        self.failures += 1
-        self.window = max(settings.chunk_rows, self.window * SLOW)
-        pause_s = LOST_PAUSE_S if self.lost else min(settings.refresh_s * 2**self.failures, MAX_BACKOFF_S)
-        self.paused_until = now + pause_s
-        return pause_s
-
-
-class Stream:
-    """Rows of one caller. Put rows, say `finish`, and iterate over the results; both at once, from two tasks."""
-
-    def __init__(self, dispatcher: Dispatcher, queue: RowQueue, limit: Callable[[int], int]) -> None:
-        self._dispatcher = dispatcher
-        self.queue = queue
-        self.limit = limit
-        self._results: asyncio.Queue[list[RowResult] | Exception] = asyncio.Queue()
-        self._room = asyncio.Event()
-        self.finished = False
-        self.outstanding = 0
-
-    async def put(self, rows: Iterable[tuple[Any, bytes, int]], *, last: bool = False) -> None:
-        """Add rows: (key, prompt, expected tokens). Waits while the backlog is full; one put is never cut.
-
-        `last` is a `finish` that is known in time to size the chunks by it.
-        """
-        items = [Item(self, key, prompt, expected) for key, prompt, expected in rows]
-        while self.outstanding and self.outstanding + len(items) > self._dispatcher.backlog_rows:
-            self._room.clear()
-            await self._room.wait()
-        self.outstanding += len(items)
-        self.queue.add(items)
-        if last:
-            self.finish()
-        self._dispatcher.pump()
-
-    def finish(self) -> None:
-        """There are no more rows."""
-        self.finished = True
-        self._results.put_nowait([])
-
-    def report(self, results: list[RowResult] | Exception) -> None:
-        """For the dispatcher: hand results, or why there will be none, to whoever iterates."""
-        self._results.put_nowait(results)
-
-    async def __aiter__(self) -> AsyncIterator[list[RowResult]]:
-        """Results as chunks finish, until all rows are out. Raises EngineFailed when no replica can be had."""
-        while not (self.finished and self.outstanding == 0):
-            results = await self._results.get()
-            if isinstance(results, Exception):
-                raise results
-            if results:
-                yield results
-                self.outstanding -= len(results)
-                self._room.set()
-
-    def close(self) -> None:
-        """Drop what is left: queued rows are forgotten, and chunks that hold no other stream's rows cancelled."""
-        self._dispatcher.drop(self)
 
 
 class Dispatcher:
@@ -199,6 +44,8 @@ class Dispatcher:
         self._workers: dict[str, Worker] = {}
         self._queues: dict[bytes, RowQueue] = {}
         self._streams: set[Stream] = set()
+        self._shares = Shares(self._workers, self._queues, settings)
+        self._attempts = Attempts(self._queues, self._streams, settings)
         self._waiting: set[asyncio.Future[ReplicaInfo]] = set()
         self._watchers = 0
         self._idle = True
@@ -229,7 +76,7 @@ class Dispatcher:
     @property
     def workers(self) -> list[Worker]:
         """The replicas that take work now."""
-        return [worker for worker in self._workers.values() if worker.left_at is None and not worker.lost]
+        return self._shares.workers
 
     @property
     def backlog_rows(self) -> int:
@@ -305,81 +152,30 @@ class Dispatcher:
     def _leave(self, stream: Stream) -> None:
         stream.queue.streams.discard(stream)
         if not stream.queue.streams:
-            self._queues = {kind: queue for kind, queue in self._queues.items() if queue.streams}
+            for kind in [kind for kind, queue in self._queues.items() if not queue.streams]:
+                del self._queues[kind]
 
     # --- giving work ---
 
     def pump(self) -> None:
         """Give chunks to replicas that have room, the idlest first and one at a time, so that all get some."""
-        self._reserve()
+        self._shares.reserve()
         while not self._closed and any(queue.rows or queue.suspects for queue in self._queues.values()):
             now = time.monotonic()
             ready = sorted((w for w in self._workers.values() if w.room(now)), key=lambda worker: worker.open_rows)
             if not sum([self._give(worker) for worker in ready]):
                 return
 
-    def _reserve(self) -> None:
-        """Keep replicas for suspects, at most half of what their streams may use: the rest goes on with other rows."""
-        queues = [queue for queue in self._queues.values() if queue.suspects]
-        kept: set[Worker] = set()
-        if queues:
-            now, workers = time.monotonic(), self.workers
-            able = [
-                worker
-                for worker in workers
-                if worker.alone
-                or (now >= worker.paused_until and any(self._may_use(queue, worker) for queue in queues))
-            ]
-            able.sort(key=lambda worker: (not worker.alone, not worker.reserved, worker.open_rows))
-            most = max(1, min(len(workers), *map(self._limit, queues)) // 2)
-            wanted = sum(worker.alone for worker in workers) + sum(len(queue.suspects) for queue in queues)
-            kept.update(able[: min(most, wanted)])
-        for worker in self._workers.values():
-            worker.reserved = worker in kept
-
     def _give(self, worker: Worker) -> bool:
         for kind, queue in sorted(self._queues.items(), key=lambda entry: entry[1].template.priority):
-            if not (queue.rows or queue.suspects) or not self._may_use(queue, worker):
+            if not (queue.rows or queue.suspects) or not self._shares.may_use(queue, worker):
                 continue
-            if items := self._take(queue, worker):
+            if items := self._shares.take(queue, worker):
                 # Queues of one priority take turns.
                 self._queues[kind] = self._queues.pop(kind)
                 self._start(worker, queue, items)
                 return True
         return False
-
-    def _take(self, queue: RowQueue, worker: Worker) -> list[Item]:
-        if worker.reserved or (worker.lost and not queue.rows):
-            return queue.pull_suspect(worker.replica.replica_id)
-        rows = self._chunk_size(queue, worker) if queue.rows else 0
-        return queue.pull(worker.replica.replica_id, rows) if rows else []
-
-    def _may_use(self, queue: RowQueue, worker: Worker) -> bool:
-        if queue.made_for is not None and queue.made_for != served(worker.replica.engine):
-            return False
-        if worker.replica.replica_id in queue.users:
-            return True
-        return len(queue.users) < self._limit(queue, trying=worker.lost)
-
-    def _limit(self, queue: RowQueue, *, trying: bool = False) -> int:
-        available = len(self.workers) + trying
-        return max((stream.limit(available) for stream in queue.streams), default=0)
-
-    def _chunk_size(self, queue: RowQueue, worker: Worker) -> int:
-        """Rows to give now; 0 if the replica has its share of what is left."""
-        sizes = self._settings
-        if not all(stream.finished for stream in queue.streams):
-            return sizes.chunk_rows
-        now = time.monotonic()
-        active = [one for one in self.workers if now >= one.paused_until and not one.reserved]
-        workers = max(1, min(len(active), self._limit(queue)))
-        share = -(-(queue.rows + sum(one.open_rows for one in active)) // workers) - worker.open_rows
-        if share <= 0:
-            return 0
-        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): the less is left, the smaller the chunks, so that
-        # all replicas end together. One alone has nobody to wait for.
-        guided = -(-queue.rows // (2 * workers)) if workers > 1 else queue.rows
-        return min(sizes.chunk_rows, max(sizes.min_chunk_rows, min(guided, share)))
 
     def _start(self, worker: Worker, queue: RowQueue, items: list[Item]) -> None:
         worker.open_rows += len(items)
@@ -411,16 +207,16 @@ class Dispatcher:
                 raise ValueError(f"{len(result.completions)} answers to {len(items)} prompts")
         except (Exception, asyncio.CancelledError) as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
-                self._return(queue, items)
+                self._attempts.give_back(queue, items)
                 raise
             reason = f"{replica_id}: {_first_line(error)}"
             logger.warning("chunk %d failed on %s", chunk.chunk_id, reason)
             queue.users.discard(replica_id)  # let another one try, though the job wants no more than these
             if isinstance(error, DEATHS):
-                self._lose(worker, by_engine=isinstance(error, EngineFailed))
-                self._rescue(queue, items, reason)
+                self._attempts.lose(worker, by_engine=isinstance(error, EngineFailed))
+                self._attempts.rescue(queue, items, reason)
             else:
-                self._retry(queue, items, reason)
+                self._attempts.retry(queue, items, reason)
             pause_s = worker.back_off(time.monotonic(), self._settings)
             asyncio.get_running_loop().call_later(pause_s, self.pump)
             self._kick.set()  # is it still there?
@@ -429,73 +225,7 @@ class Dispatcher:
                 worker.lost = False
             worker.rows_done += len(items)
             worker.adapt(result.waiting, self._settings)
-            self._finish(queue, items, result)
-
-    # --- taking results ---
-
-    def _finish(self, queue: RowQueue, items: Sequence[Item], result: ChunkResult) -> None:
-        done: dict[Stream, list[RowResult]] = defaultdict(list)
-        for item, completion in zip(items, result.completions, strict=True):
-            if completion.status == "failed":
-                self._retry(queue, [item], f"{result.replica.replica_id}: {completion.error or 'unknown error'}")
-            else:
-                done[item.stream].append(RowResult(item.key, completion, result.replica, item.attempts + 1))
-        for stream, results in done.items():
-            stream.report(results)
-
-    def _retry(self, queue: RowQueue, items: Sequence[Item], reason: str) -> None:
-        """Queue the rows again, in pieces after a while; a single one only until it had all attempts."""
-        _note_attempt(items, reason)
-        if len(items) == 1:
-            (item,) = items
-            item.failures += 1
-            if item.failures < self._settings.max_attempts:
-                self._return(queue, items)
-            else:
-                self._fail(item)
-            return
-        for item in items:
-            item.shared_failures += 1
-        whole = max(item.shared_failures for item in items) < WHOLE_ATTEMPTS
-        step = len(items) if whole else -(-len(items) // PIECES)
-        for start in range(0, len(items), step):
-            self._return(queue, items[start : start + step])
-
-    def _lose(self, worker: Worker, *, by_engine: bool) -> None:
-        """Note that the worker died, once: the calls open on it raise one after the other."""
-        replica_id = worker.replica.replica_id
-        if worker.lost:
-            return
-        worker.lost = True
-        for queue in self._queues.values():
-            queue.forget(replica_id)
-        # One that left, and was ended before it was done, was to be ended.
-        if worker.left_at is not None and not by_engine:
-            return
-        on_board = [item for items in worker.calls.values() for item in items]
-        death = Death(replica_id, by_engine, alone=worker.alone and len(on_board) == 1)
-        for item in on_board:
-            item.deaths = (*item.deaths, death)
-
-    def _rescue(self, queue: RowQueue, items: Sequence[Item], reason: str) -> None:
-        """Queue the rows of a lost replica again, or convict the one that ended it."""
-        _note_attempt(items, reason)
-        item = items[0]
-        if len(items) == 1 and item.deaths and convicts(item.deaths, self._settings.max_attempts):
-            self._fail(item, verdict(item.deaths))
-            for death in item.deaths:
-                death.explained = True
-            for other in self._queues.values():
-                other.clear_suspects()
-        else:
-            self._return(queue, items)
-
-    def _fail(self, item: Item, *reasons: str) -> None:
-        failed = Completion(status="failed", error="; ".join((*item.errors, *reasons)))
-        item.stream.report([RowResult(item.key, failed, None, item.attempts)])
-
-    def _return(self, queue: RowQueue, items: Sequence[Item]) -> None:
-        queue.give_back([item for item in items if item.stream in self._streams])
+            self._attempts.finish(queue, items, result)
 
     # --- knowing the replicas ---
 
@@ -526,7 +256,7 @@ class Dispatcher:
             # No answer is not a no: what works goes on, and a lost replica fails its chunks.
             logger.warning("cannot ask for replicas: %s", error)
         else:
-            self._follow(running, now)
+            follow(running, self._workers, self._queues.values(), self._settings, now)
         if self.workers:
             self._last_seen = now
             for waiter in self._waiting:
@@ -555,42 +285,12 @@ class Dispatcher:
                 now = ", ".join(sorted({model for model, _ in models}))
                 stream.report(EngineFailed(f"the replicas serve '{now}' now, and this began with '{made_for[0]}'"))
 
-    def _follow(self, running: dict[str, ReplicaInfo], now: float) -> None:
-        for replica_id, replica in running.items():
-            if replica_id not in self._workers:
-                self._workers[replica_id] = Worker(replica, float(self._settings.window_rows))
-            self._workers[replica_id].left_at = None
-        for replica_id, worker in list(self._workers.items()):
-            if replica_id in running:
-                continue
-            if worker.left_at is None:
-                worker.left_at = now
-                for queue in self._queues.values():
-                    queue.forget(replica_id)
-            if worker.calls:
-                if now - worker.left_at > LEAVE_TIMEOUT_S:
-                    for call in worker.calls:
-                        call.cancel()
-            elif not worker.lost or now >= worker.paused_until:  # a corpse may come back on the list
-                del self._workers[replica_id]
-
     def _tell(self, error: EngineFailed) -> None:
         for stream in self._streams:
             stream.report(error)
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(error)
-
-
-def served(engine: EngineInfo) -> tuple[str, str]:
-    """What a prompt is made for: model and tokenizer."""
-    return engine.model, engine.tokenizer
-
-
-def _note_attempt(items: Sequence[Item], reason: str) -> None:
-    for item in items:
-        item.attempts += 1
-        item.errors = (*item.errors, reason)
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from ray import serve
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
 
-from serve_app.dispatch.dispatcher import ReplicaPool
+from serve_app.dispatch.pool import ReplicaPool
 from serve_app.dispatch.render import make_renderer
 from serve_app.dispatch.replicas import HandlePool
 from serve_app.driver.batches.registry import Batches

@@ -13,13 +13,13 @@ from contextlib import suppress
 import ray
 from ray.exceptions import RayActorError
 
-from serve_app.dispatch.dispatcher import ReplicaPool
+from serve_app.dispatch.pool import ReplicaPool
 from serve_app.dispatch.replicas import HandlePool
 from serve_app.driver.jobs.job import Span, make_dispatcher
 from serve_app.driver.jobs.part import PartRun
 from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally
-from serve_app.driver.sources.files import open_source
+from serve_app.driver.sources.source import open_source
 from serve_app.driver.store.store import Store
 from serve_app.driver.threads import use_many_threads
 from serve_app.errors import EngineFailed

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.dispatch import dispatcher as module
-from serve_app.dispatch.dispatcher import Dispatcher, DispatchSettings, RowResult
+from serve_app.dispatch import membership
+from serve_app.dispatch import worker as worker_module
+from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.pool import DispatchSettings, RowResult
 from serve_app.errors import EngineFailed, ReplicaLost
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo, Sampling, pack_tokens
 from tests.fakes import FakePool, replica
@@ -449,7 +451,7 @@ async def test_a_row_that_fails_its_chunk_fails_alone_however_large_the_chunk(
                 raise RuntimeError("choked")
             return result
 
-    monkeypatch.setattr(module, "MAX_BACKOFF_S", 0.005)
+    monkeypatch.setattr(worker_module, "MAX_BACKOFF_S", 0.005)
     results = await dispatch(
         Choking(["a", "b"]), prompts(2000), resized(REAL, chunk_rows=chunk_rows, window_rows=3 * chunk_rows)
     )
@@ -565,7 +567,7 @@ async def test_a_dead_replica_that_stays_listed_gets_no_work() -> None:
 
 
 async def test_a_dead_replica_that_is_tried_again_convicts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOST_PAUSE_S", 0.01)
+    monkeypatch.setattr(worker_module, "LOST_PAUSE_S", 0.01)
     pool = Watched(["a"], poison=poisonous(20, [7]))
     pool.corpse_s, pool.replace_s = 0.15, 0.1
     assert failures(await dispatch(pool, prompts(20), resized(FAST, replica_wait_s=5))) == [7]
@@ -581,7 +583,7 @@ async def test_a_replica_that_was_lost_only_for_a_while_works_again(monkeypatch:
                 raise ReplicaLost("no connection")
             return await super().run(replica_id, chunk)
 
-    monkeypatch.setattr(module, "LOST_PAUSE_S", 0.01)
+    monkeypatch.setattr(worker_module, "LOST_PAUSE_S", 0.01)
     pool = Unreachable(["a"])
     assert failures(await dispatch(pool, prompts(60), resized(FAST, replica_wait_s=5))) == []
 
@@ -590,7 +592,7 @@ async def test_a_replica_that_was_lost_only_for_a_while_works_again(monkeypatch:
 async def test_where_all_replicas_are_dead_and_listed_the_stream_fails_and_no_row_does(
     pause_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOST_PAUSE_S", pause_s)
+    monkeypatch.setattr(worker_module, "LOST_PAUSE_S", pause_s)
     pool = FakePool(["a", "b"], faults={"a": [True], "b": [True]})
     pool.corpse_s = pool.replace_s = 60
     with pytest.raises(EngineFailed, match="no replica was ready"):
@@ -625,7 +627,7 @@ async def test_a_closed_stream_takes_its_suspects_with_it() -> None:
 
 
 async def test_a_replica_that_leaves_with_open_rows_is_no_death_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAVE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(membership, "LEAVE_TIMEOUT_S", 0.02)
     pool = FakePool(["a"])
     pool.hold_s = 60
     async with Dispatcher(pool, FAST) as dispatcher:

@@ -19,9 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.dispatch import provider as module
-from serve_app.dispatch.dispatcher import Dispatcher, DispatchSettings, ReplicaPool
-from serve_app.dispatch.provider import Limits, Logprobs, Position, ProviderPool, Token, label_logprobs, retry_after_s
+from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
+from serve_app.dispatch.provider import pool as module
+from serve_app.dispatch.provider.answers import Logprobs, Position, Token, label_logprobs, retry_after_s
+from serve_app.dispatch.provider.limits import Limits
+from serve_app.dispatch.provider.pool import ProviderPool
 from serve_app.errors import BadSettings, EngineFailed
 from serve_app.schema import Chunk, Completion, Sampling
 from serve_app.spec import Provider

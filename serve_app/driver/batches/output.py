@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve_app.driver.batches.files import FileStore
-from serve_app.driver.sources.files import Source
 from serve_app.driver.sources.requests import answered_line, lost_line, refused_line
+from serve_app.driver.sources.source import Source
 from serve_app.driver.store.store import JobStore
 from serve_app.errors import BadSettings
 from serve_app.openai.usage import Usage, usage_of_response

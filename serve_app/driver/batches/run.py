@@ -20,8 +20,8 @@ from serve_app.driver.batches.files import FileStore, output_file_id
 from serve_app.driver.batches.output import BatchOutput, Lost
 from serve_app.driver.batches.record import Asked, End, Record, batch_id_of, load, save
 from serve_app.driver.jobs.registry import UNFINISHED, Jobs
-from serve_app.driver.sources.files import open_source
 from serve_app.driver.sources.requests import RequestRows
+from serve_app.driver.sources.source import open_source
 from serve_app.driver.store.store import JobStore
 from serve_app.driver.threads import to_its_end
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, NoSuchFile, StoreError

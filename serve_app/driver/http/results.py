@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from serve_app.driver.store.store import SCHEMA, JobStore, from_table
+from serve_app.driver.store.store import JobStore
+from serve_app.driver.store.table import SCHEMA, from_table
 from serve_app.errors import BadSettings
 from serve_app.schema import Outcome
 

@@ -12,13 +12,15 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from serve_app.dispatch.dispatcher import Dispatcher, DispatchSettings, ReplicaPool
-from serve_app.dispatch.provider import ProviderPool
+from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
+from serve_app.dispatch.provider.pool import ProviderPool
 from serve_app.driver.jobs.part import PartRun
 from serve_app.driver.jobs.plan import Plan, make_plan
 from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally, total
-from serve_app.driver.sources.files import check_ids, fingerprint, open_source
+from serve_app.driver.sources.files import fingerprint
+from serve_app.driver.sources.source import check_ids, open_source
 from serve_app.driver.store.store import JobStore, Store
 from serve_app.driver.threads import to_its_end
 from serve_app.errors import JobConflict, StoreError

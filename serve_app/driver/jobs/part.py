@@ -15,15 +15,17 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from serve_app.dispatch.dispatcher import Dispatcher, RowResult, Stream
+from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.pool import RowResult
 from serve_app.dispatch.render import Renderer, make_renderer
+from serve_app.dispatch.stream import Stream
 from serve_app.driver.jobs.commit import Committer
 from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally
-from serve_app.driver.sources.files import Source
 from serve_app.driver.sources.requests import value_and_error
+from serve_app.driver.sources.source import Source
 from serve_app.driver.store.idmap import IdMap
-from serve_app.driver.store.store import OutcomeLog
+from serve_app.driver.store.log import OutcomeLog
 from serve_app.driver.threads import to_its_end
 from serve_app.errors import BadSettings, JobConflict
 from serve_app.schema import Chunk, Completion, Identity, Outcome, ReplicaInfo, Request, Row

@@ -14,7 +14,8 @@ from typing import BinaryIO
 from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.driver.jobs.job import JobRun, MakePart, status_of
 from serve_app.driver.jobs.plan import replicas_wanted
-from serve_app.driver.sources.files import check_ids, open_source, write_rows
+from serve_app.driver.sources.files import write_rows
+from serve_app.driver.sources.source import check_ids, open_source
 from serve_app.driver.store.store import JobStore, Store
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError, StoreError, TakenOver
 from serve_app.settings import DriverSettings

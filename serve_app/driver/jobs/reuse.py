@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from serve_app.driver.store.idmap import IdMap
-from serve_app.driver.store.store import OutcomeLog, Store, from_table
+from serve_app.driver.store.log import OutcomeLog
+from serve_app.driver.store.store import Store
+from serve_app.driver.store.table import from_table
 from serve_app.schema import Outcome
 
 # Tables kept at hand: answers to neighbouring questions lie in the same ones.

@@ -25,7 +25,7 @@ from serve_app.engine.protocol import ASGIApp
 from serve_app.serving.gate.accounting import Account
 from serve_app.serving.gate.keys import Key
 from serve_app.serving.gate.refusal import Refusal, body_too_large, client_too_slow, timed_out
-from serve_app.serving.gate.request_log import SMALL_BODY_BYTES, read_model
+from serve_app.serving.gate.small_body import SMALL_BODY_BYTES, read_model
 from serve_app.settings import AccessSettings
 
 DISCONNECT = {"type": "http.disconnect"}

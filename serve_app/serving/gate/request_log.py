@@ -9,25 +9,14 @@ import logging
 import sys
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
-if TYPE_CHECKING:
-    from serve_app.serving.gate.exchange import Exchange
+from serve_app.serving.gate.exchange import Exchange
 
 logger = logging.getLogger("serve_app.request")
 # nginx's status, and Serve's, for a client that left before it had an answer.
 CLIENT_LEFT = 499
-# How much of a body is kept for the log; a larger one is not looked at for its model.
-SMALL_BODY_BYTES = 65_536
-
-
-class _Body(msgspec.Struct):
-    model: str = ""
-
-
-_decode_body = msgspec.json.Decoder(_Body).decode
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -91,13 +80,3 @@ def line(exchange: Exchange) -> Line:
 def status(exchange: Exchange) -> int:
     """What the client got, or 499 if it did not wait; 500 where the application raised instead of answering."""
     return CLIENT_LEFT if exchange.disconnected else exchange.status or 500
-
-
-def read_model(body: bytes) -> str:
-    """The `model` of a small JSON body; "" if it has none, or is not one."""
-    if len(body) > SMALL_BODY_BYTES or not body.startswith(b"{"):
-        return ""
-    try:
-        return _decode_body(body).model
-    except (msgspec.DecodeError, RecursionError):
-        return ""

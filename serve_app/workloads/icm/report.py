@@ -16,7 +16,7 @@ from serve_app.workloads.icm.evaluation.gold import Accuracy
 from serve_app.workloads.icm.examples.dataset import Dataset
 from serve_app.workloads.icm.search.finding import Finding
 from serve_app.workloads.icm.search.runs import write_atomically
-from serve_app.workloads.icm.search.search import Step
+from serve_app.workloads.icm.search.state import Step
 
 ICM = "ICM"
 

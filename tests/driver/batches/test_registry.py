@@ -26,8 +26,8 @@ from serve_app.driver.batches.routes import batches_app
 from serve_app.driver.http.results import stream_results
 from serve_app.driver.jobs.job import dispatch_settings
 from serve_app.driver.jobs.registry import Jobs
-from serve_app.driver.sources.files import check_ids, open_source
 from serve_app.driver.sources.requests import Line, Problem, RequestRows, read_line
+from serve_app.driver.sources.source import check_ids, open_source
 from serve_app.driver.store.store import JobStore
 from serve_app.errors import BadSettings, JobConflict, JobNotFound
 from serve_app.schema import Chunk, ChunkResult, Completion

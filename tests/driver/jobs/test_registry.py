@@ -152,7 +152,7 @@ async def test_failed_rows_end_the_job_with_failures_and_never_with_a_value(
         async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
             raise RuntimeError("out of order")
 
-    monkeypatch.setattr("serve_app.dispatch.dispatcher.MAX_BACKOFF_S", 0.01)
+    monkeypatch.setattr("serve_app.dispatch.worker.MAX_BACKOFF_S", 0.01)
     jobs = await make_jobs(Sick(["a"]), max_attempts=2)
     status = await finished(jobs, await jobs.submit(spec(9)))
     assert (status.state, status.ok, status.failed) == ("completed_with_failures", 0, 9)

@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.driver.sources import files as sources
-from serve_app.driver.sources.files import Source, check_ids, fingerprint, open_source, write_rows
+from serve_app.driver.sources import generated as generators
+from serve_app.driver.sources.files import fingerprint, write_rows
+from serve_app.driver.sources.source import Source, check_ids, open_source
 from serve_app.errors import BadSettings
 from serve_app.schema import Row
 from serve_app.spec import Generator, JobSpec
@@ -408,11 +410,11 @@ def plain(size: int) -> Iterator[Row]:
 def test_rows_before_the_start_of_a_plain_generator_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     points = EntryPoints(
         [
-            EntryPoint("plain", f"{__name__}:plain", sources.GENERATORS),
-            EntryPoint("gone", "no.such:x", sources.GENERATORS),
+            EntryPoint("plain", f"{__name__}:plain", generators.GENERATORS),
+            EntryPoint("gone", "no.such:x", generators.GENERATORS),
         ]
     )
-    monkeypatch.setattr(sources, "entry_points", lambda group: points.select(group=group))
+    monkeypatch.setattr(generators, "entry_points", lambda group: points.select(group=group))
     source = generated("plain", {"size": 10})
     assert [row.custom_id for row in source.rows(7, 9)] == ["7", "8"]
     assert source.count() == 10

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 from msgspec.structs import fields, replace
 
-from serve_app.driver.store.store import SCHEMA, JobStore, OutcomeLog, Store, from_table, to_table
+from serve_app.driver.store.log import OutcomeLog
+from serve_app.driver.store.store import JobStore, Store
+from serve_app.driver.store.table import SCHEMA, from_table, to_table
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, StoreError
 from serve_app.schema import Outcome
 from serve_app.storage.filesystem import resolve
@@ -277,7 +279,7 @@ def test_order_holds_when_a_later_writer_merges_fewer_segments_than_there_are(tm
 def test_a_table_once_seen_is_never_cut_by_a_compaction(tmp_path: Path) -> None:
     log = writer(tmp_path, fan_out=3)
     rows, seen = 0, []
-    with mock.patch("serve_app.driver.store.store.GROUP_ROWS", 20):
+    with mock.patch("serve_app.driver.store.table.GROUP_ROWS", 20):
         for size in (7, 9, 1, 30, 5, 5, 11, 2, 8, 8, 8, 3, 19, 1):
             seen.append((rows, size))
             log.append(some(*range(rows, rows + size)), {})

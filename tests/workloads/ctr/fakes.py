@@ -13,7 +13,8 @@ import httpx
 import msgspec
 
 from serve_app.client.populations import PopulationClient
-from serve_app.driver.sources.files import open_source, write_rows
+from serve_app.driver.sources.files import write_rows
+from serve_app.driver.sources.source import open_source
 from serve_app.schema import Outcome, Row
 from serve_app.spec import JobSpec
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pytest
 
-from serve_app.driver.sources.files import open_source
+from serve_app.driver.sources.source import open_source
 from serve_app.errors import BadSettings
 from serve_app.spec import Generator, JobSpec
 from serve_app.workloads.ctr.asking.answers import attributes

@@ -14,7 +14,7 @@ from serve_app.errors import BadSettings
 from serve_app.workloads.icm.examples.dataset import Dataset
 from serve_app.workloads.icm.examples.labels import NONE, Labels
 from serve_app.workloads.icm.examples.testbeds import read_lines, row_name
-from serve_app.workloads.icm.search.search import Step
+from serve_app.workloads.icm.search.state import Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ import msgspec
 from serve_app.errors import BadSettings, StoreError
 from serve_app.workloads.icm.examples.dataset import Dataset
 from serve_app.workloads.icm.schedule import SearchSettings
-from serve_app.workloads.icm.search.search import Search, State, Step
+from serve_app.workloads.icm.search.search import Search
+from serve_app.workloads.icm.search.state import State, Step
 
 CHECKPOINT, TRACE = "checkpoint.json", "trace.jsonl"
 # What may differ when a run goes on: it changes how long it goes and what is scored ahead, not the chain.

@@ -33,6 +33,7 @@ from serve_app.workloads.icm.examples.labels import NONE, Labels, differences, l
 from serve_app.workloads.icm.schedule import Draws, SearchSettings, draw, stream
 from serve_app.workloads.icm.scoring.prompts import Prompts, Question, question
 from serve_app.workloads.icm.scoring.protocol import Answers, Scorer, Unanswered
+from serve_app.workloads.icm.search.state import Evaluated, State, Step
 
 # How many iterations to look ahead for those that will need questions: most change nothing, and need none.
 LOOK_AHEAD = 64
@@ -41,53 +42,6 @@ LOOK_AHEAD = 64
 LABELS_AHEAD = 4
 # Pairs of which the resolutions are asked with those of the first: mostly none of them makes U grow.
 PAIRS_AHEAD = 3
-
-
-class Evaluated(msgspec.Struct, frozen=True):
-    """A labelling, its leave-one-out log-probabilities (of labelled examples, by index) and I(D)."""
-
-    labels: Labels
-    logprobs: tuple[tuple[float, float], ...]
-    inconsistent: int
-
-
-class State(msgspec.Struct, frozen=True):
-    """Where a search is after `iteration`. `recent` says of the last proposals whether each was rejected."""
-
-    iteration: int
-    current: Evaluated
-    accepted: int = 0
-    alpha_level: int = 0
-    recent: tuple[bool, ...] = ()
-
-
-class Step(msgspec.Struct, frozen=True):
-    """One line of the trace: what was proposed, and what became of it.
-
-    `changes` are [example id, label]; `utility` is U after the step, under its `alpha`; tokens are of the calls made.
-    """
-
-    iteration: int
-    example: str
-    label: int
-    changes: tuple[tuple[str, int], ...]
-    delta: float
-    temperature: float
-    alpha: float
-    accepted: bool
-    utility: float
-    predictability: float
-    inconsistent: int
-    labelled: int
-    calls: int = 0
-    prompts: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    label_mass: float | None = None
-
-    def without_costs(self) -> Step:
-        """What the chain did: the same whatever was scored ahead, and after a resume."""
-        return msgspec.structs.replace(self, calls=0, prompts=0, prompt_tokens=0, cached_tokens=0, label_mass=None)
 
 
 class Search:

@@ -14,7 +14,7 @@ from serve_app.workloads.icm.examples.testbeds import Row, load
 from serve_app.workloads.icm.schedule import SearchSettings
 from serve_app.workloads.icm.search.runs import fingerprint
 from serve_app.workloads.icm.search.search import Search
-from tests.test_boundaries import imports
+from tests.house import imports
 from tests.workloads.icm.models import Noise
 
 FOLDER = Path(icm.__path__[0])

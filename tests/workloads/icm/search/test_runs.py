@@ -11,7 +11,8 @@ from serve_app.workloads.icm.schedule import SearchSettings
 from serve_app.workloads.icm.scoring.prompts import Prompt
 from serve_app.workloads.icm.scoring.protocol import Failure, LabelLogprobs
 from serve_app.workloads.icm.search.runs import CHECKPOINT, TRACE, Run
-from serve_app.workloads.icm.search.search import Search, Step
+from serve_app.workloads.icm.search.search import Search
+from serve_app.workloads.icm.search.state import Step
 from tests.workloads.icm.models import Noise, dataset
 
 DATA = dataset(8, ["exclusion"] * 4, group=2)

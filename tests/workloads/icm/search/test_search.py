@@ -17,7 +17,8 @@ from serve_app.workloads.icm.examples.testbeds import BUNDLED, load
 from serve_app.workloads.icm.schedule import SearchSettings, draw
 from serve_app.workloads.icm.scoring.prompts import Prompts, Question, question
 from serve_app.workloads.icm.scoring.protocol import Failure, LabelLogprobs, Scorer, Unanswered
-from serve_app.workloads.icm.search.search import Search, State, Step
+from serve_app.workloads.icm.search.search import Search
+from serve_app.workloads.icm.search.state import State, Step
 from serve_app.workloads.icm.variants import variant_of
 from tests.workloads.icm.models import Noise, Planted, dataset
 
