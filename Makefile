@@ -45,9 +45,11 @@ k8s-check: .venv/ready ## manifests, scripts, Dockerfile and alerts, without a c
 	@cluster/tools.sh
 	@$(BIN)/python -m tests.k8s
 
-lint: .venv/ready ## ruff and strict typing
+lint: .venv/ready ## ruff, who may import whom, sizes of files and folders, and strict typing
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m tests.house
 	@$(BIN)/mypy
 
 bench: .venv/ready ## the driver against offline vLLM, quick

@@ -123,10 +123,10 @@ def assert_started(process: subprocess.Popen[str], folder: Path) -> None:
 async def child(store: str, source: str, seed: int) -> None:
     """The driver: submit the job, or go on with it, until it is completed; meanwhile replicas die and join."""
     from benchmarks.simulated import SimulatedPool
-    from serve_app.driver.job import make_dispatcher
-    from serve_app.driver.jobs import Jobs
-    from serve_app.driver.spec import JobSpec
+    from serve_app.driver.jobs.job import make_dispatcher
+    from serve_app.driver.jobs.registry import Jobs
     from serve_app.settings import DriverSettings, SimulatedSettings
+    from serve_app.spec import JobSpec
 
     rng = random.Random(seed)
     settings = DriverSettings(
@@ -221,9 +221,9 @@ def real_runs(folder: Path, rng: random.Random, runs: int) -> Any:
     import yaml
 
     from serve_app.client.populations import PopulationClient
-    from serve_app.serving.local import local_serve
-    from serve_app.workloads.ctr.profiles import generate_profiles
-    from serve_app.workloads.ctr.prompts import NO, WORKLOAD, YES, render_rows
+    from serve_app.serving.launch.local import local_serve
+    from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES, render_rows
+    from serve_app.workloads.ctr.people.profiles import generate_profiles
 
     folder.mkdir(parents=True)
     document = yaml.safe_load(Path("config.yaml").read_text())

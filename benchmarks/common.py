@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.engine.cpu import available_cores
-from serve_app.engine.processor import fast_type
+from serve_app.engine.host.cpu import available_cores
+from serve_app.engine.host.processor import fast_type
 
 console = Console(soft_wrap=True)
 

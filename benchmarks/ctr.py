@@ -12,7 +12,7 @@ turns into answers:
     operations = 2 · (parameters without embeddings · uncached prompt tokens + hidden · vocabulary · rows)
 
 of the model as published: its padded heads are work, but not useful work. `label_swap_bias` is by how much the
-probability of a click moves when the order of the options is swapped, before and after (`workloads/ctr/bias.py`).
+probability of a click moves when the order of the options is swapped, before and after (`ctr/asking/bias.py`).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from benchmarks.driver import ENGINE, write_config
 from benchmarks.peers import Case
 from benchmarks.peers.http32 import Http32
 from serve_app.client.populations import PopulationClient
-from serve_app.driver.render import TokenRenderer
+from serve_app.dispatch.render import TokenRenderer
 from serve_app.models.default import NAME, prepare
-from serve_app.serving.local import local_serve
-from serve_app.workloads.ctr.bias import LabelBias
-from serve_app.workloads.ctr.frames import NO, YES
-from serve_app.workloads.ctr.prompts import WORKLOAD
+from serve_app.serving.launch.local import local_serve
+from serve_app.workloads.ctr.asking.bias import LabelBias
+from serve_app.workloads.ctr.asking.frames import NO, YES
+from serve_app.workloads.ctr.asking.prompts import WORKLOAD
 from serve_app.workloads.ctr.study import Study
 
 Figures = dict[str, Any]

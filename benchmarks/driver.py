@@ -38,14 +38,14 @@ from benchmarks.scale import PeakMemory
 from benchmarks.scale import run as run_simulated
 from benchmarks.simulated import InstantPool
 from serve_app.client.populations import RUNNING, PopulationClient
-from serve_app.driver.render import TokenRenderer
-from serve_app.engine.processor import fast_type
+from serve_app.dispatch.render import TokenRenderer
+from serve_app.engine.host.processor import fast_type
 from serve_app.errors import ServeAppError
 from serve_app.models.default import NAME, prepare
 from serve_app.schema import Row, unpack_tokens
-from serve_app.serving.local import local_serve
-from serve_app.workloads.ctr.profiles import generate_profiles
-from serve_app.workloads.ctr.prompts import NO, WORKLOAD, YES, render_rows
+from serve_app.serving.launch.local import local_serve
+from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES, render_rows
+from serve_app.workloads.ctr.people.profiles import generate_profiles
 
 # Given to all sides: defaults differ between vLLM's server and its offline class, and the peers would take the model's
 # own type though it is slow here.

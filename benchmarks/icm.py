@@ -27,25 +27,26 @@ import yaml
 from benchmarks.common import console, keep_replicas_apart, machine, publish
 from serve_app.client.populations import PopulationClient
 from serve_app.client.replicas import ReplicaClient
-from serve_app.driver.render import TokenRenderer
+from serve_app.dispatch.render import TokenRenderer
 from serve_app.models.default import prepare
 from serve_app.schema import Row, unpack_tokens
-from serve_app.serving.config import set_store
-from serve_app.serving.local import local_serve
-from serve_app.workloads.icm.comparison import RANDOM, compare
-from serve_app.workloads.icm.dataset import Dataset
-from serve_app.workloads.icm.evaluation import Accuracy, Gold, accuracy, over_seeds
-from serve_app.workloads.icm.finding import conclude
-from serve_app.workloads.icm.labels import put
-from serve_app.workloads.icm.prompts import Prompt, Prompts, question
+from serve_app.serving.launch.config import set_store
+from serve_app.serving.launch.local import local_serve
+from serve_app.workloads.icm.evaluation.comparison import RANDOM, compare
+from serve_app.workloads.icm.evaluation.gold import Accuracy, Gold, accuracy, over_seeds
+from serve_app.workloads.icm.examples.dataset import Dataset
+from serve_app.workloads.icm.examples.labels import put
+from serve_app.workloads.icm.examples.testbeds import BUNDLED, load
 from serve_app.workloads.icm.report import ICM
-from serve_app.workloads.icm.runs import Run
 from serve_app.workloads.icm.schedule import SearchSettings, stream
-from serve_app.workloads.icm.scorers import ReplicaScorer
-from serve_app.workloads.icm.scoring import Scorer, Usage, ask
-from serve_app.workloads.icm.search import Search, Step
-from serve_app.workloads.icm.sharing import PrefixCache
-from serve_app.workloads.icm.testbeds import BUNDLED, load
+from serve_app.workloads.icm.scoring.prompts import Prompt, Prompts, question
+from serve_app.workloads.icm.scoring.protocol import Scorer, Usage, ask
+from serve_app.workloads.icm.scoring.scorers import ReplicaScorer
+from serve_app.workloads.icm.scoring.sharing import PrefixCache
+from serve_app.workloads.icm.search.finding import conclude
+from serve_app.workloads.icm.search.runs import Run
+from serve_app.workloads.icm.search.search import Search
+from serve_app.workloads.icm.search.state import Step
 from serve_app.workloads.icm.variants import VARIANTS
 
 PORT = 8767

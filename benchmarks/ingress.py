@@ -37,8 +37,8 @@ from benchmarks.peers.vllm_serve import VllmServe, wait_for_answer
 from serve_app.client.populations import RUNNING, PopulationClient
 from serve_app.errors import ServeAppError
 from serve_app.models.default import NAME, prepare
-from serve_app.serving.local import local_serve
-from serve_app.workloads.ctr.prompts import NO, WORKLOAD, YES
+from serve_app.serving.launch.local import local_serve
+from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES
 
 OURS = "proxy"
 ROUNDS = ((OURS, "haproxy", "vllm_serve"), (OURS, "ray_serve_llm", "ray_serve_llm_direct"))

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.client.replicas import ReplicaClient
-from serve_app.driver.dispatch import Dispatcher
-from serve_app.driver.idmap import IdMap
-from serve_app.driver.job import make_dispatcher
-from serve_app.driver.pool import HandlePool
-from serve_app.driver.render import TokenRenderer
-from serve_app.driver.run import PartRun
-from serve_app.driver.spec import JobSpec
-from serve_app.driver.store import Store
+from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.render import TokenRenderer
+from serve_app.dispatch.replicas import HandlePool
+from serve_app.driver.jobs.job import make_dispatcher
+from serve_app.driver.jobs.part import PartRun
+from serve_app.driver.store.idmap import IdMap
+from serve_app.driver.store.store import Store
 from serve_app.schema import Chunk, Outcome, Row
 from serve_app.settings import DriverSettings
-from serve_app.workloads.ctr.prompts import NO, WORKLOAD, YES
+from serve_app.spec import JobSpec
+from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES
 
 
 class Rows:

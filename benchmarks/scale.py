@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import console, machine, publish
 from benchmarks.simulated import InstantPool, SimulatedPool
-from serve_app.driver.dispatch import ReplicaPool
-from serve_app.driver.job import make_dispatcher
-from serve_app.driver.jobs import Jobs
-from serve_app.driver.spec import JobSpec, JobStatus
+from serve_app.dispatch.pool import ReplicaPool
+from serve_app.driver.jobs.job import make_dispatcher
+from serve_app.driver.jobs.registry import Jobs
 from serve_app.settings import DriverSettings, SimulatedSettings
+from serve_app.spec import JobSpec, JobStatus
 
 # 160 shared characters and 45 of the row's own: the calibrated engine's 205 tokens, 160 of them shared.
 SHARED = "You estimate whether a person clicks on an online ad. Most people ignore most ads. "

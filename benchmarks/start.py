@@ -34,8 +34,8 @@ from benchmarks.peers import ROOT, Case
 from benchmarks.peers.vllm_serve import VllmServe, wait_for_answer
 from serve_app.client.populations import PopulationClient
 from serve_app.models.default import NAME, prepare
-from serve_app.serving.config import set_store
-from serve_app.serving.local import RUN_MARKER, local_serve, marked_processes, stages_line, start_stages
+from serve_app.serving.launch.config import set_store
+from serve_app.serving.launch.local import RUN_MARKER, local_serve, marked_processes, stages_line, start_stages
 
 RATIO_AIM, IDLE_AIM = 1.3, 0.1
 # After the last work, before idleness is measured: readers of vLLM's queues look for messages more often for a while.

@@ -53,7 +53,7 @@ class SimulatedSettings(Frozen):
 
 
 class HealthSettings(Frozen):
-    """When an engine counts as hung; see `engine/watchdog.py`."""
+    """When an engine counts as hung; see `engine/health/watchdog.py`."""
 
     stall_timeout_s: float = Field(10.0, gt=0, description="on CPU: the engine has work, finishes no step, and a "
                                    "worker uses no processor time for this long")  # fmt: skip
@@ -80,7 +80,7 @@ class SharingSettings(Frozen):
 
 
 class ShardingSettings(Frozen):
-    """When and how a list of prompts in one `/v1/completions` call is cut; see `serving/sharding.py`."""
+    """When and how a list of prompts in one `/v1/completions` call is cut; see `serving/requests/sharding.py`."""
 
     threshold: int | None = Field(32, ge=1, description="lists of more prompts are spread; null: none is")
     piece_prompts: int = Field(8, ge=1, description="least number of prompts in a piece")
@@ -107,7 +107,7 @@ class RoutingSettings(Frozen):
 
 
 class AccessSettings(Frozen):
-    """Who may use an application's HTTP routes, and how much of it; see `serving/gate.py` and `serving/keys.py`."""
+    """Who may use an application's HTTP routes, and how much of it; see `serving/gate` (`middleware.py`, `keys.py`)."""
 
     key_files: tuple[str, ...] = Field((), description="files of API keys (`serve-app keys`), relative to where Serve "
                                        "was started; none: no key is needed")  # fmt: skip

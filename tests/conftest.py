@@ -60,8 +60,8 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    from serve_app.serving.config import set_store
-    from serve_app.serving.local import local_serve
+    from serve_app.serving.launch.config import set_store
+    from serve_app.serving.launch.local import local_serve
 
     folder = tmp_path_factory.mktemp("cluster")
     document = yaml.safe_load((ROOT / "config.yaml").read_text())

@@ -29,8 +29,8 @@ from typing import Any, Protocol
 import msgspec
 import psutil
 
-from serve_app.engine.cpu import available_cores, binding
-from serve_app.engine.lifeline import die_with_parent
+from serve_app.engine.host.cpu import available_cores, binding
+from serve_app.engine.processes.lifeline import die_with_parent
 from serve_app.errors import ServeAppError
 from serve_app.schema import Row
 

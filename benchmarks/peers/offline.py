@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import Case, Child, serve_lines
-from serve_app.driver.render import TokenRenderer
+from serve_app.dispatch.render import TokenRenderer
 from serve_app.schema import Row, unpack_tokens
 
 

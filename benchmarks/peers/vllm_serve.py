@@ -20,8 +20,8 @@ import httpx
 
 from benchmarks.peers import ROOT, SETTLE_S, STOCK, STOP_TIMEOUT_S, Case, signal_session
 from benchmarks.peers.run_batch import command_line
-from serve_app.engine.cpu import available_cores, binding
-from serve_app.engine.lifeline import die_with_parent
+from serve_app.engine.host.cpu import available_cores, binding
+from serve_app.engine.processes.lifeline import die_with_parent
 from serve_app.errors import ServerUnavailable
 
 MODEL = "model"

@@ -109,8 +109,8 @@ def demo(
 ) -> None:
     """Start Ray and the replicas on this machine, predict click-through, stop everything."""
     from serve_app.client.populations import PopulationClient
-    from serve_app.serving.config import check_store
-    from serve_app.serving.local import local_serve, stages_line, start_stages
+    from serve_app.serving.launch.config import check_store
+    from serve_app.serving.launch.local import local_serve, stages_line, start_stages
 
     started = time.monotonic()
     output = Console(stderr=True, quiet=True) if as_json else console
@@ -163,12 +163,12 @@ def run_ctr(
     """Submit or resume, follow, report and write the results; the report's figures."""
     from serve_app.client.populations import PopulationClient
     from serve_app.client.progress import JobProgress
-    from serve_app.serving.config import check_store
-    from serve_app.workloads.ctr import report as ctr_report
-    from serve_app.workloads.ctr.calibration import apply_calibration, load_calibration, source_of
-    from serve_app.workloads.ctr.page import write_page
-    from serve_app.workloads.ctr.page_run import run_page
+    from serve_app.serving.launch.config import check_store
+    from serve_app.workloads.ctr.report import figures as ctr_report
+    from serve_app.workloads.ctr.report.page_run import run_page
+    from serve_app.workloads.ctr.statistics.calibration import apply_calibration, load_calibration, source_of
     from serve_app.workloads.ctr.study import Study
+    from serve_app.workloads.report.page import write_page
 
     check_store(out)
     calibration = load_calibration(calibration_file) if calibration_file else None

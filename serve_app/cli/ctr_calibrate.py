@@ -13,7 +13,7 @@ from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
 from serve_app.errors import ServerUnavailable
 
 if TYPE_CHECKING:
-    from serve_app.workloads.ctr.calibration import Calibration
+    from serve_app.workloads.ctr.statistics.calibration import Calibration
     from serve_app.workloads.ctr.trial import RunPopulation
 
 
@@ -49,12 +49,12 @@ def run_calibrate(run: RunPopulation, ads: Path, *, size: int, out: Path) -> Cal
     """
     import numpy as np
 
-    from serve_app.workloads.ctr import calibration as ctr_calibration
-    from serve_app.workloads.ctr.estimate import ctr
-    from serve_app.workloads.ctr.history import read_history
-    from serve_app.workloads.ctr.page import write_page
-    from serve_app.workloads.ctr.page_calibrate import calibrate_page
-    from serve_app.workloads.ctr.prompts import WORKLOAD
+    from serve_app.workloads.ctr.asking.prompts import WORKLOAD
+    from serve_app.workloads.ctr.report.page_calibrate import calibrate_page
+    from serve_app.workloads.ctr.statistics import calibration as ctr_calibration
+    from serve_app.workloads.ctr.statistics.estimate import ctr
+    from serve_app.workloads.ctr.statistics.history import read_history
+    from serve_app.workloads.report.page import write_page
 
     history = read_history(ads)
     results = [run(ad.ad, ad.platform, start=0, size=size) for ad in history]

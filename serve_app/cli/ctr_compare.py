@@ -14,7 +14,7 @@ from rich.table import Table
 from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
 
 if TYPE_CHECKING:
-    from serve_app.workloads.ctr.experiment import Comparison
+    from serve_app.workloads.ctr.statistics.experiment import Comparison
     from serve_app.workloads.ctr.trial import RunPopulation
 
 
@@ -83,13 +83,13 @@ def run_compare(
 ) -> tuple[Comparison, dict[str, Any]]:
     """Run the experiment and write comparison.json, report.html and each arm's results as Parquet to `out`; the
     comparison, and `files` and `rows_saved`."""
-    from serve_app.workloads.ctr.calibration import load_calibration, source_of
-    from serve_app.workloads.ctr.experiment import compare as compare_results
-    from serve_app.workloads.ctr.page import write_page
-    from serve_app.workloads.ctr.page_compare import compare_page
-    from serve_app.workloads.ctr.prompts import WORKLOAD
-    from serve_app.workloads.ctr.report import write_files
+    from serve_app.workloads.ctr.asking.prompts import WORKLOAD
+    from serve_app.workloads.ctr.report.figures import write_files
+    from serve_app.workloads.ctr.report.page_compare import compare_page
+    from serve_app.workloads.ctr.statistics.calibration import load_calibration, source_of
+    from serve_app.workloads.ctr.statistics.experiment import compare as compare_results
     from serve_app.workloads.ctr.trial import name_arms, run_sequential, run_trial
+    from serve_app.workloads.report.page import write_page
 
     arms = name_arms(ads, platforms)
     calibration = load_calibration(calibration_file) if calibration_file else None

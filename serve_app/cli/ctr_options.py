@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from serve_app.errors import BadSettings
 
 if TYPE_CHECKING:
-    from serve_app.workloads.ctr.profile_file import ProfileFile
+    from serve_app.workloads.ctr.people.profile_file import ProfileFile
 
 
 def platform_context(platform: str, context: str, platforms: Path | None) -> str:
     """The platform in the user's words; "" for one that comes with the package. Raises BadSettings."""
     if context or platforms is None:
         return context
-    from serve_app.workloads.ctr.prompts import PLATFORMS, read_platforms
+    from serve_app.workloads.ctr.asking.prompts import PLATFORMS, read_platforms
 
     known = {**PLATFORMS, **read_platforms(platforms)}
     if platform not in known:
@@ -36,7 +36,7 @@ def profile_file(
     path: Path | None, mapped: list[str], id_column: str, weights: str, describe: str
 ) -> ProfileFile | None:
     """What `--profiles` and its companions say. Raises BadSettings."""
-    from serve_app.workloads.ctr.profile_file import ProfileFile
+    from serve_app.workloads.ctr.people.profile_file import ProfileFile
 
     if path is None:
         if idle := [flag for flag, value in (("--map", mapped), ("--id-column", id_column), ("--weights", weights),

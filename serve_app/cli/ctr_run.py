@@ -22,10 +22,10 @@ def population_run(
 
     The call raises BadSettings for an empty ad or an unknown platform, ServerUnavailable for a job that did not end.
     """
-    from serve_app.workloads.ctr.answers import read_answers, table
-    from serve_app.workloads.ctr.bank import load_bank
-    from serve_app.workloads.ctr.profiles import draw_profiles
-    from serve_app.workloads.ctr.prompts import Question
+    from serve_app.workloads.ctr.asking.answers import read_answers, table
+    from serve_app.workloads.ctr.asking.prompts import Question
+    from serve_app.workloads.ctr.people.bank import load_bank
+    from serve_app.workloads.ctr.people.profiles import draw_profiles
 
     bank = load_bank("default")
 

@@ -18,13 +18,13 @@ from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
 from serve_app.errors import BadSettings, ServeAppError
 
 if TYPE_CHECKING:
-    from serve_app.workloads.icm.dataset import Dataset, LabelWords
-    from serve_app.workloads.icm.evaluation import Accuracy, Gold
-    from serve_app.workloads.icm.finding import Finding
+    from serve_app.workloads.icm.evaluation.gold import Accuracy, Gold
+    from serve_app.workloads.icm.examples.dataset import Dataset, LabelWords
     from serve_app.workloads.icm.report import Report
-    from serve_app.workloads.icm.runs import Run
     from serve_app.workloads.icm.schedule import SearchSettings
-    from serve_app.workloads.icm.scoring import Scorer
+    from serve_app.workloads.icm.scoring.protocol import Scorer
+    from serve_app.workloads.icm.search.finding import Finding
+    from serve_app.workloads.icm.search.runs import Run
 
 PRESETS = {"8B": "llama-3.1-8b", "70B": "llama-3.1-70b", "405B": "llama-3.1-405b"}
 
@@ -58,7 +58,7 @@ def icm(
     base_url: BaseUrl = DEFAULT_URL,
 ) -> None:  # fmt: skip
     """Label a dataset by the model's own coherence, without any given label (Wen et al. 2025)."""
-    from serve_app.workloads.icm.runs import Run
+    from serve_app.workloads.icm.search.runs import Run
 
     started = time.monotonic()
     asked: dict[str, Any] = {
@@ -102,7 +102,7 @@ def make_scorer(base_url: str, asked: dict[str, Any], *, cluster: bool) -> Itera
     model, provider_url = asked["model"], asked["provider_url"]
     if cluster:
         from serve_app.client.replicas import ReplicaClient
-        from serve_app.workloads.icm.scorers import ReplicaScorer
+        from serve_app.workloads.icm.scoring.scorers import ReplicaScorer
 
         if provider_url:
             raise BadSettings("--cluster calls our own replicas: leave out --provider-url")
@@ -110,7 +110,7 @@ def make_scorer(base_url: str, asked: dict[str, Any], *, cluster: bool) -> Itera
             yield scorer, scorer.model()
         return
     from serve_app.client.populations import PopulationClient
-    from serve_app.workloads.icm.scorers import PopulationScorer
+    from serve_app.workloads.icm.scoring.scorers import PopulationScorer
 
     client = PopulationClient(base_url)
     if not provider_url:
@@ -141,10 +141,10 @@ def run_icm(
     output: Console,
 ) -> Report:
     """Search, conclude, compare with gold labels where there are any."""
-    from serve_app.workloads.icm.finding import conclude
-    from serve_app.workloads.icm.preflight import preflight
     from serve_app.workloads.icm.report import Report
-    from serve_app.workloads.icm.search import Search
+    from serve_app.workloads.icm.scoring.preflight import preflight
+    from serve_app.workloads.icm.search.finding import conclude
+    from serve_app.workloads.icm.search.search import Search
 
     state = run.begin(settings, dataset)
     output.print(
@@ -162,7 +162,7 @@ def run_icm(
 
 
 def _dataset(asked: dict[str, Any]) -> Dataset:
-    from serve_app.workloads.icm.testbeds import load
+    from serve_app.workloads.icm.examples.testbeds import load
 
     dataset = load(asked["testbed"], asked["data"] and Path(asked["data"]), words=_words(asked["words"]))
     return dataset.sample(asked["batch_size"], asked["seed"])
@@ -170,8 +170,8 @@ def _dataset(asked: dict[str, Any]) -> Dataset:
 
 def _gold(asked: dict[str, Any], dataset: Dataset) -> Gold | None:
     """Those that were given, or the bundled data's own. Raises BadSettings where an example has none."""
-    from serve_app.workloads.icm.evaluation import Gold
-    from serve_app.workloads.icm.testbeds import BUNDLED
+    from serve_app.workloads.icm.evaluation.gold import Gold
+    from serve_app.workloads.icm.examples.testbeds import BUNDLED
 
     path = Path(asked["gold"]) if asked["gold"] else BUNDLED / f"{asked['testbed']}.gold.jsonl"
     if not asked["gold"] and (asked["data"] or not path.is_file()):
@@ -185,8 +185,8 @@ def _judge(
     asked: dict[str, Any], dataset: Dataset, score: Scorer, finding: Finding, run: Run, gold: Gold, output: Console
 ) -> tuple[dict[str, Accuracy], Sequence[tuple[int, float, int]]]:
     """Accuracies by method, and ICM's by iteration."""
-    from serve_app.workloads.icm.comparison import compare
-    from serve_app.workloads.icm.evaluation import accuracy, accuracy_by_iteration
+    from serve_app.workloads.icm.evaluation.comparison import compare
+    from serve_app.workloads.icm.evaluation.gold import accuracy, accuracy_by_iteration
     from serve_app.workloads.icm.report import ICM
 
     truth = gold.of(dataset)
@@ -222,7 +222,7 @@ def read_settings(values: dict[str, Any]) -> SearchSettings:
 
 
 def _words(words: str) -> LabelWords | None:
-    from serve_app.workloads.icm.dataset import LabelWords
+    from serve_app.workloads.icm.examples.dataset import LabelWords
 
     if not words:
         return None

@@ -27,7 +27,7 @@ def create(
     expires: Annotated[str | None, typer.Option(help="Date and time with zone, as 2027-01-31T00:00:00Z.")] = None,
 ) -> None:
     """Make a key and print it, this once: the file has only its hash."""
-    from serve_app.serving.key_file import create_key
+    from serve_app.serving.gate.key_file import create_key
 
     options = {
         "requests_per_minute": requests_per_minute,
@@ -43,7 +43,7 @@ def create(
 @app.command("list")
 def list_keys(file: KeyFile) -> None:
     """The keys' names, states and limits."""
-    from serve_app.serving.keys import read_keys
+    from serve_app.serving.gate.keys import read_keys
 
     table = Table("name", "state", "scopes", "requests/min", "tokens/min", "created", "expires")
     for key in read_keys(file):
@@ -62,7 +62,7 @@ def list_keys(file: KeyFile) -> None:
 @app.command()
 def revoke(name: Name, file: KeyFile) -> None:
     """Disable a key; servers heed it within seconds."""
-    from serve_app.serving.key_file import revoke_key
+    from serve_app.serving.gate.key_file import revoke_key
 
     revoke_key(file, name)
     console.print(f"key '{name}' is revoked", markup=False)

@@ -12,15 +12,15 @@ import typer
 from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
 
 if TYPE_CHECKING:
-    from serve_app.serving.config import ServeConfig
+    from serve_app.serving.launch.config import ServeConfig
 
 Config = Annotated[Path, typer.Argument(help="Serve config file.")]
 
 
 def serve(config: Config = Path("config.yaml")) -> None:
     """Check a config file, then become `serve run` on it. Ctrl-C stops everything."""
-    from serve_app.serving.config import ServeConfig
-    from serve_app.serving.local import serve_environment
+    from serve_app.serving.launch.config import ServeConfig
+    from serve_app.serving.launch.local import serve_environment
 
     settings = ServeConfig.load(config)
     settings.check()
@@ -36,7 +36,7 @@ def serve(config: Config = Path("config.yaml")) -> None:
 
 def validate(config: Config = Path("config.yaml")) -> None:
     """Check a config file against the installed vLLM and this machine, without starting anything."""
-    from serve_app.serving.config import ServeConfig
+    from serve_app.serving.launch.config import ServeConfig
 
     settings = ServeConfig.load(config)
     settings.check(port=False)  # the server itself may be running

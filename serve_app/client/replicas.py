@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from serve_app.driver.dispatch import Dispatcher, DispatchSettings, ReplicaPool
-from serve_app.driver.render import Renderer, make_renderer
+from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
+from serve_app.dispatch.render import Renderer, make_renderer
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, Completion, EngineInfo, Row, Sampling
 from serve_app.settings import REPLICAS_APP
@@ -45,7 +46,7 @@ class ReplicaClient:
         """
         import ray
 
-        from serve_app.driver.pool import HandlePool
+        from serve_app.dispatch.replicas import HandlePool
 
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False)

@@ -1,7 +1,7 @@
 """How many replicas the driver's jobs want: told to the autoscaler, and why they are not there yet.
 
 Knows where the wish is left (the key-value store of Ray's GCS) and what Serve says of its deployments. Does not know
-how many replicas a job deserves (plan.py) nor how the wish is weighed (serving/autoscaling.py, which also says why it
+how many replicas a job deserves (jobs/plan.py) nor how the wish is weighed (serving/autoscaling.py, which says why it
 travels this way).
 """
 

@@ -19,22 +19,22 @@ from ray import serve
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
 
-from serve_app.driver.batches import Batches
-from serve_app.driver.control_app import control_app, invalid
+from serve_app.dispatch.pool import ReplicaPool
+from serve_app.dispatch.render import make_renderer
+from serve_app.dispatch.replicas import HandlePool
+from serve_app.driver.batches.registry import Batches
 from serve_app.driver.demand import Demand
-from serve_app.driver.dispatch import ReplicaPool
-from serve_app.driver.job import make_dispatcher
-from serve_app.driver.jobs import Jobs
+from serve_app.driver.http.allowed import check_permitted
+from serve_app.driver.http.control_app import control_app, invalid
+from serve_app.driver.http.results import MEDIA_TYPES, stream_results
+from serve_app.driver.jobs.job import make_dispatcher
+from serve_app.driver.jobs.registry import Jobs
 from serve_app.driver.metrics import PopulationMetrics
-from serve_app.driver.permitted import check_permitted
-from serve_app.driver.pool import HandlePool
-from serve_app.driver.render import make_renderer
-from serve_app.driver.results import MEDIA_TYPES, stream_results
 from serve_app.driver.runner import RemotePart
-from serve_app.driver.spec import JobSpec, JobStatus
 from serve_app.driver.threads import use_many_threads
 from serve_app.errors import BadSettings, JobNotFound, ServeAppError
 from serve_app.settings import DriverSettings
+from serve_app.spec import JobSpec, JobStatus
 
 # Puts keys and limits, which the driver does not know, around an ASGI application.
 Guard = Callable[[Any], Any]

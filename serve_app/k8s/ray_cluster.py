@@ -65,7 +65,7 @@ def ray_cluster(values: Values, preset: Preset, *, capacity: str = "on-demand", 
 
 
 def environment(values: Values) -> dict[str, str]:
-    """Of every Ray process; `serve_app.serving.local.serve_environment` sets the same on one machine."""
+    """Of every Ray process; `serve_app.serving.launch.local.serve_environment` sets the same on one machine."""
     return {
         "HOME": HOME,
         "RAY_SERVE_HAPROXY_BINARY_PATH": "/opt/venv/bin/serve-app-haproxy",

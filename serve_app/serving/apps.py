@@ -7,7 +7,7 @@ from ray.serve import Application, Deployment
 
 from serve_app.engine.options import check_options
 from serve_app.engine.protocol import ASGIApp
-from serve_app.serving.gate import Gate
+from serve_app.serving.gate.middleware import Gate
 from serve_app.settings import AccessSettings, DriverSettings, ModelsSettings, ReplicaSettings
 
 
@@ -42,21 +42,21 @@ def populations(args: DriverSettings) -> Application:
 
 def files(args: DriverSettings) -> Application:
     """OpenAI's files under `/v1/files`. Its store is to be the driver's."""
-    from serve_app.driver.batch_deployment import Files
+    from serve_app.driver.batches.deployment import Files
 
     return Files.bind(args, partial(guarded, args.access))  # type: ignore[attr-defined]
 
 
 def batches(args: AccessSettings) -> Application:
     """OpenAI's batches under `/v1/batches`: calls to the driver, which runs them as populations."""
-    from serve_app.driver.batch_deployment import Batches
+    from serve_app.driver.batches.deployment import Batches
 
     return Batches.bind(partial(guarded, args))  # type: ignore[attr-defined]
 
 
 def models(args: ModelsSettings) -> Application:
     """Hands requests to the `replicas` application that serves their model; only where there are several."""
-    from serve_app.serving.models import Models
+    from serve_app.serving.models.deployment import Models
 
     return Models.bind(args)  # type: ignore[attr-defined]
 

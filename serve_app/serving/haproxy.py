@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from serve_app.engine.lifeline import die_with_parent
+from serve_app.engine.processes.lifeline import die_with_parent
 
 
 def main() -> None:

@@ -17,12 +17,13 @@ from starlette.types import Message
 from serve_app.engine.metrics import ChunkMetrics, NodeMetrics
 from serve_app.engine.protocol import ASGIApp, Engine
 from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
-from serve_app.serving import accounting, telemetry
-from serve_app.serving.gate import Gate
-from serve_app.serving.http_rows import answer_requests
-from serve_app.serving.piece import Answer, Piece, answer_piece, forward
+from serve_app.serving import telemetry
+from serve_app.serving.gate import accounting
+from serve_app.serving.gate.middleware import Gate
+from serve_app.serving.requests.http_rows import answer_requests
+from serve_app.serving.requests.piece import Answer, Piece, answer_piece, forward
+from serve_app.serving.requests.sharding import HandlePeers, Sharding
 from serve_app.serving.routes import add_routes, close_admin_routes
-from serve_app.serving.sharding import HandlePeers, Sharding
 from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
 
 
@@ -85,13 +86,13 @@ class Replica:
         return await answer_requests(engine.app(), chunk, model=engine.info.model, check_health=engine.check_health)
 
     async def complete(self, piece: Piece, *, replica_id: str | None = None) -> Answer:
-        """Answer a part of a peer's HTTP request (`sharding.py`). `replica_id` is for the router."""
+        """Answer a part of a peer's HTTP request (`requests/sharding.py`). `replica_id` is for the router."""
         with accounting.use(accounting.Account(self._access.max_prompt_tokens)) as account:
             answer = await answer_piece(self._engine.app(), piece, self._replica_id)
         return msgspec.structs.replace(answer, tokens=(account.prompt_tokens, account.completion_tokens))
 
     async def forward(self, request: Piece) -> AsyncIterator[list[Message]]:
-        """Answer an HTTP request that came by handle (`models.py`)."""
+        """Answer an HTTP request that came by handle (`models/deployment.py`)."""
         async with aclosing(forward(self._asgi, request)) as answer:  # a call that is closed aborts at once
             async for messages in answer:
                 yield messages

@@ -13,7 +13,7 @@ Prompts that share a prefix without being turns of one talk get the same by send
 header. The router cannot find it out: of an HTTP request Serve's proxy gives it the pickled ASGI scope, and the body
 is fetched by the replica that was chosen (`ASGIProxyRequest.serialized_replica_arg`, `receive_asgi_messages`). Reading
 the body in front costs a second hop, as ray.serve.llm has. Where there is one anyway, for several models on one URL,
-OpenAI's own `prompt_cache_key` counts as session (`models.py`).
+OpenAI's own `prompt_cache_key` counts as session (`models/directory.py`).
 
 Behind HAProxy none of this runs for HTTP requests: it chooses by itself, and Serve refuses a router on an ingress.
 """

@@ -33,7 +33,7 @@ from benchmarks.load import (
 )
 from benchmarks.peers import Case
 from benchmarks.peers.vllm_serve import HttpServer
-from serve_app.driver.render import TokenRenderer
+from serve_app.dispatch.render import TokenRenderer
 from serve_app.errors import ServeAppError, ServerUnavailable
 from serve_app.models.default import prepare
 from serve_app.schema import Row, unpack_tokens

@@ -11,7 +11,7 @@ from serve_app.cli import app
 from serve_app.cli import ctr as ctr_command
 from serve_app.cli.provider import job_fields
 from serve_app.errors import BadSettings
-from serve_app.workloads.ctr.profile_file import ProfileFile
+from serve_app.workloads.ctr.people.profile_file import ProfileFile
 from serve_app.workloads.ctr.study import Study
 
 

@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 from serve_app.cli.ctr_calibrate import run_calibrate
 from serve_app.cli.ctr_compare import as_table, run_compare, summary
 from serve_app.errors import BadSettings
-from tests.workloads.ctr.people import results
+from tests.workloads.ctr.made_up import results
 
 APPEAL = {"Buy now": -1.0, "Buy later": -1.4, **{f"old {i}": -2.0 + 0.3 * i for i in range(8)}}
 

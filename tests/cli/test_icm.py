@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from serve_app.cli import app, icm
 from serve_app.engine.options import check_options
-from serve_app.serving.config import ServeConfig
-from serve_app.workloads.icm.evaluation import Gold
-from serve_app.workloads.icm.testbeds import BUNDLED, load
+from serve_app.serving.launch.config import ServeConfig
+from serve_app.workloads.icm.evaluation.gold import Gold
+from serve_app.workloads.icm.examples.testbeds import BUNDLED, load
 from tests.workloads.icm.models import Noise, Planted
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from serve_app.cli.keys import app
 from serve_app.errors import BadSettings
-from serve_app.serving.keys import KeyRing
+from serve_app.serving.gate.keys import KeyRing
 
 
 def run(*arguments: str) -> str:

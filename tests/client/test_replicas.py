@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from serve_app.client.replicas import ReplicaClient
-from serve_app.driver.dispatch import DispatchSettings
+from serve_app.dispatch.pool import DispatchSettings
 from serve_app.errors import BadSettings
 from serve_app.schema import Sampling, pack_tokens
 from tests.fakes import FakePool

@@ -24,8 +24,8 @@ import pytest
 import yaml
 
 from benchmarks.common import console, keep_replicas_apart, machine, publish
-from serve_app.serving.config import set_store
-from serve_app.serving.local import local_serve
+from serve_app.serving.launch.config import set_store
+from serve_app.serving.launch.local import local_serve
 from tests.conftest import unused_port
 from tests.contract.conftest import CONTRACT_URL
 from tests.contract.fuzz import SKIPPED, fuzz

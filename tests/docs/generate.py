@@ -130,10 +130,10 @@ def settings_page() -> str:
 
 def http_page() -> str:
     """Routes, and the models of their bodies."""
-    from serve_app.driver.batch_record import BatchRequest
+    from serve_app.driver.batches.record import BatchRequest
+    from serve_app.driver.batches.routes import batches_app, files_app
     from serve_app.driver.deployment import build_app
-    from serve_app.driver.openai_routes import batches_app, files_app
-    from serve_app.driver.spec import Generator, JobSpec, JobStatus, Message, Price, Provider, State
+    from serve_app.spec import Generator, JobSpec, JobStatus, Message, Price, Provider, State
     from tests.serving.test_routes import PUBLIC_ROUTES
 
     unused: Any = None

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from serve_app.client.replicas import ReplicaClient
-from serve_app.driver.render import CharacterRenderer
-from serve_app.serving.config import set_store
-from serve_app.serving.local import local_serve
+from serve_app.dispatch.render import CharacterRenderer
+from serve_app.serving.launch.config import set_store
+from serve_app.serving.launch.local import local_serve
 from tests.conftest import unused_port
 from tests.docs.blocks import LANGUAGES, PROSE, ROOT, Block, Reader, blocks, pages
 from tests.fakes import FakePool

@@ -4,7 +4,7 @@ import re
 
 import pyarrow as pa
 
-from serve_app.driver.results import flat_schema, value_fields
+from serve_app.driver.http.results import flat_schema, value_fields
 from tests.docs.generate import FOLDER, ROOT, reference
 
 

@@ -27,10 +27,10 @@ def models() -> dict[str, Any]:
     from ray.serve.config import AutoscalingConfig
 
     from serve_app import settings
-    from serve_app.driver.batch_record import BatchRequest
-    from serve_app.driver.spec import JobSpec, JobStatus, Provider
+    from serve_app.driver.batches.record import BatchRequest
     from serve_app.schema import Outcome
-    from serve_app.workloads.ctr.bank import Bank
+    from serve_app.spec import JobSpec, JobStatus, Provider
+    from serve_app.workloads.ctr.people.bank import Bank
 
     line = {"rows", "ok", "failed", "replicas", "tp", "rows_per_s", "ctr", "cached_token_share", "wall_s", "dtype",
             "setup_s", "start_s", "run_s", "simulated", "label_swap_bias_before", "label_swap_bias_after"}  # fmt: skip
@@ -55,7 +55,7 @@ def models() -> dict[str, Any]:
 
 def check_config(document: dict[str, Any], folder: Path) -> None:
     """A Serve config file, whole."""
-    from serve_app.serving.config import ServeConfig
+    from serve_app.serving.launch.config import ServeConfig
 
     path = folder / "checked.yaml"
     path.write_text(yaml.safe_dump(document))

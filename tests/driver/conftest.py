@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve_app.driver.files import resolve
+from serve_app.storage.filesystem import resolve
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from serve_app.engine import running
 from serve_app.engine import vllm as adapter
-from serve_app.engine.vllm import VLLMEngine, split_options
+from serve_app.engine.launch import split_options
+from serve_app.engine.vllm import VLLMEngine
 from serve_app.errors import BadSettings, NotEnoughMemory
 from serve_app.models.default import NAME
 from serve_app.settings import HealthSettings
@@ -79,7 +81,7 @@ async def test_what_cannot_be_sent_to_the_engine_is_refused_and_forgotten(error:
             self.aborted.append(request_id)
 
     engine = Engine()
-    adapter.refuse_unsendable(engine)
+    running.refuse_unsendable(engine)
     with pytest.raises(VLLMClientError, match="cannot be understood"):
         await engine.add_request("one", prompt={})
     assert engine.aborted == ["one"]

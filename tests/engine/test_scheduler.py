@@ -251,7 +251,7 @@ def test_short_steps_say_nothing_of_long_ones(make: Make, clock: list[float]) ->
 def test_the_engine_uses_it_unless_it_was_given_another_one(policy: str) -> None:
     from vllm import AsyncEngineArgs
 
-    from serve_app.engine.vllm import use_our_scheduler
+    from serve_app.engine.launch import use_our_scheduler
     from serve_app.settings import SharingSettings
 
     config = AsyncEngineArgs(model=str(prepare()), scheduling_policy=policy).create_engine_config()

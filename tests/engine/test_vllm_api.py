@@ -12,11 +12,13 @@ def test_every_imported_name_exists() -> None:
     import importlib
     from pathlib import Path
 
+    from serve_app.engine import completions, launch, running
     from serve_app.engine import vllm as adapter
 
-    source = ast.parse(Path(inspect.getfile(adapter)).read_text())
+    sources = [ast.parse(Path(inspect.getfile(one)).read_text()) for one in (adapter, completions, launch, running)]
     names = [
         (node.module, alias.name)
+        for source in sources
         for node in ast.walk(source)
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "vllm"
         for alias in node.names

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from serve_app.client.check import run_checks
-from serve_app.serving.config import set_store
-from serve_app.serving.key_file import create_key
-from serve_app.serving.local import local_serve
+from serve_app.serving.gate.key_file import create_key
+from serve_app.serving.launch.config import set_store
+from serve_app.serving.launch.local import local_serve
 from tests.conftest import unused_port
 from tests.k8s.sets import overlay
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serve_app.driver.metrics import GAUGES, sums
-from serve_app.driver.spec import JobStatus
+from serve_app.spec import JobStatus
 from tests.k8s import lint
 from tests.k8s.checks import ROOT, load
 

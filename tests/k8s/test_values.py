@@ -10,15 +10,15 @@ import yaml
 from typer.testing import CliRunner
 
 from serve_app.cli import app
-from serve_app.driver.spec import JobSpec
 from serve_app.errors import BadSettings
 from serve_app.k8s.render import OVERLAYS, WAYS, render, rendered_files
 from serve_app.k8s.rules.manifests import Manifest, serve_configs, templates
 from serve_app.k8s.serve_config import serve_config
 from serve_app.k8s.standalone import flags
 from serve_app.k8s.values import Values
-from serve_app.serving.config import ServeConfig
-from serve_app.serving.local import serve_environment
+from serve_app.serving.launch.config import ServeConfig
+from serve_app.serving.launch.local import serve_environment
+from serve_app.spec import JobSpec
 from tests.k8s.checks import ROOT, load
 
 

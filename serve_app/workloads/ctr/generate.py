@@ -6,10 +6,10 @@ from __future__ import annotations
 from pydantic import NonNegativeInt, PositiveInt
 
 from serve_app.errors import BadSettings
-from serve_app.workloads.ctr.bank import PACKAGED, Bank
-from serve_app.workloads.ctr.frames import Swap
-from serve_app.workloads.ctr.prompts import Mode
-from serve_app.workloads.ctr.sample import Allocation
+from serve_app.workloads.ctr.asking.frames import Swap
+from serve_app.workloads.ctr.asking.prompts import Mode
+from serve_app.workloads.ctr.people.bank import PACKAGED, Bank
+from serve_app.workloads.ctr.people.sample import Allocation
 from serve_app.workloads.ctr.study import Rows, Study
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from serve_app.workloads.ctr.answers import Answer, table
-from serve_app.workloads.ctr.bias import LabelBias, label_bias
-from serve_app.workloads.ctr.estimate import Estimate, ctr
-from serve_app.workloads.ctr.predict import Prediction, Rates, rates
+from serve_app.workloads.ctr.asking.answers import Answer, table
+from serve_app.workloads.ctr.asking.bias import LabelBias, label_bias
+from serve_app.workloads.ctr.asking.predict import Prediction, Rates, rates
+from serve_app.workloads.ctr.statistics.estimate import Estimate, ctr
 
 
 @dataclass(frozen=True)

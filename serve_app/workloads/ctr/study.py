@@ -21,14 +21,14 @@ from typing import Any, Protocol
 
 from serve_app.errors import BadSettings
 from serve_app.schema import Outcome, Row
-from serve_app.workloads.ctr.answers import read_answers
-from serve_app.workloads.ctr.bank import PACKAGED, Bank, Inline, load_bank
-from serve_app.workloads.ctr.frames import Swap
-from serve_app.workloads.ctr.profile_file import ProfileFile, read_profiles
-from serve_app.workloads.ctr.profiles import Profile, draw_profiles, generate_profiles
-from serve_app.workloads.ctr.prompts import Mode, Question
+from serve_app.workloads.ctr.asking.answers import read_answers
+from serve_app.workloads.ctr.asking.frames import Swap
+from serve_app.workloads.ctr.asking.prompts import Mode, Question
+from serve_app.workloads.ctr.people.bank import PACKAGED, Bank, Inline, load_bank
+from serve_app.workloads.ctr.people.profile_file import ProfileFile, read_profiles
+from serve_app.workloads.ctr.people.profiles import Profile, draw_profiles, generate_profiles
+from serve_app.workloads.ctr.people.sample import Allocation, Stratifier, draw_sample
 from serve_app.workloads.ctr.result import Result
-from serve_app.workloads.ctr.sample import Allocation, Stratifier, draw_sample
 
 SIZE = 1000
 # A stratified sample of a bank is drawn from so many times its size of people: rare strata have some of them.

@@ -9,9 +9,9 @@ from typing import Protocol
 import pyarrow as pa
 
 from serve_app.errors import BadSettings
-from serve_app.workloads.ctr.estimate import weights_of
-from serve_app.workloads.ctr.pairing import pair_rows
-from serve_app.workloads.ctr.sequential import Look, SequentialTest
+from serve_app.workloads.ctr.statistics.estimate import weights_of
+from serve_app.workloads.ctr.statistics.pairing import pair_rows
+from serve_app.workloads.ctr.statistics.sequential import Look, SequentialTest
 
 
 class RunPopulation(Protocol):
@@ -70,7 +70,7 @@ def run_trial(arms: Mapping[str, Shown], run: RunPopulation, size: int) -> Trial
 def run_sequential(
     arms: Mapping[str, Shown], run: RunPopulation, size: int, *, batch: int, alpha: float, indifference: float = 0.0
 ) -> Trial:
-    """The same, `batch` people at a time, until it is decided or all `size` were asked; see `sequential.py`.
+    """The same, `batch` people at a time, until it is decided or all `size` were asked; see `statistics/sequential.py`.
 
     Raises BadSettings for a weighted population: the test takes rows that count alike.
     """

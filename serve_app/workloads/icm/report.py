@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 
 from serve_app.errors import StoreError
-from serve_app.workloads.icm.dataset import Dataset
-from serve_app.workloads.icm.evaluation import Accuracy
-from serve_app.workloads.icm.finding import Finding
-from serve_app.workloads.icm.runs import write_atomically
-from serve_app.workloads.icm.search import Step
+from serve_app.workloads.icm.evaluation.gold import Accuracy
+from serve_app.workloads.icm.examples.dataset import Dataset
+from serve_app.workloads.icm.search.finding import Finding
+from serve_app.workloads.icm.search.runs import write_atomically
+from serve_app.workloads.icm.search.state import Step
 
 ICM = "ICM"
 

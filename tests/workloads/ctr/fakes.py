@@ -13,9 +13,10 @@ import httpx
 import msgspec
 
 from serve_app.client.populations import PopulationClient
-from serve_app.driver.sources import open_source, write_rows
-from serve_app.driver.spec import JobSpec
+from serve_app.driver.sources.files import write_rows
+from serve_app.driver.sources.source import open_source
 from serve_app.schema import Outcome, Row
+from serve_app.spec import JobSpec
 
 # (system message, user message) -> value of the outcome
 Model = Callable[[str, str], dict[str, Any]]

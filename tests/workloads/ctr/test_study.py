@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pytest
 
-from serve_app.driver.sources import open_source
-from serve_app.driver.spec import Generator, JobSpec
+from serve_app.driver.sources.source import open_source
 from serve_app.errors import BadSettings
-from serve_app.workloads.ctr.answers import attributes
-from serve_app.workloads.ctr.bank import load_bank
-from serve_app.workloads.ctr.profile_file import ProfileFile
-from serve_app.workloads.ctr.profiles import BLOCK, generate_profiles
+from serve_app.spec import Generator, JobSpec
+from serve_app.workloads.ctr.asking.answers import attributes
+from serve_app.workloads.ctr.people.bank import load_bank
+from serve_app.workloads.ctr.people.profile_file import ProfileFile
+from serve_app.workloads.ctr.people.profiles import BLOCK, generate_profiles
 from serve_app.workloads.ctr.study import Study
 from tests.workloads.ctr.fakes import FakeClient, scored
 

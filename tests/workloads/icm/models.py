@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serve_app.workloads.icm.consistency import Kind, Relation
-from serve_app.workloads.icm.dataset import Dataset, Example, LabelWords
-from serve_app.workloads.icm.prompts import Prompt
-from serve_app.workloads.icm.scoring import LabelLogprobs
+from serve_app.workloads.icm.examples.consistency import Kind, Relation
+from serve_app.workloads.icm.examples.dataset import Dataset, Example, LabelWords
+from serve_app.workloads.icm.scoring.prompts import Prompt
+from serve_app.workloads.icm.scoring.protocol import LabelLogprobs
 
 # Right demonstrations after which `Planted` has 76 % (tanh 1) of its pull.
 CONVINCING = 16

@@ -1,0 +1,300 @@
+"""Dispatch: the window of every running replica is kept full of small chunks, pulled from whatever streams are open.
+
+Knows rows, chunks, replicas and attempts. Does not know Ray (see `replicas.py`), what a prompt means, or files. Durable
+jobs and interactive calls are streams of the same dispatcher: each row put into a stream comes out of it exactly
+once, as a completion or as failed, in any order.
+
+A replica's death is not its rows' fault. They are sent again; of those that may have ended it (see `suspects.py`),
+one at a time goes alone to a replica that has nothing else, while the others go on. Only what a row does by itself
+uses up its attempts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import msgspec
+
+from serve_app.dispatch.attempts import Attempts
+from serve_app.dispatch.membership import follow
+from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
+from serve_app.dispatch.queue import Item, RowQueue
+from serve_app.dispatch.shares import Shares, served
+from serve_app.dispatch.stream import Stream
+from serve_app.dispatch.suspects import DEATHS
+from serve_app.dispatch.worker import Worker
+from serve_app.errors import EngineFailed
+from serve_app.schema import Chunk, EngineInfo, ReplicaInfo
+
+logger = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """Use as an async context manager. All methods run in the event loop that entered it."""
+
+    def __init__(self, pool: ReplicaPool, settings: DispatchSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._workers: dict[str, Worker] = {}
+        self._queues: dict[bytes, RowQueue] = {}
+        self._streams: set[Stream] = set()
+        self._shares = Shares(self._workers, self._queues, settings)
+        self._attempts = Attempts(self._queues, self._streams, settings)
+        self._waiting: set[asyncio.Future[ReplicaInfo]] = set()
+        self._watchers = 0
+        self._idle = True
+        self._closed = False
+        self._chunk_id = 0
+        self._supervisor: asyncio.Task[None] | None = None
+        self._kick = asyncio.Event()
+        self._last_seen = self._refreshed = -math.inf
+        # Why there are not more replicas, if somebody knows: for people to read.
+        self.note = ""
+
+    async def __aenter__(self) -> Dispatcher:
+        self._kick = asyncio.Event()
+        # In a context of its own: see `_start`.
+        self._supervisor = asyncio.create_task(self._supervise(), context=contextvars.Context())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._closed = True
+        self._tell(EngineFailed("the dispatcher was closed"))
+        calls = [call for worker in self._workers.values() for call in worker.calls]
+        tasks = [task for task in (self._supervisor, *calls) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._workers.clear()
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The replicas that take work now."""
+        return self._shares.workers
+
+    @property
+    def backlog_rows(self) -> int:
+        """What one stream may hold: enough that no window runs dry while the caller prepares more rows."""
+        return max(self._settings.backlog_rows, int(4 * sum(worker.window for worker in self.workers)))
+
+    def stream(
+        self,
+        template: Chunk,
+        *,
+        limit: Callable[[int], int] = lambda available: available,
+        engine: EngineInfo | None = None,
+    ) -> Stream:
+        """Open a stream of rows that are all asked as `template` says; at most `limit(available)` replicas work.
+
+        With `engine`, only replicas of that model and tokenizer do: the prompts were made for them. Rows of streams
+        with equal templates share chunks.
+        """
+        if self._closed:
+            raise EngineFailed("the dispatcher was closed")
+        made_for = served(engine) if engine is not None else None
+        kind = msgspec.json.encode((template, made_for))
+        queue = self._queues.setdefault(kind, RowQueue(template, made_for))
+        stream = Stream(self, queue, limit)
+        now = time.monotonic()
+        if not self._streams:
+            self._last_seen = now
+        self._streams.add(stream)
+        queue.streams.add(stream)
+        # Interactive calls open streams by the thousand: only after a while, and never while nobody listens.
+        if self._idle or now - self._refreshed > self._settings.refresh_s:
+            self._kick.set()
+        return stream
+
+    async def replica(self) -> ReplicaInfo:
+        """Any replica that can work, as soon as there is one. Raises EngineFailed as a stream does."""
+        if self.workers and time.monotonic() - self._refreshed <= self._settings.refresh_s:
+            return self.workers[0].replica
+        self._last_seen = time.monotonic() if not self._waiting and not self._streams else self._last_seen
+        waiter: asyncio.Future[ReplicaInfo] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiter)
+        self._kick.set()
+        try:
+            return await waiter
+        finally:
+            self._waiting.discard(waiter)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep knowing the replicas, though no stream of this dispatcher may need them."""
+        self._watchers += 1
+        self._kick.set()
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+
+    def drop(self, stream: Stream) -> None:
+        """Forget a stream; see `Stream.close`."""
+        if stream not in self._streams:
+            return
+        self._streams.remove(stream)
+        if not stream.outstanding:  # it ended well, as nearly all do: nothing of it is left anywhere
+            self._leave(stream)
+            return
+        stream.queue.discard(stream)
+        self._leave(stream)
+        for worker in self._workers.values():
+            for call, items in worker.calls.items():
+                if all(item.stream not in self._streams for item in items):
+                    call.cancel()
+
+    def _leave(self, stream: Stream) -> None:
+        stream.queue.streams.discard(stream)
+        if not stream.queue.streams:
+            for kind in [kind for kind, queue in self._queues.items() if not queue.streams]:
+                del self._queues[kind]
+
+    # --- giving work ---
+
+    def pump(self) -> None:
+        """Give chunks to replicas that have room, the idlest first and one at a time, so that all get some."""
+        self._shares.reserve()
+        while not self._closed and any(queue.rows or queue.suspects for queue in self._queues.values()):
+            now = time.monotonic()
+            ready = sorted((w for w in self._workers.values() if w.room(now)), key=lambda worker: worker.open_rows)
+            if not sum([self._give(worker) for worker in ready]):
+                return
+
+    def _give(self, worker: Worker) -> bool:
+        for kind, queue in sorted(self._queues.items(), key=lambda entry: entry[1].template.priority):
+            if not (queue.rows or queue.suspects) or not self._shares.may_use(queue, worker):
+                continue
+            if items := self._shares.take(queue, worker):
+                # Queues of one priority take turns.
+                self._queues[kind] = self._queues.pop(kind)
+                self._start(worker, queue, items)
+                return True
+        return False
+
+    def _start(self, worker: Worker, queue: RowQueue, items: list[Item]) -> None:
+        worker.open_rows += len(items)
+        worker.alone = len(items) == 1 and items[0].suspected
+        # In a context of its own: a call made in an HTTP request of Serve would carry that request's id, and Serve's
+        # router tells calls apart by it (seen: calls never routed, the router spinning).
+        call = asyncio.create_task(self._call(worker, queue, items, trying=worker.lost), context=contextvars.Context())
+        worker.calls[call] = items
+        call.add_done_callback(lambda done: self._ended(worker, done))
+
+    def _ended(self, worker: Worker, call: asyncio.Task[None]) -> None:
+        items = worker.calls.pop(call)
+        worker.open_rows -= len(items)
+        worker.alone = False
+        if not call.cancelled() and (error := call.exception()) is not None:
+            logger.error("defect in dispatch", exc_info=error)
+            for stream in {item.stream for item in items}:
+                stream.report(EngineFailed(f"defect in dispatch: {error!r}"))
+        self.pump()
+
+    async def _call(self, worker: Worker, queue: RowQueue, items: list[Item], *, trying: bool) -> None:
+        replica_id = worker.replica.replica_id
+        self._chunk_id += 1
+        prompts = tuple(item.prompt for item in items)
+        chunk = msgspec.structs.replace(queue.template, chunk_id=self._chunk_id, prompts=prompts)
+        try:
+            result = await self._pool.run(replica_id, chunk)
+            if len(result.completions) != len(items):
+                raise ValueError(f"{len(result.completions)} answers to {len(items)} prompts")
+        except (Exception, asyncio.CancelledError) as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                self._attempts.give_back(queue, items)
+                raise
+            reason = f"{replica_id}: {_first_line(error)}"
+            logger.warning("chunk %d failed on %s", chunk.chunk_id, reason)
+            queue.users.discard(replica_id)  # let another one try, though the job wants no more than these
+            if isinstance(error, DEATHS):
+                self._attempts.lose(worker, by_engine=isinstance(error, EngineFailed))
+                self._attempts.rescue(queue, items, reason)
+            else:
+                self._attempts.retry(queue, items, reason)
+            pause_s = worker.back_off(time.monotonic(), self._settings)
+            asyncio.get_running_loop().call_later(pause_s, self.pump)
+            self._kick.set()  # is it still there?
+        else:
+            if trying and result.replica.replica_id == replica_id:  # it is no corpse
+                worker.lost = False
+            worker.rows_done += len(items)
+            worker.adapt(result.waiting, self._settings)
+            self._attempts.finish(queue, items, result)
+
+    # --- knowing the replicas ---
+
+    async def _supervise(self) -> None:
+        """Learn of replicas that came and went, and tell the streams when there is none for too long."""
+        while True:
+            self._idle = not (self._streams or self._waiting or self._watchers)
+            if not self._idle:
+                try:
+                    await self._refresh()
+                except Exception:
+                    logger.exception("defect in dispatch")
+            self._kick.clear()
+            # Idle, ask nobody; a new stream or a lost chunk asks at once.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(
+                    self._settings.refresh_s if not self._idle else None
+                ):  # not wait_for, which can swallow a cancel (cpython#86296)
+                    await self._kick.wait()
+
+    async def _refresh(self) -> None:
+        now = self._refreshed = time.monotonic()
+        try:
+            running = {replica.replica_id: replica for replica in await self._pool.replicas()}
+        except (Exception, asyncio.CancelledError) as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # No answer is not a no: what works goes on, and a lost replica fails its chunks.
+            logger.warning("cannot ask for replicas: %s", error)
+        else:
+            follow(running, self._workers, self._queues.values(), self._settings, now)
+        if self.workers:
+            self._last_seen = now
+            for waiter in self._waiting:
+                if not waiter.done():
+                    waiter.set_result(self.workers[0].replica)
+            self._refuse_other_models()
+            self.pump()
+        elif reason := await self._failure():
+            self._tell(EngineFailed(f"the replicas cannot start: {reason}"))
+        elif now - self._last_seen > self._settings.replica_wait_s:
+            self._tell(EngineFailed(f"no replica was ready for {self._settings.replica_wait_s:g} s"))
+
+    async def _failure(self) -> str:
+        try:
+            return await self._pool.failure()
+        except Exception as error:  # the controller is away
+            logger.warning("cannot ask why there is no replica: %s", error)
+            return ""
+
+    def _refuse_other_models(self) -> None:
+        """Tell streams whose prompts no replica takes any more; while old and new ones run, the old ones work on."""
+        models = {served(worker.replica.engine) for worker in self.workers}
+        for stream in self._streams:
+            made_for = stream.queue.made_for
+            if made_for is not None and made_for not in models:
+                now = ", ".join(sorted({model for model, _ in models}))
+                stream.report(EngineFailed(f"the replicas serve '{now}' now, and this began with '{made_for[0]}'"))
+
+    def _tell(self, error: EngineFailed) -> None:
+        for stream in self._streams:
+            stream.report(error)
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+
+def _first_line(error: BaseException) -> str:
+    """The cause that a remote call carried, without Ray's traceback around it."""
+    cause = getattr(error, "cause", None)
+    text = str(cause if isinstance(cause, BaseException) else error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[-1] if text else ''}"[:300]

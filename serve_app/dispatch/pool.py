@@ -1,0 +1,56 @@
+"""What dispatch needs of replicas, what it gives back for a row, and its sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
+
+
+class ReplicaPool(Protocol):
+    """The replicas, seen from the driver."""
+
+    async def replicas(self) -> list[ReplicaInfo]:
+        """Those that can work now. Any exception means that it could not be found out."""
+
+    async def failure(self) -> str:
+        """Why there will be no replica without a change of settings; empty if that is not known."""
+
+    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+        """Have a replica compute the chunk. Any exception means that nothing of it was done.
+
+        Raises EngineFailed when the replica's engine died or hung, and ReplicaLost when the replica itself is gone.
+        Anything else is the chunk's own failure.
+        """
+
+
+class RowResult(msgspec.Struct, frozen=True):
+    """What became of the row put in as `key`: a completion by `replica`, or no replica could compute it (`error`).
+
+    `attempts` is how often it was sent, also to replicas that died under it.
+    """
+
+    key: Any
+    completion: Completion
+    replica: ReplicaInfo | None
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchSettings:
+    """Sizes, in rows; see `settings.DriverSettings`. `backlog_rows` bounds what a stream holds in memory.
+
+    `max_attempts` are a row's own failures, or how often replicas may be lost under it when the last was its alone.
+    """
+
+    chunk_rows: int = 64
+    min_chunk_rows: int = 4
+    window_rows: int = 192
+    max_window_rows: int = 1024
+    backlog_rows: int = 16_384
+    max_attempts: int = 5
+    refresh_s: float = 0.5
+    replica_wait_s: float = 900.0

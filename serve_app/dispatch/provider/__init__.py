@@ -1,0 +1,1 @@
+"""External OpenAI-compatible providers, behind the same protocol as our own replicas."""

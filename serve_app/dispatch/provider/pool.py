@@ -1,0 +1,234 @@
+"""An external OpenAI-compatible provider as a pool of one replica (see `dispatcher.ReplicaPool`).
+
+Knows HTTP, OpenAI's request and answer fields, retries and rate limits. Does not know rows, jobs or tokens: the
+provider has its own tokenizer, so a chunk's prompts are JSON here, messages (a list) or plain text (a string).
+
+Retries and limits are own code for two reasons. A pause that one answer asks for (Retry-After) holds all requests, and
+what a request costs is known only by its answer's `usage`: aiolimiter gives nothing back and serves small requests
+before large ones; tenacity's loop around these rules is longer than the loop. All waiting is by the event loop's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import time
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import msgspec
+
+from serve_app.dispatch.provider.answers import (
+    Answer,
+    Details,
+    Usage,
+    label_logprobs,
+    read_error,
+    read_text,
+    retry_after_s,
+)
+from serve_app.dispatch.provider.limits import Limits
+from serve_app.dispatch.provider.requests import (
+    LEAST_SHOWN,
+    MOST_SHOWN,
+    checked_address,
+    label_texts,
+    read_key,
+    response_format,
+    sampling_fields,
+    score_fields,
+)
+from serve_app.errors import BadSettings
+from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo, Sampling
+from serve_app.spec import Provider
+
+logger = logging.getLogger(__name__)
+# Pauses of 1, 2, 4, … s, each up to half as long again: the default of 6 retries outlasts a limit that is counted
+# by the minute.
+FIRST_BACKOFF_S, MAX_BACKOFF_S, JITTER = 1.0, 60.0, 0.5
+# OpenAI's rule of thumb for English text.
+BYTES_PER_TOKEN = 4
+# Of an error, so that a page of HTML does not fill the outcomes.
+MOST_CHARACTERS = 1000
+RETRIED = frozenset({408, 409, 429})
+# The same for every row: wrong key, no credit, not allowed.
+REFUSED = frozenset({401, 402, 403})
+
+
+class Retry(Exception):
+    """Raised when another try may succeed."""
+
+
+class ProviderPool:
+    """See `dispatcher.ReplicaPool`. At most `provider.concurrency` requests are open over all chunks.
+
+    With `labels` each row is scored from the most likely tokens that the provider shows; a label that is not among
+    them has no known probability, and the row is `invalid`. `sampling`, if given, is checked at once.
+
+    Raises BadSettings for an unset or unusable key, a base_url that holds more than an address, labels that cannot
+    be told apart, and structured output that OpenAI's API cannot express.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        labels: tuple[str, ...] = (),
+        sampling: Sampling | None = None,
+        client: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._provider = provider
+        self._url = checked_address(provider.base_url)
+        self._key = read_key(provider.api_key_env)
+        self._labels = label_texts(labels)
+        if sampling is not None and not labels:
+            response_format(sampling.structured)
+        self._own_client = client is None
+        limits = httpx.Limits(max_connections=provider.concurrency, max_keepalive_connections=provider.concurrency)
+        self._client = client or httpx.AsyncClient(limits=limits)
+        self._slots = asyncio.Semaphore(provider.concurrency)
+        self._limits = Limits(provider.requests_per_minute, provider.tokens_per_minute)
+        self._shown = MOST_SHOWN
+        self._failure = ""
+        self._refused = asyncio.Event()
+        self._name = f"provider:{httpx.URL(self._url).netloc.decode()}"
+        engine = EngineInfo(provider.model, self._name, 0, 0, prefix_caching=False, simulated=False)
+        self._replica = ReplicaInfo(self._name, "", 0, (), engine)
+
+    async def __aenter__(self) -> ProviderPool:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._own_client:
+            await self._client.aclose()
+
+    async def replicas(self) -> list[ReplicaInfo]:
+        """The provider, until it refused all work."""
+        return [] if self._failure else [self._replica]
+
+    async def failure(self) -> str:
+        """Why the provider refuses all work; empty as long as it does not."""
+        return self._failure
+
+    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+        """Ask the chunk's rows. Raises BadSettings when the provider refuses all work.
+
+        What was answered before it refused is paid for, and returned; the other rows are `failed`.
+        """
+        if not self._failure:
+            async with asyncio.TaskGroup() as tasks:
+                rows = [tasks.create_task(self._row(prompt, chunk.sampling)) for prompt in chunk.prompts]
+            completions = tuple(row.result() for row in rows)
+            if not self._failure or any(completion.status != "failed" for completion in completions):
+                return ChunkResult(chunk.chunk_id, self._replica, completions)
+        raise BadSettings(self._failure)
+
+    async def _row(self, prompt: bytes, sampling: Sampling) -> Completion:
+        asked = msgspec.json.decode(prompt)
+        path, what = ("completions", "prompt") if isinstance(asked, str) else ("chat/completions", "messages")
+        try:
+            fields = {"max_tokens": 1} if self._labels else sampling_fields(sampling)
+        except BadSettings as error:
+            return Completion(status="invalid", error=str(error))
+        body = {"model": self._provider.model, what: asked, **fields}
+        estimated = len(prompt) / BYTES_PER_TOKEN + fields["max_tokens"]
+        errors: list[str] = []
+        backoff_s = FIRST_BACKOFF_S
+        async with self._slots:
+            while not self._failure:
+                try:
+                    return await self._attempt(path, body, estimated)
+                except Retry as error:
+                    errors.append(f"attempt {len(errors) + 1}: {error}")
+                    if len(errors) > self._provider.max_retries:
+                        break
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(backoff_s * random.uniform(1, 1 + JITTER)):
+                            await self._refused.wait()
+                    backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s)
+        return Completion(status="failed", error="; ".join(errors) or self._failure)
+
+    async def _attempt(self, path: str, body: dict[str, Any], estimated: float) -> Completion:
+        await self._limits.admit(estimated)
+        if self._failure:
+            return Completion(status="failed", error=self._failure)
+        shown = self._shown
+        if self._labels:
+            body = body | score_fields(path, shown)
+        started = time.perf_counter()
+        response = await self._post(path, body)
+        if not response.is_success:
+            self._limits.settle(estimated, 0)
+            code, message = read_error(response)
+            reason = self._clean(f"{response.status_code} {response.reason_phrase}: {message}")
+            if response.status_code in (400, 422) and "logprobs" in message and self._labels and shown > LEAST_SHOWN:
+                self._shown = LEAST_SHOWN
+                return await self._attempt(path, body, estimated)
+            return self._no_answer(response, code, reason)
+        return self._read(response, estimated, (time.perf_counter() - started) * 1000)
+
+    async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        timeout_s = self._provider.timeout_s
+        try:
+            # httpx's timeouts are for each read: a server that sends a blank now and then would never meet one.
+            async with asyncio.timeout(timeout_s):
+                return await self._client.post(
+                    f"{self._url}/{path}", content=msgspec.json.encode(body), headers=headers, timeout=timeout_s
+                )
+        except TimeoutError:
+            raise Retry(f"no answer in {timeout_s:g} s (timeout_s)") from None
+        except httpx.RequestError as error:
+            raise Retry(self._clean(f"{type(error).__name__}: {error}")) from None
+
+    def _no_answer(self, response: httpx.Response, code: object, reason: str) -> Completion:
+        status = response.status_code
+        if status in REFUSED or code == "insufficient_quota":  # a 429 of OpenAI's that no waiting ends
+            key = self._provider.api_key_env
+            where = f"the key in the driver's environment variable {key}" if key else "no key was sent: set api_key_env"
+            self._failure = f"{self._name} refuses all work ({where}): {reason}"
+            logger.error("%s", self._failure)
+            self._refused.set()
+            self._limits.stop()
+            return Completion(status="failed", error=self._failure)
+        if status in RETRIED or status >= 500:
+            after_s = retry_after_s(response)
+            if after_s:
+                logger.warning("%s asks for a pause of %.1f s: %s", self._name, after_s, reason)
+                self._limits.pause(after_s)
+            raise Retry(reason)
+        return Completion(status="invalid", error=reason)
+
+    def _read(self, response: httpx.Response, estimated: float, latency_ms: float) -> Completion:
+        try:
+            answer = msgspec.json.decode(response.content, type=Answer)
+        except msgspec.ValidationError as error:  # another try would give, and cost, the same
+            return Completion(status="invalid", error=f"the provider's answer is not as OpenAI's API has it: {error}")
+        except ValueError as error:
+            raise Retry(f"the provider's answer is not JSON: {error}") from None
+        if not answer.choices:
+            raise Retry(self._clean(f"the provider's answer has no choices: {read_error(response)[1]}"))
+        choice, usage = answer.choices[0], answer.usage or Usage()
+        if answer.usage is not None:
+            self._limits.settle(estimated, usage.prompt_tokens + usage.completion_tokens)
+        completion = Completion(
+            finish_reason=choice.finish_reason,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=(usage.prompt_tokens_details or Details()).cached_tokens or 0,
+            completion_tokens=usage.completion_tokens,
+            latency_ms=latency_ms,
+        )
+        try:
+            if self._labels:
+                return msgspec.structs.replace(completion, label_logprobs=label_logprobs(self._labels, choice.logprobs))
+            return msgspec.structs.replace(completion, text=read_text(choice))
+        except ValueError as error:
+            return msgspec.structs.replace(completion, status="invalid", error=str(error))
+
+    def _clean(self, text: str) -> str:
+        """Short, and without the key or part of it: providers echo it ("Incorrect API key provided: sk-abcd***")."""
+        text = re.sub(re.escape(self._key[:8]) + r"\S*", "[key]", text) if self._key else text
+        return text[:MOST_CHARACTERS]

@@ -1,0 +1,88 @@
+"""What a provider is asked: its address and key, sampling and scores in OpenAI's fields."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx
+import msgspec
+
+from serve_app.errors import BadSettings
+from serve_app.schema import Sampling
+
+# The most likely tokens that an answer shows: OpenAI's most for chats, and for plain completions (and for chats of
+# some other providers).
+MOST_SHOWN, LEAST_SHOWN = 20, 5
+
+
+def response_format(structured: dict[str, Any] | None) -> dict[str, Any] | None:
+    """OpenAI's `response_format` for vLLM's structured outputs. Raises BadSettings for those that it cannot express."""
+    given = {name: value for name, value in (structured or {}).items() if value not in (None, False)}
+    if not given:
+        return None
+    if given.keys() == {"json_object"}:
+        return {"type": "json_object"}
+    if given.keys() != {"json"}:
+        raise BadSettings(
+            f"structured: an external provider cannot be asked for {', '.join(given)}, only for one json schema: "
+            "write the rule as a json schema (a choice is an enum), or use labels"
+        )
+    schema = given["json"]
+    try:
+        schema = msgspec.json.decode(schema) if isinstance(schema, str) else schema
+    except msgspec.DecodeError as error:
+        raise BadSettings(f"structured: the json schema is not JSON: {error}") from None
+    # Strict, since that is what `structured` means: a provider that cannot keep to the schema shall say so.
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
+    optional = {
+        "seed": sampling.seed,
+        "stop": list(sampling.stop) or None,
+        "response_format": response_format(sampling.structured),
+    }
+    return {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+
+
+def score_fields(path: str, shown: int) -> dict[str, Any]:
+    # Temperature 1: some providers show the probabilities before it is applied and some after; so they are the same.
+    asked = {"logprobs": shown} if path == "completions" else {"logprobs": True, "top_logprobs": shown}
+    return {"temperature": 1.0, "top_p": 1.0, **asked}
+
+
+def checked_address(base_url: str) -> str:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise BadSettings(f"base_url: {error}") from None
+    # httpx logs addresses, so a password or a key in one would be logged with it.
+    if not url.host or url.userinfo or url.query or url.fragment:
+        raise BadSettings("base_url: give scheme, host and path only (https://host/v1), and the key by api_key_env")
+    return base_url.rstrip("/")
+
+
+def read_key(name: str) -> str:
+    if not name:
+        return ""
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise BadSettings(f"api_key_env: the driver's environment has no {name}: set it and restart the driver")
+    if not (key.isascii() and key.isprintable()):  # h11 would refuse it as a header, and quote it
+        raise BadSettings(f"api_key_env: {name} holds characters that no key has (a line break?): set it anew")
+    return key
+
+
+def label_texts(labels: tuple[str, ...]) -> tuple[str, ...]:
+    texts = tuple(label.removeprefix(" ") for label in labels)
+    if len(texts) > MOST_SHOWN:
+        raise BadSettings(f"labels: {len(texts)} given, but an external provider shows only {MOST_SHOWN} tokens")
+    if len(set(texts)) < len(texts) or not all(texts):
+        raise BadSettings(f"labels: {list(labels)} must not be empty, and differ in more than a space before them")
+    return texts

@@ -1,0 +1,126 @@
+"""The replicas behind a Serve deployment handle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from ray import serve
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.errors import EngineFailed, ReplicaLost
+from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
+from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
+
+T = TypeVar("T")
+# A replica that takes longer to say who it is counts as unable to work.
+DESCRIBE_TIMEOUT_S = 5.0
+# Where no replica is known yet and one hangs, so many are asked at random.
+GUESSES = 8
+# The replica's process or node went, or Serve stops it and cancels what is open on it. An answer is lost with the node
+# that holds it (ObjectLostError).
+LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    TaskCancelledError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
+
+
+class HandlePool:
+    """See `dispatcher.ReplicaPool`."""
+
+    def __init__(self, handle: DeploymentHandle, app: str = REPLICAS_APP) -> None:
+        self._handle = handle
+        self._app = app
+        self._known: list[str] = []
+
+    @classmethod
+    def of(cls, app: str = REPLICAS_APP) -> HandlePool:
+        """The replicas of that application in the cluster that this process is connected to."""
+        return cls(serve.get_deployment_handle(REPLICA_DEPLOYMENT, app), app)
+
+    async def replicas(self) -> list[ReplicaInfo]:
+        try:
+            answers = await self._handle.broadcast("describe").results_async(
+                timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True
+            )
+        except DeploymentUnavailableError:  # none was ready yet
+            return []
+        except TimeoutError:  # one that hangs hides all others from a broadcast: ask them one by one
+            # Nobody is asked where none runs: Serve would start a replica for a call that waits.
+            asked: list[str | None] = [*self._known]
+            if not asked and await self._any_runs():
+                asked = [None] * GUESSES
+            answers = await asyncio.gather(*map(self._describe, asked))
+        found = {answer.replica_id: answer for answer in answers if isinstance(answer, ReplicaInfo)}
+        self._known = list(found) or self._known
+        return list(found.values())
+
+    async def _describe(self, replica_id: str | None) -> ReplicaInfo | None:
+        response = self._handle.describe.remote(replica_id=replica_id)
+        try:
+            async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
+                answer: ReplicaInfo = await response
+                return answer
+        except Exception:  # gone, or hanging: not one that can work
+            response.cancel()
+            return None
+
+    async def _any_runs(self) -> bool:
+        app = (await asyncio.to_thread(serve.status)).applications.get(self._app)
+        deployment = app and app.deployments.get(REPLICA_DEPLOYMENT)
+        return bool(deployment and deployment.replica_states.get("RUNNING"))
+
+    async def failure(self) -> str:
+        """Why no replica will come up, as Serve gave up on them; empty as long as it has not."""
+        status = (await asyncio.to_thread(serve.status)).applications.get(self._app)
+        if status is None or status.status != "DEPLOY_FAILED":
+            return ""
+        told = [status.message, *(deployment.message for deployment in status.deployments.values())]
+        lines: list[str] = [line for text in told for line in text.splitlines() if line.strip()]
+        ours = [line.partition("serve_app.errors.")[2] for line in lines if "serve_app.errors." in line]
+        return (ours or lines or ["no reason was given"])[-1]
+
+    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+        """See `dispatcher.ReplicaPool.run`: which of Ray's errors are a death, and whose."""
+        response = self._handle.run_chunk.remote(chunk, replica_id=replica_id)
+        try:
+            result: ChunkResult = await response
+        except asyncio.CancelledError:
+            response.cancel()  # else the replica computes on, for nobody
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            # Not ours: Ray raises it also for a call that was cancelled on the replica.
+            raise ReplicaLost("the call was cancelled on the replica") from None
+        except RayTaskError as error:  # first: it is also an instance of what was raised there
+            if isinstance(error.cause, EngineFailed):
+                raise EngineFailed(str(error.cause)) from error
+            if isinstance(error.cause, asyncio.CancelledError):
+                raise ReplicaLost("the call was cancelled on the replica") from error
+            raise
+        except LOST as error:
+            raise ReplicaLost(f"{type(error).__name__}: {(str(error).splitlines() or [''])[-1].strip()}") from error
+        return result
+
+
+async def outside_request(work: Coroutine[Any, Any, T]) -> T:
+    """Await it in a context of its own: a call made in an HTTP request of Serve carries that request's id, and
+    Serve's router tells calls apart by it."""
+    return await asyncio.create_task(work, context=contextvars.Context())

@@ -1,0 +1,73 @@
+"""The rows of one caller on their way, and their results."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Protocol
+
+from serve_app.dispatch.pool import RowResult
+from serve_app.dispatch.queue import Item, RowQueue
+
+
+class Owner(Protocol):
+    """Who opened a stream: the dispatcher."""
+
+    @property
+    def backlog_rows(self) -> int: ...
+
+    def pump(self) -> None: ...
+
+    def drop(self, stream: Stream) -> None: ...
+
+
+class Stream:
+    """Rows of one caller. Put rows, say `finish`, and iterate over the results; both at once, from two tasks."""
+
+    def __init__(self, dispatcher: Owner, queue: RowQueue, limit: Callable[[int], int]) -> None:
+        self._dispatcher = dispatcher
+        self.queue = queue
+        self.limit = limit
+        self._results: asyncio.Queue[list[RowResult] | Exception] = asyncio.Queue()
+        self._room = asyncio.Event()
+        self.finished = False
+        self.outstanding = 0
+
+    async def put(self, rows: Iterable[tuple[Any, bytes, int]], *, last: bool = False) -> None:
+        """Add rows: (key, prompt, expected tokens). Waits while the backlog is full; one put is never cut.
+
+        `last` is a `finish` that is known in time to size the chunks by it.
+        """
+        items = [Item(self, key, prompt, expected) for key, prompt, expected in rows]
+        while self.outstanding and self.outstanding + len(items) > self._dispatcher.backlog_rows:
+            self._room.clear()
+            await self._room.wait()
+        self.outstanding += len(items)
+        self.queue.add(items)
+        if last:
+            self.finish()
+        self._dispatcher.pump()
+
+    def finish(self) -> None:
+        """There are no more rows."""
+        self.finished = True
+        self._results.put_nowait([])
+
+    def report(self, results: list[RowResult] | Exception) -> None:
+        """For the dispatcher: hand results, or why there will be none, to whoever iterates."""
+        self._results.put_nowait(results)
+
+    async def __aiter__(self) -> AsyncIterator[list[RowResult]]:
+        """Results as chunks finish, until all rows are out. Raises EngineFailed when no replica can be had."""
+        while not (self.finished and self.outstanding == 0):
+            results = await self._results.get()
+            if isinstance(results, Exception):
+                raise results
+            if results:
+                yield results
+                self.outstanding -= len(results)
+                self._room.set()
+
+    def close(self) -> None:
+        """Drop what is left: queued rows are forgotten, and chunks that hold no other stream's rows cancelled."""
+        self._dispatcher.drop(self)

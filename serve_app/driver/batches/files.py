@@ -1,0 +1,222 @@
+"""The files of OpenAI's `/v1/files`, kept beside the jobs in their store.
+
+    <store>/_files/<file id>          the content
+    <store>/_files/<file id>.json     what is said of it; a file counts once this is there
+
+Knows contents, names, purposes and when files expire. Does not know batches, nor HTTP (see `routes.py`). Ids
+begin with the time, so that a page of a list is read without reading all files. No job has a name with `_` in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import BinaryIO, Literal
+
+import msgspec
+
+from serve_app.errors import NoSuchFile, StoreError
+from serve_app.storage.filesystem import Folder, store_errors
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "_files"
+FILE_ID = re.compile(r"file-[0-9a-f]{24}")
+# OpenAI's: the input of batches goes by itself, all else stays until it is deleted.
+DEFAULT_EXPIRES_AFTER_S = {"batch": 30 * 86_400}
+BLOCK_BYTES = 1 << 20
+# Descriptions read at once: on an object store each takes a round trip.
+READERS = 16
+PAGE = 256
+# A content without a description is an upload that goes on, or one that was cut short, after so long.
+ORPHAN_S = 86_400.0
+
+Order = Literal["asc", "desc"]
+
+
+class StoredFile(msgspec.Struct, frozen=True):
+    """OpenAI's file object. Times are Unix times in seconds."""
+
+    id: str
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    expires_at: int | None = None
+    object: Literal["file"] = "file"
+    status: Literal["processed"] = "processed"
+    status_details: None = None
+
+
+class FileStore:
+    """All methods block, and raise StoreError; `now` gives the Unix time in seconds."""
+
+    def __init__(self, store_url: str, *, now: Callable[[], float] = time.time) -> None:
+        self._folder = Folder.at(store_url).child(FOLDER)
+        self._now = now
+
+    @property
+    def folder(self) -> str:
+        """Absolute path or URL."""
+        return self._folder.url
+
+    def url(self, file_id: str) -> str:
+        """Path or URL of the file's content."""
+        return self._folder.child(_checked(file_id)).url
+
+    def add(self, file: BinaryIO, filename: str, purpose: str, *, expires_after_s: int | None = None) -> StoredFile:
+        """Keep the rest of `file`, read block by block."""
+        file_id = new_file_id()
+        with self.create(file_id, filename, purpose, expires_after_s=expires_after_s) as output:
+            shutil.copyfileobj(file, output, BLOCK_BYTES)
+        return self.get(file_id)
+
+    @contextmanager
+    def create(
+        self, file_id: str, filename: str, purpose: str, *, expires_after_s: int | None = None
+    ) -> Iterator[BinaryIO]:
+        """A new file to be written; it is there, whole, once the block is left well, in place of one of that id."""
+        self._folder.make()
+        with self._folder.open_output(_checked(file_id)) as output:
+            yield output
+        created_at = int(self._now())
+        lasts_s = DEFAULT_EXPIRES_AFTER_S.get(purpose) if expires_after_s is None else expires_after_s
+        expires_at = None if lasts_s is None else created_at + lasts_s
+        stored = StoredFile(file_id, self._size(file_id), created_at, filename, purpose, expires_at)
+        self._folder.write(_description(file_id), msgspec.json.encode(stored))
+
+    def _size(self, file_id: str) -> int:
+        filesystem, path = self._folder.filesystem, f"{self._folder.path}/{file_id}"
+        with store_errors("read", filesystem, path):
+            return int(filesystem.get_file_info(path).size)
+
+    def get(self, file_id: str) -> StoredFile:
+        """What is known of the file. Raises NoSuchFile, also once it has expired."""
+        stored = self._find(file_id) if FILE_ID.fullmatch(file_id) else None
+        if stored is None:
+            raise NoSuchFile(f"no file '{file_id[:80]}' in {self.folder}: upload it first, or look at the list")
+        return stored
+
+    def _find(self, file_id: str) -> StoredFile | None:
+        stored = self._described(file_id)
+        return None if stored is None or self._expired(stored) else stored
+
+    def _described(self, file_id: str) -> StoredFile | None:
+        data = self._folder.find(_description(file_id))
+        try:
+            return None if data is None else _decode(data)
+        except msgspec.MsgspecError as error:
+            raise StoreError(f"store: cannot read {self.folder}/{_description(file_id)}: {error}") from error
+
+    def _expired(self, stored: StoredFile) -> bool:
+        return stored.expires_at is not None and stored.expires_at <= self._now()
+
+    def page(
+        self, *, after: str | None = None, limit: int = 10_000, order: Order = "desc", purpose: str | None = None
+    ) -> tuple[list[StoredFile], bool]:
+        """Up to `limit` files in the order in which they were created, but those up to `after`, and whether there
+        are more."""
+        ids = sorted(self._ids(), reverse=order == "desc")
+        if after is not None:
+            ids = [file_id for file_id in ids if (file_id < after if order == "desc" else file_id > after)]
+        found: list[StoredFile] = []
+        with ThreadPoolExecutor(READERS) as threads:
+            for page in _pages(ids, min(PAGE, limit + 1)):
+                read = threads.map(self._find, page)
+                found += [one for one in read if one is not None and purpose in (None, one.purpose)]
+                if len(found) > limit:
+                    return found[:limit], True
+        return found, False
+
+    def _ids(self) -> list[str]:
+        names = (info.base_name for info in self._folder.list())
+        return [name.removesuffix(".json") for name in names if name.endswith(".json") and _is_id(name[:-5])]
+
+    def content(self, file_id: str) -> Iterator[bytes]:
+        """The file's bytes, in blocks. Raises NoSuchFile at once."""
+        self.get(file_id)
+        return self._blocks(file_id)
+
+    def _blocks(self, file_id: str) -> Iterator[bytes]:
+        filesystem, path = self._folder.filesystem, f"{self._folder.path}/{file_id}"
+        with store_errors("read", filesystem, path), filesystem.open_input_stream(path, compression=None) as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+
+    def keep_until(self, file_id: str, at: int) -> None:
+        """Have the file expire no earlier than `at` (Unix seconds). Raises NoSuchFile."""
+        stored = self.get(file_id)
+        if stored.expires_at is not None and stored.expires_at < at:
+            stored = msgspec.structs.replace(stored, expires_at=at)
+            self._folder.write(_description(file_id), msgspec.json.encode(stored))
+
+    def delete(self, file_id: str) -> None:
+        """Remove the file. Raises NoSuchFile."""
+        self.get(file_id)
+        self._remove(file_id)
+
+    def _remove(self, file_id: str) -> None:
+        # The description first: half a file is none.
+        self._folder.delete(_description(file_id))
+        self._folder.delete(file_id)
+
+    def sweep(self) -> int:
+        """Remove what has expired and what uploads that were cut short have left; how many files went."""
+        described = set(self._ids())
+        gone = 0
+        for file_id in described:
+            stored = self._described(file_id)
+            if stored is not None and self._expired(stored):
+                self._remove(file_id)
+                gone += 1
+        for info in self._folder.list():
+            name = info.base_name
+            age_s = self._now() - info.mtime_ns / 1e9 if info.mtime_ns else 0.0
+            if info.is_file and name.removesuffix(".json") not in described and age_s > ORPHAN_S:
+                self._folder.delete(name)
+                gone += 1
+        return gone
+
+
+def new_file_id() -> str:
+    """An id that sorts after all before it."""
+    return f"file-{stamp()}"
+
+
+def output_file_id(batch_id: str, kind: str) -> str:
+    """The id of a batch's output or error file: always the same, so that writing it again leaves one."""
+    own = batch_id.removeprefix("batch_")
+    return f"file-{own[:16]}{hashlib.sha256(f'{kind}/{own}'.encode()).hexdigest()[:8]}"
+
+
+def stamp() -> str:
+    """24 hex digits: the time in nanoseconds, then chance."""
+    return f"{time.time_ns():016x}{secrets.token_hex(4)}"
+
+
+def _is_id(name: str) -> bool:
+    return FILE_ID.fullmatch(name) is not None
+
+
+def _checked(file_id: str) -> str:
+    if not _is_id(file_id):
+        raise NoSuchFile(f"no file '{file_id[:80]}': ids are 'file-' and 24 hex digits")
+    return file_id
+
+
+def _description(file_id: str) -> str:
+    return f"{file_id}.json"
+
+
+def _pages(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
+_decode = msgspec.json.Decoder(StoredFile).decode

@@ -1,0 +1,1 @@
+"""What the driver's control routes share, and what they answer with."""

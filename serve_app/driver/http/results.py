@@ -1,0 +1,101 @@
+"""Committed outcomes as a stream of bytes: JSON lines, CSV or Parquet, in the order of commit."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from serve_app.driver.store.store import JobStore
+from serve_app.driver.store.table import SCHEMA, from_table
+from serve_app.errors import BadSettings
+from serve_app.schema import Outcome
+
+MEDIA_TYPES = {"jsonl": "application/jsonl", "csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
+
+
+def stream_results(job: JobStore, form: str, *, after: int = 0) -> Iterator[bytes]:
+    """All outcomes that are committed now, but the first `after`. Raises BadSettings for another format."""
+    if form not in MEDIA_TYPES:
+        raise BadSettings(f"format '{form}' is unknown: use one of {', '.join(MEDIA_TYPES)}")
+    if form == "jsonl":
+        return (b"".join(o.to_json() + b"\n" for o in some) for some in _blocks(job, after))
+    return _columns(job, form, after)
+
+
+def _blocks(job: JobStore, after: int) -> Iterator[list[Outcome]]:
+    return (from_table(table) for table in job.tables(after=after))
+
+
+def _columns(job: JobStore, form: str, after: int) -> Iterator[bytes]:
+    spec = job.spec()
+    values = value_fields(spec["labels"], requests=bool(spec.get("endpoint")))
+    schema = flat_schema(values)
+    sink = _Sink()
+    target: Any = sink
+    writer: Any = pa.csv.CSVWriter(target, schema) if form == "csv" else pa.parquet.ParquetWriter(target, schema)
+    with writer:
+        for table in job.tables(after=after):
+            writer.write_table(flatten(table, values))
+            yield sink.take()
+    yield sink.take()
+
+
+def value_fields(labels: Sequence[str], *, requests: bool = False) -> list[pa.Field[Any]]:
+    """The columns that `value` becomes: a column a label and `mass`, the parts of a response, or text and reason."""
+    if requests:  # `body` is JSON
+        return [pa.field("status_code", pa.int32()), pa.field("request_id", pa.string()), pa.field("body", pa.string())]
+    if labels:
+        return [pa.field(name, pa.float64()) for name in (*(f"logprob_{label}" for label in labels), "mass")]
+    return [pa.field("text", pa.string()), pa.field("finish_reason", pa.string())]
+
+
+def flat_schema(values: list[pa.Field[Any]]) -> pa.Schema:
+    """Columns of `flatten`."""
+    fields: list[pa.Field[Any]] = []
+    for field in SCHEMA:
+        fields += values if field.name == "value" else [field]
+    return pa.schema(fields)
+
+
+def flatten(table: pa.Table, values: list[pa.Field[Any]]) -> pa.Table:
+    """The store's table with the columns of `value` (see `value_fields`) in its place."""
+    decoded = [msgspec.json.decode(value) if value else {} for value in table["value"].to_pylist()]
+    columns: dict[str, Any] = {}
+    for field in flat_schema(values):
+        name = field.name
+        if name in table.column_names:
+            columns[name] = table[name]
+        elif name.startswith("logprob_"):
+            label = name.removeprefix("logprob_")
+            columns[name] = pa.array([v.get("logprobs", {}).get(label) for v in decoded], field.type)
+        elif name == "body":
+            bodies = [v.get(name) for v in decoded]
+            columns[name] = pa.array([b and msgspec.json.encode(b).decode() for b in bodies], field.type)
+        else:
+            columns[name] = pa.array([v.get(name) for v in decoded], field.type)
+    return pa.table(columns, schema=flat_schema(values))
+
+
+class _Sink(io.RawIOBase):
+    """What a writer wrote since it was last taken."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._blocks.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        """The bytes, and forget them."""
+        data, self._blocks = b"".join(self._blocks), []
+        return data

@@ -1,0 +1,261 @@
+"""A job from plan to end: count the population, cut it in parts, have them run, say how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
+from serve_app.dispatch.provider.pool import ProviderPool
+from serve_app.driver.jobs.part import PartRun
+from serve_app.driver.jobs.plan import Plan, make_plan
+from serve_app.driver.jobs.reuse import Reuse
+from serve_app.driver.jobs.tally import Tally, total
+from serve_app.driver.sources.files import fingerprint
+from serve_app.driver.sources.source import check_ids, open_source
+from serve_app.driver.store.store import JobStore, Store
+from serve_app.driver.threads import to_its_end
+from serve_app.errors import JobConflict, StoreError
+from serve_app.settings import DriverSettings
+from serve_app.spec import JobSpec, JobStatus, State
+
+logger = logging.getLogger(__name__)
+
+Span = tuple[int, int]
+T = TypeVar("T")
+
+
+class Part(Protocol):
+    """A part that runs, here (`PartRun`) or in a process of its own (`runner.RemotePart`)."""
+
+    tally: Tally
+    message: str
+
+    async def execute(self) -> None:
+        """Return when every row of the part has a committed outcome."""
+
+
+# (job id, number of the part, number of all parts, rows) -> the part
+MakePart = Callable[[str, int, int, Span], Part]
+
+
+class JobRun:
+    """One run of a job. `dispatcher` is the driver's, shared by all jobs; `remote` runs parts elsewhere."""
+
+    def __init__(
+        self, job: JobStore, store: Store, settings: DriverSettings, dispatcher: Dispatcher, remote: MakePart | None
+    ) -> None:
+        self.job = job
+        self.spec = JobSpec.model_validate(job.spec())
+        self._store = store
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._remote = remote
+        self._parts: list[Part] = []
+        self._tallies: list[Tally] = []
+        self._before = status_of(job)
+        self._rows = self._before.total
+        self._message = "waiting for its turn"
+        self._state: State = "queued"
+
+    async def execute(self) -> None:
+        """Plan and run the job to its end. Raises what ends it early, without writing that down."""
+        self._state, self._message = "running", "counting the rows"
+        spans = await self._patiently(self._plan)
+        async with AsyncExitStack() as stack:
+            dispatcher = self._dispatcher
+            if self.spec.provider is not None:
+                pool = await stack.enter_async_context(
+                    ProviderPool(self.spec.provider, labels=self.spec.labels, sampling=self.spec.sampling)
+                )
+                dispatcher = await stack.enter_async_context(Dispatcher(pool, self._provider_dispatch()))
+            reuse = None
+            if self.spec.reuse:
+                self._message = "looking for answers of other jobs"
+                reuse = await to_its_end(Reuse, self._store, self.job.job_id, self.spec.workload)
+            for number, span in enumerate(spans):
+                self._parts.append(self._part(number, span, len(spans), dispatcher, reuse))
+            self._message = ""
+            stack.enter_context(dispatcher.watching())
+            async with asyncio.TaskGroup() as tasks:
+                for part in self._parts:
+                    tasks.create_task(part.execute())
+        await to_its_end(self._check_source)
+        tally = total(part.tally for part in self._parts)
+        await self.end("completed_with_failures" if tally.failed or tally.invalid else "completed", "")
+
+    async def _patiently(self, function: Callable[[], T]) -> T:
+        """Call it in a thread, again and again while the store does not answer."""
+        began, pause_s = time.monotonic(), 0.5
+        while True:
+            try:
+                return await to_its_end(function)
+            except StoreError:
+                if time.monotonic() - began >= self._settings.store_wait_s:
+                    raise
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, 15.0)
+
+    def _check_source(self) -> None:
+        if self.job.manifest()["report"].get("fingerprint") != fingerprint(self.spec):
+            raise JobConflict(f"source: {self.spec.source} changed since the job began: submit a new job")
+
+    def _plan(self) -> list[Span]:
+        """The parts' rows. A job keeps the parts that it was first cut into."""
+        self.job.update(state="running", message="")
+        manifest = self.job.manifest()
+        if manifest["parts"]:
+            self._check_source()
+            spans = [(start, stop) for start, stop in manifest["parts"]]
+        else:
+            now = fingerprint(self.spec)
+            source = open_source(self.spec, folder_url=self.job.folder)
+            rows = source.count()
+            check_ids(source)
+            spans = cut(rows, self._settings.rows_per_runner, self._settings.max_runners if self._remote else 1)
+            self.job.update(parts=[list(span) for span in spans], report={"fingerprint": now, "total": rows})
+        self._rows = spans[-1][1]
+        for number in range(len(spans)):
+            report = self.job.part(number).report
+            self._tallies.append(msgspec.convert(report, Tally) if report else Tally())
+        return spans
+
+    def _part(self, number: int, span: Span, parts: int, dispatcher: Dispatcher, reuse: Reuse | None) -> Part:
+        if self._remote is not None and parts > 1 and self.spec.provider is None:
+            part = self._remote(self.job.job_id, number, parts, span)
+            part.tally = self._tallies[number]
+            return part
+        return PartRun(
+            self.spec,
+            open_source(self.spec, folder_url=self.job.folder),
+            self.job.part(number),
+            dispatcher,
+            self._settings,
+            span=span,
+            limit=lambda available: self.plan(available).chosen,
+            reuse=reuse,
+            tally=self._tallies[number],
+        )
+
+    def _provider_dispatch(self) -> DispatchSettings:
+        """One window for the one provider. It tries each request several times by itself."""
+        provider = self.spec.provider
+        rows = max(provider.batch_rows, provider.concurrency) if provider else 1
+        sizes = {"chunk_rows": rows, "min_chunk_rows": rows, "window_rows": rows, "max_window_rows": rows}
+        return dispatch_settings(self._settings, **sizes, max_attempts=min(3, self._settings.max_attempts))
+
+    def rows_left(self) -> int:
+        """Rows that our replicas are wanted for; at least one, as long as the population was not counted."""
+        if self.spec.provider is not None:
+            return 0
+        return max(1, self._rows - sum(part.tally.done for part in self._parts))
+
+    def plan(self, available: int) -> Plan:
+        """How many replicas the job wants and gets."""
+        low, high = self._settings.min_rows_per_replica, self._settings.max_rows_per_replica
+        return make_plan(max(1, self._rows), available, min_rows=low, max_rows=high)
+
+    async def end(self, state: State, message: str) -> None:
+        """Record how the job ended, with its last figures, however long the store is away: until it is written, the
+        job counts as running."""
+        figures = self.status().model_dump(exclude={"id", "state", "message"})
+        self._message = f"ending as {state}{': ' if message else ''}{message}"
+
+        def write() -> None:
+            report = {**self.job.manifest()["report"], **figures}
+            self.job.update(state=state, message=message, report=report)
+
+        while True:
+            try:
+                await self._patiently(write)
+                break
+            except StoreError as error:
+                logger.warning("the end of job %s is not written yet: %s", self.job.job_id, error)
+        self._state, self._message = state, message
+
+    def status(self) -> JobStatus:
+        """The job as it is now."""
+        if not self._parts:
+            return self._before.model_copy(update={"state": self._state, "message": self._message})
+        tally = total(part.tally for part in self._parts)
+        waiting = next((part.message for part in self._parts if part.message), "")
+        workers = 1 if self.spec.provider else len(self._dispatcher.workers)
+        if self._state == "running" and self.spec.provider is None:
+            note = self._dispatcher.note
+            if not workers:
+                waiting = f"waiting for a replica{': ' if note else ''}{note}"
+            waiting = waiting or note
+        plan = self.plan(max(1, workers))
+        chosen = max(self._before.replicas_chosen, len(tally.now_by_replica), min(plan.chosen, workers))
+        now = sum(tally.now_by_replica.values())
+        rate = now / tally.now_s if tally.now_s else self._before.rows_per_s
+        left = self._rows - tally.done
+        return self._before.model_copy(
+            update={
+                **msgspec.structs.asdict(tally),
+                "state": self._state,
+                "message": self._message or waiting,
+                "total": self._rows,
+                "replicas_available": workers,
+                "replicas_chosen": chosen,
+                "replicas_wanted": plan.wanted,
+                "rows_per_replica": plan.rows_per_replica,
+                "rows_per_s": rate,
+                "rows_per_s_by_replica": {name: n / tally.now_s for name, n in tally.now_by_replica.items()},
+                "cached_share": tally.cached_tokens / tally.prompt_tokens if tally.prompt_tokens else 0.0,
+                "eta_s": left / rate if rate and self._state == "running" else None,
+                "cost": self._cost(tally, chosen),
+            }
+        )
+
+    def _cost(self, tally: Tally, replicas: int) -> float:
+        price = self.spec.price
+        tokens = (
+            tally.prompt_tokens * price.input_per_million_tokens
+            + tally.completion_tokens * price.output_per_million_tokens
+        )
+        return tally.run_s / 3600 * replicas * price.replica_hour + tokens / 1e6
+
+
+def status_of(job: JobStore) -> JobStatus:
+    """The status of a job that nobody runs, from what it left in the store."""
+    manifest, spec = job.manifest(), job.spec()
+    report: dict[str, Any] = {k: v for k, v in manifest["report"].items() if k in JobStatus.model_fields}
+    reports = [log.report for log in job.parts()]
+    tally = total(msgspec.convert(report, Tally) for report in reports if report)
+    counts = {k: v for k, v in msgspec.structs.asdict(tally).items() if k in JobStatus.model_fields}
+    known = {
+        "id": job.job_id,
+        "state": manifest["state"],
+        "message": manifest["message"],
+        "workload": spec["workload"],
+        "metadata": spec["metadata"],
+        "folder": job.folder,
+    }
+    return JobStatus(**{**report, **counts, **known})
+
+
+def cut(rows: int, rows_per_part: int, most: int) -> list[Span]:
+    """`rows` rows in equal spans, as few as `rows_per_part` allows and at most `most`; one, if empty."""
+    parts = max(1, min(most, -(-rows // rows_per_part)))
+    bounds = [rows * i // parts for i in range(parts + 1)]
+    return list(pairwise(bounds))
+
+
+def dispatch_settings(settings: DriverSettings, **changed: int) -> DispatchSettings:
+    """The dispatcher's share of the driver's settings."""
+    names = DispatchSettings.__dataclass_fields__.keys() & DriverSettings.model_fields.keys()
+    return DispatchSettings(**{name: getattr(settings, name) for name in names} | changed)
+
+
+def make_dispatcher(pool: ReplicaPool, settings: DriverSettings) -> Dispatcher:
+    """The dispatcher that all jobs of a driver share."""
+    return Dispatcher(pool, dispatch_settings(settings))

@@ -1,0 +1,262 @@
+"""One run of one part of a job: read, render, dispatch and commit the rows that have no outcome yet.
+
+Knows rows and outcomes. Does not know jobs, their states or who asked (see `job.py`); runs in the driver or in a
+process of its own (see `driver/runner.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.pool import RowResult
+from serve_app.dispatch.render import Renderer, make_renderer
+from serve_app.dispatch.stream import Stream
+from serve_app.driver.jobs.commit import Committer
+from serve_app.driver.jobs.reuse import Reuse
+from serve_app.driver.jobs.tally import Tally
+from serve_app.driver.sources.requests import value_and_error
+from serve_app.driver.sources.source import Source
+from serve_app.driver.store.idmap import IdMap
+from serve_app.driver.store.log import OutcomeLog
+from serve_app.driver.threads import to_its_end
+from serve_app.errors import BadSettings, JobConflict
+from serve_app.schema import Chunk, Completion, Identity, Outcome, ReplicaInfo, Request, Row
+from serve_app.settings import DriverSettings
+from serve_app.spec import JobSpec
+
+# How long the last commit of a cancelled or failed run is tried again.
+LAST_PATIENCE_S = 10.0
+# Rows are read and rendered in blocks: the first is small, so that the replicas begin at once, and later ones large,
+# so that shared prefixes meet.
+FIRST_BLOCK, LARGEST_BLOCK, GROWTH = 256, 8192, 4
+# A block of images in text ends earlier.
+LARGEST_BLOCK_CHARACTERS = 32 << 20
+
+
+class Block(msgspec.Struct):
+    """Rows ready for dispatch, and outcomes that need none (unreadable or refused rows, reused answers)."""
+
+    rows: list[tuple[tuple[str, str], bytes, int]] = []
+    known: list[Outcome] = []
+    last: bool = False
+
+
+class PartRun:
+    """Runs the rows `span` = [start, stop) of `source`.
+
+    `limit(available)` is how many replicas may work on it, `tally` what runs before it have counted.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        source: Source,
+        log: OutcomeLog,
+        dispatcher: Dispatcher,
+        settings: DriverSettings,
+        *,
+        span: tuple[int, int],
+        limit: Callable[[int], int],
+        reuse: Reuse | None = None,
+        tally: Tally | None = None,
+    ) -> None:
+        self._spec = spec
+        self._source = source
+        self._log = log
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._span = span
+        self._limit = limit
+        self._reuse = reuse
+        self._committed: IdMap | None = None
+        self._run_before_s = 0.0
+        self._started: float | None = None
+        self._unsure = False
+        self._committer = Committer(
+            self._commit, rows=settings.commit_rows, seconds=settings.commit_seconds, patience_s=settings.store_wait_s
+        )
+        self.tally = tally or Tally()
+        self.message = ""
+
+    async def execute(self) -> None:
+        """Return when every row of the part has a committed outcome.
+
+        Raises EngineFailed without replicas, BadSettings for what the model cannot be asked, JobConflict when
+        another driver took the part over or the rows changed since the last run, StoreError.
+        """
+        await to_its_end(self._open)
+        start, stop = self._span
+        if self.tally.done >= stop - start:
+            return
+        self.message = "waiting for a replica"
+        replica = await self._dispatcher.replica()
+        self.message = "reading"
+        request, renderer, template = await asyncio.to_thread(self._prepare, replica)
+        stream = self._dispatcher.stream(template, limit=self._limit, engine=replica.engine)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                committing = tasks.create_task(self._committer.run())
+                tasks.create_task(self._feed(stream, request, renderer))
+                async for results in stream:
+                    await self._committer.put(self._outcomes(results, request))
+                committing.cancel()
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            stream.close()
+            # Whoever ends early has somebody waiting.
+            self._committer.patience_s = min(self._committer.patience_s, LAST_PATIENCE_S)
+            await self._committer.flush()
+        if self.tally.done != stop - start:
+            raise JobConflict(
+                f"source: {stop - start} rows were counted and {self.tally.done} have an outcome: it changed while it "
+                "was read; submit a new job"
+            )
+
+    def _open(self) -> None:
+        self._log.begin()
+        self.tally = msgspec.convert(self._log.report, Tally) if self._log.report else Tally()
+        self.tally.now_s, self.tally.now_by_replica = 0.0, {}
+        self._run_before_s = self.tally.run_s
+        self._committed = self._log.committed() if self._log.rows else None
+
+    def _prepare(self, replica: ReplicaInfo) -> tuple[Request, Renderer, Chunk]:
+        spec, engine = self._spec, replica.engine
+        served = spec.provider.model if spec.provider else engine.model
+        if spec.model is not None and spec.model != served:
+            raise BadSettings(f"model '{spec.model}' is not served here, '{served}' is: name that one, or none")
+        renderer = make_renderer(engine, external=spec.provider is not None, requests=spec.endpoint is not None)
+        self.tally.model, self.tally.simulated = served, engine.simulated
+        self.tally.tensor_parallel_size = engine.tensor_parallel_size
+        priority = self._settings.priority if spec.priority is None else spec.priority
+        template = Chunk(0, (), renderer.label_ids(spec.labels), spec.sampling, priority, spec.endpoint or "")
+        workload = spec.workload + template.path  # the same body is another question on another route
+        return Request(served, workload, spec.labels, spec.sampling), renderer, template
+
+    # --- rows in ---
+
+    async def _feed(self, stream: Stream, request: Request, renderer: Renderer) -> None:
+        blocks = self._blocks(request, renderer)
+        while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+            if self._started is None:
+                self._started, self.message = time.monotonic(), ""
+            await self._committer.put(block.known)
+            await stream.put(block.rows, last=block.last)
+        stream.finish()
+
+    def _blocks(self, request: Request, renderer: Renderer) -> Iterator[Block]:
+        """Rendered rows that have no outcome yet."""
+        identity = Identity(request)
+        rows = self._source.rows(*self._span)
+        size = FIRST_BLOCK
+        largest = min(LARGEST_BLOCK, max(1, self._settings.backlog_rows // 2))
+        last = False
+        while not last:
+            some, last = _take(rows, min(size, largest))
+            if some:
+                block = self._block(some, identity, request, renderer)
+                block.last = last
+                yield block
+            size *= GROWTH
+
+    def _block(self, rows: list[Row], identity: Identity, request: Request, renderer: Renderer) -> Block:
+        keys = [(row.custom_id, identity.content_hash(row)) for row in rows]
+        new = self._without_committed(keys)
+        block = Block()
+        if self._reuse is not None:
+            answered = self._reuse.find([keys[i][1] for i in new if rows[i].error is None])
+            for i in new:
+                if (outcome := answered.get(keys[i][1])) is not None:
+                    block.known.append(msgspec.structs.replace(outcome, custom_id=keys[i][0]))
+            new = [i for i in new if keys[i][1] not in answered]
+        good = [i for i in new if rows[i].error is None]
+        prompts = dict(zip(good, renderer.prompts([rows[i] for i in good]), strict=True))
+        for i in new:
+            prompt = prompts.get(i, rows[i].error or "")
+            if isinstance(prompt, bytes):
+                block.rows.append((keys[i], prompt, rows[i].expected_tokens))
+            else:
+                refused = RowResult(keys[i], Completion(status="invalid", error=prompt), None, 0)
+                block.known += self._outcomes([refused], request)
+        return block
+
+    def _without_committed(self, keys: Sequence[tuple[str, str]]) -> list[int]:
+        if self._committed is None:
+            return list(range(len(keys)))
+        found = self._committed.lookup([hashlib.sha256(custom_id.encode()).digest()[:16] for custom_id, _ in keys])
+        for (custom_id, content_hash), before in zip(keys, found, strict=True):
+            if before is not None and before != int(content_hash[:16], 16):
+                raise JobConflict(
+                    f"row {custom_id!r} was answered as another question than would be asked now: serve the model "
+                    "and give the data that the job began with, or submit a new job"
+                )
+        return [i for i, before in enumerate(found) if before is None]
+
+    # --- outcomes out ---
+
+    def _outcomes(self, results: Sequence[RowResult], request: Request) -> list[Outcome]:
+        finished_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return [_outcome(result, request, finished_at) for result in results]
+
+    def _commit(self, outcomes: Sequence[Outcome]) -> None:
+        tally = self.tally.copy()
+        tally.count(outcomes)
+        if self._started is not None:
+            tally.now_s = time.monotonic() - self._started
+            tally.run_s = self._run_before_s + tally.now_s
+        # After an error it is not known whether the commit has reached the store: an answer may have been lost.
+        if not (self._unsure and self._log.begin_again()):
+            self._unsure = True
+            self._log.append(outcomes, msgspec.to_builtins(tally))
+        self._unsure = False
+        self.tally = tally  # only what is on disk counts
+
+
+def _take(rows: Iterator[Row], most: int) -> tuple[list[Row], bool]:
+    """The next rows of a block, and whether they are the last."""
+    taken: list[Row] = []
+    characters = 0
+    for row in rows:
+        taken.append(row)
+        characters += len(row.prompt or "") + sum(len(message["content"]) for message in row.messages)
+        if len(taken) >= most or characters >= LARGEST_BLOCK_CHARACTERS:
+            return taken, False
+    return taken, True
+
+
+def _outcome(result: RowResult, request: Request, finished_at: str) -> Outcome:
+    completion, replica = result.completion, result.replica
+    custom_id, content_hash = result.key
+    value, error = None, completion.error
+    if completion.response is not None:
+        value, error = value_and_error(completion, completion.response)
+    elif completion.status == "ok" and request.labels:
+        logprobs = dict(zip(request.labels, completion.label_logprobs, strict=True))
+        value = {"logprobs": logprobs, "mass": math.fsum(map(math.exp, completion.label_logprobs))}
+    elif completion.status == "ok":
+        value = {"text": completion.text, "finish_reason": completion.finish_reason}
+    return Outcome(
+        custom_id=custom_id,
+        content_hash=content_hash,
+        status=completion.status,
+        value=value,
+        error=error,
+        attempts=result.attempts,
+        replica=replica.replica_id if replica else None,
+        model=request.model,
+        engine_version=replica.engine.engine_version if replica else None,
+        simulated=bool(replica and replica.engine.simulated),
+        prompt_tokens=completion.prompt_tokens,
+        cached_tokens=completion.cached_tokens,
+        completion_tokens=completion.completion_tokens,
+        latency_ms=round(completion.latency_ms, 3),
+        finished_at=finished_at,
+    )

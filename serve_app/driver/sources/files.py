@@ -1,0 +1,151 @@
+"""Populations as they come: CSV, JSONL and Parquet files by URL, and generators that workloads install.
+
+Knows how to read rows as a stream, whatever their number, from any row on. Does not know jobs, nor what a row's
+columns mean (see `template.py`). A row that cannot be read is a `Row` with an `error`, never an exception: one bad
+line is no reason to lose a population.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, cast, get_args
+
+import msgspec
+import pyarrow.fs as pa_fs
+
+from serve_app.errors import BadSettings, ServeAppError
+from serve_app.spec import Format, JobSpec
+from serve_app.storage.filesystem import join, reason, resolve
+
+# A source of this prefix is a file in the job's own folder.
+JOB_FILE = "job:"
+FORMATS: dict[str, Format] = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+# Bytes. No model reads a longer prompt; without a bound one missing line end or quote would take all memory.
+LONGEST_LINE = 1 << 24
+READ_BUFFER = 1 << 20
+
+
+def fingerprint(spec: JobSpec) -> str:
+    """What tells a source file from a later version: its size and time of change, or what its server says of it.
+
+    "" for rows of a request, for uploaded files, which cannot change, and for generators. Raises BadSettings for a
+    file that is not there.
+    """
+    if not spec.source or spec.source.startswith(JOB_FILE):
+        return ""
+    with reading(spec.source):
+        filesystem, path = resolve(spec.source)
+        if isinstance(filesystem, pa_fs.PyFileSystem) and isinstance(filesystem.handler, pa_fs.FSSpecHandler):
+            # pyarrow passes on size and time only; web servers have no time, but an ETag or Last-Modified.
+            handler: Any = filesystem.handler
+            said = {key: str(value) for key, value in handler.fs.info(path).items()}
+            said.pop("url", None)  # where a redirect led, which may be signed anew each time
+            return msgspec.json.encode(said, order="sorted").decode()
+        info = filesystem.get_file_info(path)
+        if not info.is_file:
+            raise FileNotFoundError("no such file")
+        return f"size {info.size}, changed at {info.mtime_ns} ns"
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], file: BinaryIO) -> None:
+    """Write the rows of a request as JSONL. Raises BadSettings naming a row that JSON cannot hold."""
+    encode = msgspec.json.Encoder().encode
+    for number, row in enumerate(rows):
+        try:
+            line = encode(row)
+        except (TypeError, ValueError) as error:  # ValueError: half a surrogate pair is no text
+            raise BadSettings(f"rows[{number}]: {error}") from error
+        file.write(line + b"\n")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    url: str
+    format: Format
+    compression: str | None
+
+    @classmethod
+    def of(cls, spec: JobSpec, folder_url: str) -> SourceFile:
+        url = spec.source
+        if url.startswith(JOB_FILE):
+            url = _in_folder(folder_url, url.removeprefix(JOB_FILE))
+        suffixes = PurePosixPath(_shown(url)).suffixes
+        compression = COMPRESSIONS.get(suffixes[-1].lower()) if suffixes else None
+        ending = "".join(suffixes[-2:-1] if compression else suffixes[-1:]).lower()
+        kind = spec.format or FORMATS.get(ending)
+        if kind is None:
+            raise BadSettings(
+                f"format: cannot tell from the name of {_shown(url)}: give one of {', '.join(get_args(Format))}"
+            )
+        if compression and kind == "parquet":
+            raise BadSettings(f"source: {_shown(url)} is compressed around Parquet, which compresses inside: unpack it")
+        return cls(url, kind, compression)
+
+    @property
+    def name(self) -> str:
+        return _shown(self.url)
+
+    @contextmanager
+    def stream(self) -> Iterator[BinaryIO]:
+        with reading(self.url):
+            filesystem, path = resolve(self.url)
+            with filesystem.open_input_stream(path, compression=self.compression) as raw:
+                # Python's own reader: it splits lines many times faster.
+                yield io.BufferedReader(cast("io.RawIOBase", raw), READ_BUFFER)
+
+    def check(self) -> None:
+        """Say now that the file is not there, as `stream` would."""
+        with self.stream():
+            pass
+
+    def lines(self) -> Iterator[bytes]:
+        """See `bounded_lines`."""
+        with self.stream() as file:
+            yield from bounded_lines(file)
+
+
+def _in_folder(folder_url: str, name: str) -> str:
+    if name in ("", "..") or PurePosixPath(name).name != name:
+        raise BadSettings(f"source: '{JOB_FILE}{name}' is no file of the job's folder")
+    return join(folder_url, name)
+
+
+def _shown(url: str) -> str:
+    """For messages: a query may hold a signature."""
+    return url.partition("?")[0] if "://" in url else url
+
+
+@contextmanager
+def reading(url: str) -> Iterator[None]:
+    try:
+        yield
+    except ServeAppError as error:
+        raise BadSettings(f"source: {error}") from error
+    except Exception as error:  # each file system has its own
+        # What file systems say may repeat the URL.
+        said = reason(error).replace(url, _shown(url))
+        raise BadSettings(f"source: cannot read {_shown(url)}: {said}") from error
+
+
+def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines, split at \\n only, without a byte order mark; "" stands for one of more than LONGEST_LINE bytes."""
+    line = file.readline(LONGEST_LINE).removeprefix(b"\xef\xbb\xbf")
+    while line:
+        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
+            yield line
+        else:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST_LINE)
+            yield b""
+        line = file.readline(LONGEST_LINE)

@@ -1,0 +1,61 @@
+"""Rows that an installed generator makes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sized
+from importlib.metadata import entry_points
+from itertools import islice
+
+import pydantic
+
+from serve_app.errors import BadSettings
+from serve_app.schema import Row
+from serve_app.spec import Generator
+
+GENERATORS = "serve_app.generators"
+
+
+class Generated:
+    """Rows made by an entry point of the group `serve_app.generators`: a callable that gives an iterable of `Row`s.
+
+    It gets the job's arguments by name, checked against its annotations. If it has a parameter `start`, it begins
+    with that row itself; if not, rows before are made and passed over. If what it gives has a length, rows are not
+    made only to be counted.
+    """
+
+    def __init__(self, asked: Generator) -> None:
+        installed = {point.name: point for point in entry_points(group=GENERATORS)}
+        if asked.name not in installed:
+            raise BadSettings(
+                f"generator.name: '{asked.name}' is not installed here; these are: {', '.join(installed) or 'none'}"
+            )
+        try:
+            make = installed[asked.name].load()
+            self._takes_start = "start" in inspect.signature(make).parameters
+            self._make: Callable[..., Iterable[Row]] = pydantic.validate_call(make)
+        except Exception as error:  # whatever its import raises
+            raise BadSettings(f"generator.name: '{asked.name}' cannot be loaded: {error}") from error
+        if self._takes_start and "start" in asked.arguments:
+            raise BadSettings("generator.arguments: 'start' is not for jobs to give")
+        self._arguments = asked.arguments
+        try:
+            next(self.rows(), None)  # what the generator refuses is said now
+        except pydantic.ValidationError as error:
+            problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise BadSettings(f"generator.arguments: {'; '.join(problems)}") from error
+        except BadSettings as error:
+            raise BadSettings(f"generator.arguments: {error}") from error
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+        if self._takes_start:
+            made = self._make(**self._arguments, start=start)
+            return islice(made, None if stop is None else max(0, stop - start))
+        return islice(self._make(**self._arguments), start, stop)
+
+    def ids(self) -> Iterator[str]:
+        return (row.custom_id for row in self.rows())
+
+    def count(self) -> int:
+        made = self._make(**self._arguments)
+        return len(made) if isinstance(made, Sized) else sum(1 for _ in made)

@@ -1,0 +1,80 @@
+"""Rows of a Parquet file, batch by batch."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
+
+from serve_app.driver.sources.files import READ_BUFFER, SourceFile, reading
+from serve_app.driver.sources.template import RowMaker
+from serve_app.schema import Row
+from serve_app.storage.filesystem import resolve
+
+# Rows decoded together from Parquet: few, since a row may be a long document.
+BATCH_ROWS = 1024
+
+
+class ParquetRows:
+    """Reads only the columns that the job needs, and no row group before `start`."""
+
+    def __init__(self, file: SourceFile, maker: RowMaker) -> None:
+        self._file = file
+        self._maker = maker
+        with self._open() as parquet:
+            metadata = parquet.metadata
+            self._columns = maker.check(parquet.schema_arrow.names, file.name)
+            sizes = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+            # The number of each row group's first row, and of all rows.
+            self._begins = list(accumulate(sizes, initial=0))
+
+    @contextmanager
+    def _open(self) -> Iterator[pa_parquet.ParquetFile]:
+        with reading(self._file.url):
+            filesystem, path = resolve(self._file.url)
+            # Pages as they are needed: the default would hold all row groups in memory.
+            with pa_parquet.ParquetFile(
+                path, filesystem=filesystem, pre_buffer=False, buffer_size=READ_BUFFER
+            ) as parquet:
+                yield parquet
+
+    def _values(
+        self, columns: Sequence[str], start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(number, the columns' values) of rows [start, stop)."""
+        stop = self.count() if stop is None else min(stop, self.count())
+        if start >= stop:
+            return
+        first, last = bisect_right(self._begins, start) - 1, bisect_left(self._begins, stop)
+        number = self._begins[first]
+        with self._open() as parquet:
+            groups = list(range(first, last))
+            # Without threads: it takes less of the processor, and a driver shares it.
+            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=list(columns), use_threads=False):
+                skip, number = max(0, start - number), number + batch.num_rows
+                wanted = batch.slice(skip, batch.num_rows - skip - max(0, number - stop))
+                yield from enumerate(_to_rows(wanted), number - batch.num_rows + skip)
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+        return (self._maker.row(number, values) for number, values in self._values(self._columns, start, stop))
+
+    def ids(self) -> Iterator[str]:
+        columns = [column for column in self._columns if column == self._maker.id_column]
+        return (self._maker.custom_id(number, values) for number, values in self._values(columns))
+
+    def count(self) -> int:
+        return self._begins[-1]
+
+
+def _to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:  # as bytes instead: `template.as_text` refuses those of the bad row only
+        text = (pa.string(), pa.large_string())
+        fields = [field.with_type(pa.binary()) if field.type in text else field for field in batch.schema]
+        return batch.cast(pa.schema(fields)).to_pylist()

@@ -1,0 +1,208 @@
+"""From a row's columns to what is asked: templates with `{column}` fields, ids, expected lengths.
+
+Knows columns and text. Does not know files (see `files.py`), chat templates or tokens (see `dispatch/render.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from serve_app.errors import BadSettings
+from serve_app.schema import Row
+from serve_app.spec import JobSpec
+
+OWN_COLUMNS = ("messages", "prompt")
+_Chat = tuple[dict[str, str], ...]
+# What `%s` writes as `as_text` does, without a call.
+_PLAIN = frozenset((str, int, float, bool))
+
+
+class Template:
+    """Text with `{column}` fields; `{{` and `}}` are braces. `field` names it in errors.
+
+    Only plain fields: attributes, indices, conversions and format specs raise BadSettings, as a template comes from
+    whoever submits a job. `columns` are the fields' names, in order, repeated where the text repeats them.
+    """
+
+    def __init__(self, text: str, field: str) -> None:
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise BadSettings(f"{field}: {error}; write {{{{ or }}}} for a brace") from error
+        names: list[str] = []
+        # For printf-style formatting: the fastest way to join constants and values.
+        pieces: list[str] = []
+        for literal, name, spec, conversion in parts:
+            pieces.append(literal.replace("%", "%%"))
+            if name is None:
+                continue
+            if not name or conversion or spec or "." in name or "[" in name:
+                raise BadSettings(
+                    f"{field}: '{{{_as_written(name, spec, conversion)}}}' is no plain {{column}} field; "
+                    "write {{ and }} for braces"
+                )
+            pieces.append("%s")
+            names.append(name)
+        self.field = field
+        self.columns = tuple(names)
+        self._format = "".join(pieces)
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """The text with the columns' values, as `as_text` writes them. Raises KeyError for a missing column."""
+        return self._format % tuple([v if type(v := values[name]) in _PLAIN else as_text(v) for name in self.columns])
+
+
+def _as_written(name: str, spec: str | None, conversion: str | None) -> str:
+    return name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+
+
+def as_text(value: Any) -> str:
+    """A column's value as text: None is empty, numbers and times as `str` has them, lists and mappings as JSON.
+
+    Raises ValueError for bytes that are not UTF-8 (Parquet files of some writers hold their text as bytes).
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list | dict):
+        return msgspec.json.encode(value).decode()
+    return str(value)
+
+
+class RowMaker:
+    """Makes the rows of one job: by its template, or else from each row's own `messages` or `prompt`.
+
+    Raises BadSettings for a template that is none.
+    """
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._id_column = spec.id_column
+        self._length_column = spec.length_column
+        self._prompt = None if spec.prompt is None else Template(spec.prompt, "prompt")
+        turns = [(m.role, Template(m.content, f"messages[{i}].content")) for i, m in enumerate(spec.messages)]
+        self._templates = [self._prompt] if self._prompt else [content for _, content in turns]
+        # Turns that are the same in every row are one object in all of them.
+        self._turns = [
+            (role, content, None if content.columns else {"role": role, "content": content.render({})})
+            for role, content in turns
+        ]
+
+    @property
+    def id_column(self) -> str:
+        """The column that has the ids, if the data has it."""
+        return self._id_column
+
+    def check(self, columns: Sequence[str], name: str) -> list[str]:
+        """Which of the data's `columns` are needed, in their order; `name` is the data's, for errors.
+
+        Raises BadSettings for columns that the job names and the data has not.
+        """
+        if "custom_id" != self._id_column not in columns:
+            raise BadSettings(f"id_column: {_no_column(self._id_column, columns, name)}")
+        if self._length_column and self._length_column not in columns:
+            raise BadSettings(f"length_column: {_no_column(self._length_column, columns, name)}")
+        for template in self._templates:
+            for column in template.columns:
+                if column not in columns:
+                    raise BadSettings(f"{template.field}: {_no_column(column, columns, name)}")
+        if not self._templates and not set(OWN_COLUMNS) & set(columns):
+            raise BadSettings(
+                f"prompt: {name} has no column 'messages' or 'prompt': give a template of its columns, "
+                f"{_some(columns)}, in prompt or messages"
+            )
+        needed = {self._id_column, self._length_column, *(c for template in self._templates for c in template.columns)}
+        return [c for c in columns if c in needed or (c in OWN_COLUMNS and not self._templates)]
+
+    def row(self, number: int, values: Mapping[str, Any]) -> Row:
+        """Row `number` (from 0) of the data, with an `error` if its columns do not make one."""
+        custom_id = self.custom_id(number, values)
+        length = _length(values.get(self._length_column)) if self._length_column else 0
+        try:
+            if self._prompt is not None:
+                return Row(custom_id, (), self._prompt.render(values), length)
+            if self._turns:
+                turns = [
+                    {"role": role, "content": content.render(values)} if constant is None else constant
+                    for role, content, constant in self._turns
+                ]
+                return Row(custom_id, tuple(turns), None, length)
+            return _own(custom_id, values, length)
+        except KeyError as missing:
+            return Row(custom_id, error=f"no column {missing}; the row has {_some(values) or 'none'}")
+        except ValueError as error:  # text that is not UTF-8, messages that are none
+            return Row(custom_id, error=str(error))
+
+    def custom_id(self, number: int, values: Mapping[str, Any]) -> str:
+        """The row's id as the data has it, or row-1, row-2, … by its place where the data has none."""
+        given = values.get(self._id_column)
+        if type(given) is str and given:
+            return given
+        try:
+            return as_text(given) or f"row-{number + 1}"
+        except ValueError:
+            return unreadable_id(number)
+
+
+def unreadable_id(number: int) -> str:
+    """The id of row `number` (from 0), whose own cannot be read.
+
+    `row-7-unreadable` is none that data have by accident: were it `row-7`, one bad line could clash with the ids of
+    good rows, which are often of that form.
+    """
+    return f"row-{number + 1}-unreadable"
+
+
+def unreadable(number: int, error: str) -> Row:
+    """Row `number` (from 0), which cannot be read."""
+    return Row(unreadable_id(number), error=error)
+
+
+def _own(custom_id: str, values: Mapping[str, Any], length: int) -> Row:
+    messages, prompt = values.get("messages"), values.get("prompt")
+    if messages is None and prompt is None:
+        # Who sends rows may have failed to make one, and says why.
+        said = as_text(values.get("error")) or f"no messages and no prompt; the row has {_some(values) or 'no column'}"
+        return Row(custom_id, error=said)
+    if messages is None:
+        return Row(custom_id, (), as_text(prompt), length)
+    try:
+        chat = _chat_of(messages)
+    except ValueError as error:
+        return Row(custom_id, error=f"messages: {error}")
+    return Row(custom_id, chat, None, length)
+
+
+def _chat_of(messages: Any) -> _Chat:
+    """Messages from JSON, from JSON as text (CSV), or from Parquet, whose structs have None for what is not there."""
+    if isinstance(messages, str | bytes):
+        messages = msgspec.json.decode(messages)
+    if isinstance(messages, list):
+        messages = [{k: v for k, v in m.items() if v is not None} if isinstance(m, dict) else m for m in messages]
+    chat = msgspec.convert(messages, _Chat)
+    if not chat or any("role" not in message or "content" not in message for message in chat):
+        raise ValueError('give at least one, each with "role" and "content"')
+    return chat
+
+
+def _length(value: Any) -> int:
+    """Tokens. A hint: what is no positive number is unknown, 0."""
+    try:
+        return max(0, int(float(value or 0)))
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _no_column(column: str, columns: Sequence[str], name: str) -> str:
+    near = difflib.get_close_matches(column, columns, n=3, cutoff=0.5) or columns
+    return f"{name} has no column '{column}'; nearest: {_some(near) or 'none'}"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = [f"'{name}'" for name in names]
+    return ", ".join(listed[:10]) + (", …" if len(listed) > 10 else "")

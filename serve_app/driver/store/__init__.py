@@ -1,0 +1,1 @@
+"""What a job has committed, on a disk or in an object store."""

@@ -1,0 +1,211 @@
+"""The durable store: a folder a job, append-only segments and atomically replaced manifests.
+
+    <root>/<job id>/job.json                         what was asked, written once
+    <root>/<job id>/manifest.json                    the state
+    <root>/<job id>/parts/0000/manifest.json         which segments of the part count
+    <root>/<job id>/parts/0000/segments/….parquet    committed outcomes, a column a field
+
+Knows jobs, their parts and outcomes. Does not know who runs them, nor how files become durable (see `filesystem.py`).
+
+A segment counts once its part's manifest names it, and that is replaced after the segment is on disk. So a SIGKILL at
+any instant loses no committed row, tears none, and leaves at most files that nobody reads. Each part has one writer at
+a time: a lock holds off others on a local file system; everywhere each writer raises the manifest's epoch when it
+begins, and a writer that finds another's there stops. (Between that look and the manifest's replacement lies one
+request; a takeover in just that time is noticed by the new writer, which then stops instead.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Unpack
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serve_app.driver.store.log import FAN_OUT, OutcomeLog
+from serve_app.driver.store.manifest import Change, Manifest, find_file, to_json
+from serve_app.driver.store.table import read_outcomes
+from serve_app.errors import BadSettings, JobConflict, JobNotFound
+from serve_app.schema import Outcome, Status
+from serve_app.storage.filesystem import Folder, store_errors
+
+JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")
+RESERVED = {"job.json", "manifest.json", "parts", "lock"}
+# Manifests read at once: on an object store each takes a round trip.
+READERS = 16
+
+
+class Store:
+    """All jobs under one folder or URL. Raises BadSettings for one that cannot keep jobs."""
+
+    def __init__(self, root_url: str) -> None:
+        self._root = Folder.at(root_url)
+
+    @property
+    def folder(self) -> str:
+        """Absolute path or URL."""
+        return self._root.url
+
+    def create(self, job_id: str, spec: dict[str, Any]) -> JobStore:
+        """Write a new job down, as queued.
+
+        Raises JobConflict if there is one, BadSettings for a malformed id, StoreError if it cannot be written.
+        """
+        job = self._job(job_id)
+        if job.exists():
+            raise JobConflict(f"job '{job_id}' exists already: give another id, or resume it")
+        job.start(spec)
+        return job
+
+    def open(self, job_id: str) -> JobStore:
+        """An existing job. Raises JobNotFound, BadSettings for a malformed id."""
+        job = self._job(job_id)
+        if not job.exists():
+            raise JobNotFound(f"no job '{job_id}' in {self.folder}")
+        return job
+
+    def jobs(self) -> list[str]:
+        """Ids of all jobs, newest first. Raises StoreError when the folder cannot be read."""
+        names = [info.base_name for info in self._root.list()]
+        ids = [name for name in names if JOB_ID.fullmatch(name)]
+        with ThreadPoolExecutor(READERS) as threads:
+            created = list(threads.map(lambda job_id: self._job(job_id).created_at(), ids))
+        return [job_id for at, job_id in sorted(zip(created, ids, strict=True), reverse=True) if at]
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job and all its files. Raises JobNotFound."""
+        self.open(job_id).clear()
+
+    def _job(self, job_id: str) -> JobStore:
+        if not JOB_ID.fullmatch(job_id):
+            raise BadSettings(f"job id '{job_id}': use up to 80 small letters, digits and dashes")
+        return JobStore(job_id, self._root.child(job_id))
+
+
+class JobStore:
+    """One job's files. All methods raise StoreError."""
+
+    def __init__(self, job_id: str, folder: Folder) -> None:
+        self.job_id = job_id
+        self._folder = folder
+
+    @property
+    def folder(self) -> str:
+        """Absolute path or URL."""
+        return self._folder.url
+
+    def exists(self) -> bool:
+        """Whether the job was written down, whole."""
+        return find_file(self._folder, Manifest) is not None
+
+    def created_at(self) -> str:
+        """ISO 8601, UTC; "" if there is no such job."""
+        manifest = find_file(self._folder, Manifest)
+        return manifest["created_at"] if manifest else ""
+
+    def start(self, spec: dict[str, Any]) -> None:
+        """Write the job down."""
+        self._folder.clear()  # what a deletion that was cut short has left must not become this job's
+        self._folder.make()
+        self._folder.write("job.json", to_json(spec))
+        created_at = datetime.now(UTC).isoformat(timespec="microseconds")
+        self._replace({"state": "queued", "message": "", "parts": [], "report": {}, "created_at": created_at})
+
+    def clear(self) -> None:
+        """Delete the job. Its manifest goes first: half a job is none."""
+        self._folder.delete("manifest.json")
+        self._folder.clear()
+
+    def spec(self) -> dict[str, Any]:
+        """What was asked."""
+        spec: dict[str, Any] = msgspec.json.decode(self._folder.read("job.json"))
+        return spec
+
+    def manifest(self) -> Manifest:
+        """The job's state."""
+        manifest = find_file(self._folder, Manifest)
+        if manifest is None:
+            raise JobNotFound(f"no job '{self.job_id}' any more: {self.folder} has no manifest.json")
+        return manifest
+
+    def update(self, **changed: Unpack[Change]) -> None:
+        """Replace fields of the manifest, all or none. For the one driver that holds the job."""
+        self._replace({**self.manifest(), **changed})
+
+    def _replace(self, manifest: Manifest) -> None:
+        self._folder.write("manifest.json", to_json(manifest))
+
+    # --- outcomes ---
+
+    def part(self, number: int, *, fan_out: int = FAN_OUT) -> OutcomeLog:
+        """The part's log, which need not have begun."""
+        return OutcomeLog(self._folder.child("parts", f"{number:04d}"), fan_out=fan_out)
+
+    def parts(self) -> list[OutcomeLog]:
+        """The logs that have begun, in the order of the parts."""
+        names = [info.base_name for info in self._folder.child("parts").list()]
+        return [self.part(number) for number in sorted(int(name) for name in names if name.isdecimal())]
+
+    def tables(self, after: int = 0, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Committed rows but the first `after`: the first part's in the order of commit, then the next part's.
+
+        So a job with several parts keeps an offset's meaning only once it has ended.
+        """
+        for log in self.parts():
+            skipped = min(after, log.rows) if after else 0
+            after -= skipped
+            yield from log.tables(skipped, columns)
+
+    def outcomes(self, after: int = 0, status: Status | None = None) -> Iterator[Outcome]:
+        """The outcomes of `tables(after)`, or those with `status` of them."""
+        for table in self.tables(after):
+            if status is not None:
+                table = table.filter(pc.equal(table["status"], pa.scalar(status)))
+            yield from read_outcomes(table)
+
+    # --- files beside them ---
+
+    def path(self, name: str) -> str:
+        """Path or URL of a file of the job's own, such as its uploaded input. Raises BadSettings."""
+        if not FILE_NAME.fullmatch(name) or name in RESERVED:
+            taken = ", ".join(sorted(RESERVED))
+            raise BadSettings(f"file name '{name}': use letters, digits, '.', '-' and '_', and none of {taken}")
+        return self._folder.child(name).url
+
+    def open_output(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file of the job's own, to be written; it is there once the block is left well. Raises BadSettings."""
+        self.path(name)
+        return self._folder.open_output(name)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file of the job's own. Raises BadSettings."""
+        with self.open_output(name) as file:
+            file.write(data)
+
+    @contextmanager
+    def lock(self, part: int | None = None) -> Iterator[None]:
+        """Hold the job, or one part of it, for one run. Raises JobConflict while another process, or run, does.
+
+        Only a local file system has locks; elsewhere it is the epoch alone that keeps a part's writers apart.
+        """
+        if not self._folder.local:
+            yield
+            return
+        folder = self._folder if part is None else self._folder.child("parts", f"{part:04d}")
+        folder.make()
+        with store_errors("lock", folder.filesystem, folder.path):
+            file = open(f"{folder.path}/lock", "a")  # noqa: SIM115  # closed below, past what the caller raises
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                what = f"job '{self.job_id}'" if part is None else f"part {part} of job '{self.job_id}'"
+                raise JobConflict(f"{what} is being run by another driver") from error
+            yield

@@ -1,0 +1,1 @@
+"""Whether an engine is dead, hung, slow or well."""

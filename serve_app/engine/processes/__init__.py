@@ -1,0 +1,1 @@
+"""vLLM's processes: how they start, wait for each other and end."""

@@ -1,0 +1,167 @@
+"""How vLLM's processes are started on a CPU host: forked from one that has imported vLLM, instead of importing it anew.
+
+vLLM spawns EngineCore and a worker a rank, and each imports vLLM by itself, 16 s of a slow core a process. Here a fork
+server (Python's own) imports it once, while the replica does; EngineCore is forked from that, and the workers from
+EngineCore, as vLLM does by itself on GPUs. On GPUs nothing is changed.
+
+    replica ─ spawns ─> fork server ─ forks ─> EngineCore ─ forks ─> workers
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from multiprocessing import forkserver
+from multiprocessing.context import ForkContext, ForkProcess, ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from serve_app.engine.host.cpu import own_scheduling_group
+from serve_app.engine.processes.lifeline import tie_to_parent
+from serve_app.engine.processes.timeline import mark_worker_stages
+
+logger = logging.getLogger(__name__)
+
+PRELOADED = ["serve_app.engine.processes.tied", "serve_app.engine.processes.preload"]
+CORE_NAME = "EngineCore"
+# Says in EngineCore that it was forked.
+FORKED_ENV = "SERVE_APP_FORKED_ENGINE"
+# Read while torch is imported; vLLM sets them for its processes on CPU before it starts them (platforms/cpu.py).
+READ_AT_IMPORT = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
+BINDING_ENV = "VLLM_CPU_OMP_THREADS_BIND"
+# Tells the fork server whose it is.
+OWNER_ENV = "SERVE_APP_FORK_SERVER_OF"
+
+
+def start_fork_server() -> None:
+    """Have vLLM imported by a fork server in the background. It ends with the thread that calls this."""
+    for name, value in READ_AT_IMPORT.items():
+        os.environ.setdefault(name, value)
+    if libraries := preloaded_libraries(os.environ.get("LD_PRELOAD", "")):
+        os.environ["LD_PRELOAD"] = libraries
+    os.environ[OWNER_ENV] = str(os.getpid())
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
+
+
+def preloaded_libraries(given: str) -> str:
+    """LD_PRELOAD as vLLM's CPU platform will set it for its processes (platforms/cpu.py).
+
+    PyTorch's OpenMP, without which bound threads share a core (vllm#27369), and vLLM's own tcmalloc.
+    """
+    found = [given] if given else []
+    torch, vllm = (_folder(package) for package in ("torch", "vllm"))
+    if not any(name in given for name in ("libomp", "libgomp", "libiomp")):
+        found += [
+            str(file) for file in (*torch.parent.glob("torch.libs/libgomp*.so*"), *torch.glob("lib/libgomp*.so*"))
+        ][:1]
+    if "libtcmalloc" not in given:
+        own = [*vllm.glob("libs/libtcmalloc_minimal*.so*"), *vllm.glob("libs/libtcmalloc.so*")]
+        found = [*map(str, own[:1]), *found]
+    return ":".join(found)
+
+
+def _folder(package: str) -> Path:
+    spec = find_spec(package)
+    return Path(spec.origin).parent if spec and spec.origin else Path("/nonexistent")
+
+
+class ForkedEngines:
+    """While it is entered, vLLM's EngineCores are forked from the fork server.
+
+    Libraries that vLLM wants preloaded (LD_PRELOAD, set as it makes its configuration) come with a new process only: if
+    they are others than the fork server has, vLLM spawns as ever.
+    """
+
+    def __init__(self) -> None:
+        start_fork_server()
+        self._libraries = os.environ.get("LD_PRELOAD", "")
+        self._context: Any = None
+
+    def __enter__(self) -> None:
+        import vllm.v1.engine.utils as starters
+
+        self._context = starters.get_mp_context
+        starters.get_mp_context = self._choose
+
+    def __exit__(self, *_: object) -> None:
+        import vllm.v1.engine.utils as starters
+
+        starters.get_mp_context = self._context
+
+    def _choose(self) -> Any:
+        if os.environ.get("LD_PRELOAD", "") != self._libraries:
+            logger.warning("vLLM preloads %s: its processes are spawned, not forked", os.environ["LD_PRELOAD"])
+            return self._context()
+        return EngineContext()
+
+
+class EngineProcess(ForkServerProcess):
+    """Has its parent's environment: by itself a process of the fork server's has that one's, from before."""
+
+    def __init__(
+        self, *, target: Callable[..., None], kwargs: Mapping[str, Any], name: str, daemon: bool | None = None
+    ) -> None:
+        environment = {**os.environ, FORKED_ENV: "1"}
+        super().__init__(target=with_environment, args=(environment, target), kwargs=kwargs, name=name, daemon=daemon)
+
+
+class EngineContext(ForkServerContext):
+    """The fork server's context, whose processes are EngineProcesses."""
+
+    Process = EngineProcess
+
+
+def with_environment(environment: Mapping[str, str], target: Callable[..., None], **kwargs: Any) -> None:
+    """Call `target` in this environment."""
+    os.environ.clear()
+    os.environ.update(environment)
+    target(**kwargs)
+
+
+class WorkerProcess(ForkProcess):
+    """A worker forked from EngineCore. vLLM loads plug-ins once a process and its children count as having them."""
+
+    def __init__(self, *, target: Callable[..., None], kwargs: Mapping[str, Any], name: str, daemon: bool) -> None:
+        super().__init__(target=as_worker, args=(target,), kwargs=kwargs, name=name, daemon=daemon)
+
+
+class WorkerContext(ForkContext):
+    """The context of fork, whose processes are WorkerProcesses."""
+
+    Process = WorkerProcess
+
+
+def as_worker(target: Callable[..., None], **kwargs: Any) -> None:
+    """Do what our plug-ins do in a worker, then call `target`."""
+    tie_to_parent()
+    own_scheduling_group()
+    mark_worker_stages()
+    bind_rank(int(multiprocessing.current_process().name.rpartition("-")[2]), os.environ.get(BINDING_ENV, ""))
+    target(**kwargs)
+
+
+def fork_workers() -> None:
+    """Have a forked EngineCore fork its workers. Loaded in each of vLLM's processes, as a plug-in (pyproject.toml)."""
+    if FORKED_ENV in os.environ and multiprocessing.current_process().name.startswith(CORE_NAME):
+        import vllm.v1.executor.multiproc_executor as executor
+
+        executor.get_mp_context = WorkerContext
+
+
+def bind_rank(rank: int, binding: str) -> None:
+    """Run this process on the cores of its rank in `binding`, a core list a rank, joined by '|'; one thread a core.
+
+    A spawned worker's cores are set by variables that OpenMP's library reads as it is loaded; a forked one has it.
+    """
+    import torch
+
+    lists = binding.split("|")
+    if rank >= len(lists) or not lists[rank].replace(",", "").isdigit():  # "auto", "nobind", ranges: an operator's own
+        return
+    cores = set(map(int, lists[rank].split(",")))
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))

@@ -1,0 +1,61 @@
+"""Where the time of a start goes: each process of it notes what it has finished, in one file.
+
+The file is named in the environment, which all processes of a server inherit; without it nothing is noted. A line is
+one small write to a file opened for appending, so that lines of several processes do not mix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from serve_app.engine.host.cpu import is_worker
+
+TIMELINE_ENV = "SERVE_APP_TIMELINE"
+# In the order in which a start goes through them, after "start" itself.
+STAGES = ("ray", "controller", "process", "import", "config", "weights", "kv_cache", "engine", "first_token")
+
+
+def mark(stage: str, *, file: Path | None = None) -> None:
+    """Note that `stage` is finished now, in `file` or else the environment's."""
+    if path := file or os.environ.get(TIMELINE_ENV):
+        line = json.dumps({"stage": stage, "at": time.time(), "pid": os.getpid()}) + "\n"
+        with open(path, "a") as lines:
+            lines.write(line)
+
+
+def marking(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which notes the stage when it returns."""
+
+    @wraps(function)
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        mark(stage)
+        return result
+
+    return marked
+
+
+def mark_worker_stages() -> None:
+    """Have vLLM's workers note their stages. Loaded in each of vLLM's processes, as a plug-in (pyproject.toml)."""
+    if TIMELINE_ENV not in os.environ or not is_worker():
+        return
+    from vllm.v1.worker.gpu_worker import Worker  # the base of the CPU's, too
+
+    if not hasattr(Worker.load_model, "__wrapped__"):
+        Worker.load_model = marking("weights", Worker.load_model)
+        Worker.initialize_from_config = marking("kv_cache", Worker.initialize_from_config)
+
+
+def read(path: Path) -> dict[str, float]:
+    """Seconds from the start until all processes had finished each stage, as {"<stage>_s": …}; empty without a file."""
+    ended: dict[str, float] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        entry = json.loads(line)
+        ended[entry["stage"]] = max(ended.get(entry["stage"], 0.0), entry["at"])
+    return {f"{stage}_s": round(ended[stage] - ended["start"], 1) for stage in STAGES if stage in ended}

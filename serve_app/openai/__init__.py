@@ -1,0 +1,1 @@
+"""What OpenAI's API has in common on every route."""

@@ -1,0 +1,211 @@
+"""Tokens of the HTTP request that is being served, counted where the engine gives them out.
+
+    gate: use(Account()) ─> vLLM's handler ─> engine.generate, wrapped by `install` ─> account.completion_tokens += …
+
+A request finds its account by a context variable, which tasks inherit. The wrapper looks it up when vLLM calls
+`generate`, not when somebody reads from it, so it does not matter which task reads: vLLM 0.32 calls it in the
+handler's context for each prompt of a list, each beam, and once for all of `n`. Without an account (a population's
+chunk, a health probe) the engine's own iterator is given back: those cost nothing.
+
+Why here and not from the answer's `usage`: a stream has none unless it is asked for, an aborted request never.
+Knows the engine's outputs by the names of their fields (vLLM's RequestOutput); does not import vllm.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakSet
+
+from serve_app.errors import PromptTooLong
+from serve_app.serving.gate.refusal import Refusal, prompt_too_long
+from serve_app.settings import PROBE_PRIORITY
+
+# What vLLM adds to a request's id for each beam of each step (entrypoints/…/beam_search/online.py).
+BEAM = re.compile(r"-[^-]+-beam-[0-9]+$")
+
+
+class Account:
+    """What one HTTP request has taken. `refused` is set when a prompt was over `max_prompt_tokens`."""
+
+    def __init__(self, max_prompt_tokens: int | None = None) -> None:
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.refused: Refusal | None = None
+        self._max_prompt_tokens = max_prompt_tokens
+        self._open: WeakSet[AsyncGenerator[Any, None]] = WeakSet()
+        self._working = 0
+        self._settle: Callable[[], None] | None = None
+        self._beams: set[str] = set()
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def add(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """What was counted elsewhere, as by a peer that answered a part."""
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+
+    def check_prompt(self, tokens: int) -> None:
+        """Raises PromptTooLong, and remembers it, since vLLM answers it in words of its own."""
+        if self._max_prompt_tokens is not None and tokens > self._max_prompt_tokens:
+            self.refused = prompt_too_long(tokens, self._max_prompt_tokens)
+            raise PromptTooLong(self.refused.message)
+
+    def is_later_beam(self, request_id: str) -> bool:
+        """Whether this engine request goes on with a beam search: its prompt is the first one's and what was found."""
+        found = BEAM.search(request_id)
+        if found is None:
+            return False
+        search = request_id[: found.start()]
+        later = search in self._beams
+        self._beams.add(search)
+        return later
+
+    def when_idle(self, settle: Callable[[], None]) -> None:
+        """Call `settle` once the engine works no more for this: at once, or later, as for a response in background."""
+        if self._working:
+            self._settle = settle
+        else:
+            settle()
+
+    async def abort(self) -> None:
+        """End the engine requests that nobody reads any more.
+
+        A response that is cancelled while it sends leaves its iterator suspended, and only the garbage collector
+        would close that, which aborts the engine's request, at some time. One that is being read ends by its reader.
+        """
+        for outputs in list(self._open):
+            with suppress(RuntimeError):  # it is being read
+                await outputs.aclose()
+
+    def open(self, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        self._open.add(outputs)
+        return outputs
+
+    @contextmanager
+    def engine_request(self) -> Iterator[None]:
+        """While the engine works for this account."""
+        self._working += 1
+        try:
+            yield
+        finally:
+            self._working -= 1
+            if self._settle is not None and not self._working:
+                settle, self._settle = self._settle, None
+                settle()
+
+
+_account: ContextVar[Account | None] = ContextVar("serve_app_account", default=None)
+
+
+def current() -> Account | None:
+    """The account of the HTTP request in whose context this is called."""
+    return _account.get()
+
+
+@contextmanager
+def use(account: Account) -> Iterator[Account]:
+    """Make it the account of every task that is started inside."""
+    token = _account.set(account)
+    try:
+        yield account
+    finally:
+        _account.reset(token)
+
+
+# --- the engine's side ---
+
+
+class _Tally:
+    """Adds one engine request's outputs to an account."""
+
+    def __init__(self, account: Account, deltas: bool, *, prompt_counted: bool = False) -> None:
+        self.collector: Any = None
+        self._account = account
+        self._deltas = deltas
+        self._begun = prompt_counted
+        self._counts: dict[int, int] = {}
+
+    def add(self, output: Any) -> None:
+        if not self._begun:
+            self._begun = True
+            self._account.prompt_tokens += len(output.prompt_token_ids or ())
+        if not isinstance(output.outputs, list):  # a pooling output is one result, without tokens
+            return
+        for part in output.outputs:
+            count, before = len(part.token_ids), self._counts.get(part.index, 0)
+            self._counts[part.index] = before + count if self._deltas else count
+            self._account.completion_tokens += self._counts[part.index] - before
+
+    def add_rest(self) -> None:
+        """What nobody read: an aborted request leaves its tokens in its collector, as its last output."""
+        with suppress(Exception):  # or the engine's error
+            if self.collector is not None and (output := self.collector.get_nowait()) is not None:
+                self.add(output)
+
+
+_tally: ContextVar[_Tally | None] = ContextVar("serve_app_tally", default=None)
+
+
+def install(engine: Any) -> None:
+    """Have an engine (vLLM's AsyncLLM) count for the accounts of its callers."""
+    add_request = engine.add_request
+
+    async def noting_collector(*args: Any, **options: Any) -> Any:
+        collector = await add_request(*args, **options)
+        tally = _tally.get()
+        if tally is not None and tally.collector is None:
+            tally.collector = collector
+        return collector
+
+    engine.add_request = noting_collector
+    engine.generate = counting(engine.generate)
+    engine.encode = counting(engine.encode)
+
+
+def counting(method: Any) -> Any:
+    """`generate` or `encode`, counting. Raises PromptTooLong when called, which is before an answer has begun."""
+
+    def counted(*args: Any, **options: Any) -> Any:
+        account = _account.get()
+        if account is not None and "priority" in options:  # what a client asks for is never more urgent than a probe
+            options["priority"] = max(PROBE_PRIORITY + 1, options["priority"])
+        outputs = method(*args, **options)
+        if account is None:
+            return outputs
+        later = account.is_later_beam(str(args[2] if len(args) > 2 else options.get("request_id", "")))
+        if not later:
+            account.check_prompt(prompt_length(args[0] if args else options["prompt"]))
+        params = args[1] if len(args) > 1 else options.get("sampling_params")
+        deltas = getattr(getattr(params, "output_kind", None), "name", "") == "DELTA"
+        return account.open(_count(outputs, _Tally(account, deltas, prompt_counted=later), account))
+
+    return counted
+
+
+async def _count(outputs: AsyncGenerator[Any, None], tally: _Tally, account: Account) -> AsyncGenerator[Any, None]:
+    _tally.set(tally)  # for `add_request`, which the first step below calls in this very task
+    with account.engine_request():
+        try:
+            async with aclosing(outputs):  # leaving an `async for` closes nothing, and closing is what aborts
+                async for output in outputs:
+                    tally.add(output)
+                    yield output
+        finally:
+            tally.add_rest()
+
+
+def prompt_length(prompt: Any) -> int:
+    """Tokens of a prompt that vLLM has rendered; 0 if it cannot be told, as of a stream of audio."""
+    if not isinstance(prompt, dict):
+        return 0
+    decoder = prompt.get("decoder_prompt") or prompt
+    for name in ("prompt_token_ids", "prompt_embeds"):
+        if decoder.get(name) is not None:
+            return len(decoder[name])
+    return 0

@@ -1,0 +1,87 @@
+"""Writing a key file (`keys.py` shows its form): one writer at a time, and a reader sees the old file or the new."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from pydantic import ValidationError
+
+from serve_app.errors import BadSettings
+from serve_app.serving.gate.keys import Key, hash_key, read_keys
+
+PREFIX = "sk-"
+
+
+def create_key(file: Path, name: str, **options: Any) -> str:
+    """Append a new key and return it; this is the only time that it can be seen. `options` are fields of `Key`.
+
+    Raises BadSettings for a name that is taken and for a wrong option.
+    """
+    key = PREFIX + secrets.token_urlsafe(32)
+    with _locked(file):
+        keys = read_keys(file) if file.exists() else ()
+        if any(other.name == name for other in keys):
+            raise BadSettings(f"name: {file} has a key named '{name}' already; choose another name")
+        now = datetime.now(UTC).replace(microsecond=0)
+        try:
+            entry = Key.model_validate({"name": name, "sha256": hash_key(key), "created": now, **options})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise BadSettings(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        _write(file, (*keys, entry))
+    return key
+
+
+def revoke_key(file: Path, name: str) -> Key:
+    """Disable a key; its entry stays, so that logs can be read. Raises BadSettings if there is none of that name."""
+    with _locked(file):
+        keys = read_keys(file)
+        revoked = [key.model_copy(update={"disabled": True}) for key in keys if key.name == name]
+        if not revoked:
+            raise BadSettings(f"name: {file} has no key named '{name}'; `serve-app keys list` shows the names")
+        _write(file, tuple(revoked[0] if key.name == name else key for key in keys))
+    return revoked[0]
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """One writer at a time. The folder is locked, as the file itself is replaced."""
+    try:
+        folder = os.open(file.parent, os.O_RDONLY)
+    except OSError as error:
+        raise BadSettings(f"key file {file}: {error.strerror or error}; create the folder first") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _write(file: Path, keys: Sequence[Key]) -> None:
+    """Replace the file as a whole, readable by its owner only; comments in it are not kept."""
+    entries = {"keys": [key.model_dump(mode="json", exclude_defaults=True) for key in keys]}
+    if file.suffix == ".json":
+        text = msgspec.json.format(msgspec.json.encode(entries), indent=2).decode() + "\n"
+    else:
+        text = yaml.safe_dump(entries, sort_keys=False)
+    target = file.resolve()  # a link stays a link
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # made with mode 0600
+    try:
+        with os.fdopen(descriptor, "w") as output:
+            output.write(text)
+            output.flush()
+            os.fsync(output.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise

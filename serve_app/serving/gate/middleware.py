@@ -1,0 +1,210 @@
+"""The gate: who may ask, how much, how long; ASGI middleware around a replica's and the driver's HTTP application.
+
+    request ─> id ─> key ─> scope ─> size ─> room ─> requests a minute ─> application ─> tokens, log line, metrics
+
+Knows keys, limits and OpenAI's errors. Does not know what is asked: the body passes through, counted.
+
+- Everything needs a key but `open_paths` and a browser's CORS preflight, which cannot carry one. vLLM's own check
+  guards /v1, /v2, /inference and /cohere only: /tokenize, /score, /pooling, SageMaker's /invocations, which generates,
+  and more stay open behind it. /health and /ping are open because probes have no keys, and tell nothing; /metrics and
+  /version are not, as traffic and model names are nobody's business (and Serve's proxy asks a random replica).
+- Only POST counts against a key's limits and takes a place in flight: asking for a job's status is free.
+- A token costs one call here: flags are looked at, and the bytes go on as they came.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from functools import partial
+from typing import Any
+
+from serve_app.engine.protocol import ASGIApp
+from serve_app.serving.gate import refusal as say
+from serve_app.serving.gate.accounting import Account, use
+from serve_app.serving.gate.exchange import Exchange
+from serve_app.serving.gate.keys import Key, KeyRing, Scope
+from serve_app.serving.gate.limits import Standing
+from serve_app.serving.gate.refusal import Refusal
+from serve_app.serving.gate.request_log import RequestLog
+from serve_app.serving.gate.request_metrics import RequestMetrics
+from serve_app.serving.gate.shared_limits import RayCounters, SharedLimits
+from serve_app.settings import AccessSettings
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID = b"x-request-id"
+MAX_REQUEST_ID = 128
+_request_id = re.compile(rb"[!-~]{1,%d}" % MAX_REQUEST_ID).fullmatch
+# When to try again where all places are taken: requests end all the time.
+OVERLOADED_WAIT_S = 1.0
+# Policy violation, in RFC 6455.
+WEBSOCKET_REFUSED = 1008
+
+
+class Gate:
+    """`scope` is what a key must allow to pass here.
+
+    `echo_request_id` is for where Serve's proxy is not in front, which sends the id back itself: twice would be one
+    too many. Raises BadSettings for key files that cannot be used.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: AccessSettings,
+        scope: Scope,
+        *,
+        limits: SharedLimits | None = None,
+        echo_request_id: bool = False,
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._scope = scope
+        self._keys = KeyRing(settings.key_files) if settings.key_files else None
+        self._limits = limits or SharedLimits(RayCounters())
+        self._echo_request_id = echo_request_id
+        self._open_paths = frozenset(settings.open_paths)
+        self._inflight = 0
+        self._log = RequestLog() if settings.log_requests else None
+        self._metrics = RequestMetrics(scope, app)
+        if self._keys is None:
+            logger.warning("no key_files are set: anybody who reaches this server may use its %s routes", scope)
+
+    def __getattr__(self, name: str) -> Any:
+        # Serve reads the application's routes, to label its metrics, and adds exception handlers to it.
+        return getattr(self._app, name)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            return await self._websocket(scope, receive, send)
+        if scope["type"] != "http" or self._is_open(scope):
+            return await self._app(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self._settings)
+        try:
+            refusal = self._identify(exchange) or self._authenticate(exchange) or self._check_size(exchange)
+            if refusal is not None:
+                await exchange.refuse(refusal)
+            elif scope["method"] == "POST":
+                await self._run_limited(exchange)
+            else:
+                await exchange.run(self._app)
+        finally:
+            exchange.account.when_idle(partial(self._settle, exchange))
+
+    async def _run_limited(self, exchange: Exchange) -> None:
+        most = self._settings.max_inflight_requests
+        if most is not None and self._inflight >= most:
+            return await exchange.refuse(say.overloaded(most, OVERLOADED_WAIT_S))
+        self._inflight += 1
+        try:
+            refusal = await self._count_request(exchange)
+            if refusal is not None:
+                return await exchange.refuse(refusal)
+            with use(exchange.account):
+                await exchange.run(self._app)
+        finally:
+            self._inflight -= 1
+
+    def _settle(self, exchange: Exchange) -> None:
+        """Once all is over, and all tokens are known."""
+        self._charge(exchange.key, exchange.account)
+        if self._log is not None:
+            self._log.write(exchange)
+        self._metrics.record(exchange)
+
+    # --- the questions, in order; each answers with why not ---
+
+    def _is_open(self, scope: Any) -> bool:
+        if scope["path"].removeprefix(scope.get("root_path", "")) in self._open_paths:
+            return True
+        return scope["method"] == "OPTIONS" and any(
+            name == b"access-control-request-method" for name, _ in scope["headers"]
+        )
+
+    def _identify(self, exchange: Exchange) -> Refusal | None:
+        """The client's id, or one of ours; vLLM reads it from the headers. OpenAI refuses bad ones, too."""
+        given = exchange.headers.get(REQUEST_ID)
+        request_id = given if given is not None and _request_id(given) else uuid.uuid4().hex.encode()
+        exchange.request_id = request_id.decode()
+        if given is None:
+            exchange.scope = {
+                **exchange.scope,
+                "headers": [*exchange.scope["headers"], (REQUEST_ID, request_id)],
+            }
+        if given is None or self._echo_request_id:
+            exchange.extra.append((REQUEST_ID, request_id))
+        return None if request_id == given or given is None else say.bad_request_id(MAX_REQUEST_ID)
+
+    def _authenticate(self, exchange: Exchange) -> Refusal | None:
+        key = self._key(exchange.headers)
+        if isinstance(key, Refusal):
+            return key
+        if key is not None:
+            exchange.key = key
+            state = {**exchange.scope.get("state", {}), "api_key_name": key.name}
+            exchange.scope = {**exchange.scope, "state": state}
+        return None
+
+    def _key(self, headers: dict[bytes, bytes]) -> Key | Refusal | None:
+        """None where no keys are set up."""
+        if self._keys is None:
+            return None
+        given = read_key(headers)
+        if not given:
+            return say.missing_key()
+        key = self._keys.find(given)
+        if key is None:
+            return say.invalid_key()
+        if key.state != "active":
+            return say.invalid_key(f"The API key '{key.name}' is {key.state}.")
+        return key if key.allows(self._scope) else say.wrong_scope(key.name, self._scope)
+
+    def _check_size(self, exchange: Exchange) -> Refusal | None:
+        """By what the client announces; what comes is counted in any case."""
+        most = self._settings.max_body_bytes
+        announced = exchange.headers.get(b"content-length", b"")
+        return say.body_too_large(most) if most is not None and announced.isdigit() and int(announced) > most else None
+
+    async def _count_request(self, exchange: Exchange) -> Refusal | None:
+        key = exchange.key
+        if key is None or not key.limited:
+            return None
+        standing = await self._limits.admit(key)
+        exchange.extra += standing.headers
+        return over_limit(key, standing)
+
+    # --- websockets: vLLM has one, for audio ---
+
+    async def _websocket(self, scope: Any, receive: Any, send: Any) -> None:
+        key = self._key(dict(scope["headers"]))
+        if isinstance(key, Key) and key.limited:
+            key = over_limit(key, await self._limits.admit(key)) or key
+        if isinstance(key, Refusal):
+            await receive()  # `websocket.connect` comes first
+            await send({"type": "websocket.close", "code": WEBSOCKET_REFUSED, "reason": key.reason})
+            return
+        with use(Account(self._settings.max_prompt_tokens)) as account:
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                account.when_idle(partial(self._charge, key, account))
+
+    def _charge(self, key: Key | None, account: Account) -> None:
+        if key is not None and key.tokens_per_minute is not None and account.tokens:
+            self._limits.charge(key, account.tokens)
+
+
+def read_key(headers: dict[bytes, bytes]) -> str:
+    """The key that a request carries; "" if none. Anthropic's clients, whose API vLLM has too, send x-api-key."""
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    given = key if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+    return given.strip().decode("latin-1")
+
+
+def over_limit(key: Key, standing: Standing) -> Refusal | None:
+    if standing.refused_by is None:
+        return None
+    quota = standing.requests if standing.refused_by == "requests" else standing.tokens
+    return say.too_many_requests(key.name, standing.refused_by, quota.limit if quota else 0, standing.wait_s)

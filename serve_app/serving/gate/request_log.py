@@ -1,0 +1,82 @@
+"""One line of JSON for each request, at its end, by the logger "serve_app.request".
+
+A line names the key, never shows it. Prompts and answers are in it only where `log_bodies` asks for that.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from datetime import UTC, datetime
+
+import msgspec
+
+from serve_app.serving.gate.exchange import Exchange
+
+logger = logging.getLogger("serve_app.request")
+# nginx's status, and Serve's, for a client that left before it had an answer.
+CLIENT_LEFT = 499
+
+
+class Line(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a line may hold. `refused` is why we answered and not the application; times are from the first byte in."""
+
+    time: str
+    id: str
+    method: str
+    path: str
+    status: int
+    duration_ms: float
+    key: str = ""
+    model: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    ttft_ms: float | None = None
+    client_left: bool = False
+    refused: str = ""
+    request_body: str = ""
+    response_body: str = ""
+
+
+class RequestLog:
+    """Writes to standard output, which Ray collects, unless the operator has set up a handler for the logger."""
+
+    def __init__(self) -> None:
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+        if not logger.hasHandlers():
+            handler = logging.StreamHandler(sys.stdout)
+            handler.setFormatter(logging.Formatter("%(message)s"))
+            logger.addHandler(handler)
+
+    def write(self, exchange: Exchange) -> None:
+        logger.info("%s", msgspec.json.encode(line(exchange)).decode())
+
+
+def line(exchange: Exchange) -> Line:
+    """The line of a request that has ended just now."""
+    request, response = exchange.bodies or (b"", b"")
+    first = exchange.first_byte
+    return Line(
+        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        id=exchange.request_id,
+        method=exchange.scope["method"],
+        path=exchange.scope["path"],
+        status=status(exchange),
+        duration_ms=round((time.monotonic() - exchange.started) * 1000, 1),
+        key=exchange.key.name if exchange.key else "",
+        model=exchange.model,
+        prompt_tokens=exchange.account.prompt_tokens,
+        completion_tokens=exchange.account.completion_tokens,
+        ttft_ms=None if first is None else round((first - exchange.started) * 1000, 1),
+        client_left=exchange.disconnected,
+        refused=exchange.refusal.reason if exchange.refusal else "",
+        request_body=request.decode("utf-8", "replace"),
+        response_body=response.decode("utf-8", "replace"),
+    )
+
+
+def status(exchange: Exchange) -> int:
+    """What the client got, or 499 if it did not wait; 500 where the application raised instead of answering."""
+    return CLIENT_LEFT if exchange.disconnected else exchange.status or 500

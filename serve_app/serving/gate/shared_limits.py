@@ -1,0 +1,130 @@
+"""Limits of keys that hold over all replicas.
+
+gate ─> SharedLimits ┬─> Counters in one Ray actor      every replica's requests
+                     └─> Counters in this process       this replica's own: they judge while the actor is away
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+import ray
+
+from serve_app.serving.gate.keys import Key
+from serve_app.serving.gate.limits import Counters, Standing
+
+logger = logging.getLogger(__name__)
+
+# The actor answers in a millisecond or two. More patience would be paid by every request of every limited key.
+ASK_TIMEOUT_S = 0.5
+# But the first time it may have to be started, and until it counts, each replica would admit the whole limit.
+FIRST_ASK_TIMEOUT_S = 10.0
+# How long it is not asked again after it did not answer.
+AWAY_S = 5.0
+ACTOR_NAME, ACTOR_NAMESPACE = "serve-app-limits", "serve_app"
+
+
+class Remote(Protocol):
+    """Counters elsewhere. Any exception means that they did not answer."""
+
+    async def admit(self, name: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> Standing: ...
+
+    def charge(self, name: str, tokens: int) -> None:
+        """Without waiting for it."""
+
+
+class SharedLimits:
+    """What the gate asks. Counts locally what it asked the remote counters too, so that it can judge without them."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        *,
+        timeout_s: float = ASK_TIMEOUT_S,
+        first_timeout_s: float = FIRST_ASK_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._remote = remote
+        self._patience_s = first_timeout_s
+        self._local = Counters(clock)
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._away_until = 0.0
+        self._told = False
+
+    async def admit(self, key: Key) -> Standing:
+        """Count a request of this key, if its limits allow."""
+        limits = key.name, key.requests_per_minute, key.tokens_per_minute
+        if self._clock() >= self._away_until:
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    standing = await self._remote.admit(*limits)
+            except Exception as error:
+                self._go_alone(error)
+            else:
+                self._patience_s = self._timeout_s
+                self._told = False
+                if standing.refused_by is None:
+                    self._local.admit(key.name, None, None)
+                return standing
+        return self._local.admit(*limits)
+
+    def charge(self, key: Key, tokens: int) -> None:
+        """Count the tokens of a request that has ended."""
+        self._local.charge(key.name, tokens)
+        with suppress(Exception):  # then the others do not hear of it, as of all else while it is away
+            self._remote.charge(key.name, tokens)
+
+    def _go_alone(self, error: Exception) -> None:
+        waited_s, self._patience_s = self._patience_s, self._timeout_s
+        self._away_until = self._clock() + AWAY_S
+        if not self._told:
+            self._told = True
+            reason = f"no answer in {waited_s:g} s" if isinstance(error, TimeoutError) else repr(error)
+            logger.warning("the shared counters of API keys cannot be asked (%s): this replica counts alone", reason)
+
+
+class RayCounters:
+    """`Counters` in a named actor of the cluster, made by whoever needs it first.
+
+    Detached, as else it would go with the replica that made it, and all counts with it; restarted by Ray when it
+    dies, and then counting from zero.
+    """
+
+    def __init__(self) -> None:
+        self._making: asyncio.Future[Any] | None = None
+
+    async def admit(self, name: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> Standing:
+        if self._making is None:
+            self._making = asyncio.ensure_future(asyncio.to_thread(_actor))  # it asks the GCS, which blocks
+        try:
+            # Shielded: a caller that cannot wait so long must not end it for the others.
+            actor = await asyncio.shield(self._making)
+            standing: Standing = await actor.admit.remote(name, requests_per_minute, tokens_per_minute)
+        except (asyncio.CancelledError, TimeoutError):
+            raise
+        except Exception:
+            self._making = None  # next time, look for it again
+            raise
+        return standing
+
+    def charge(self, name: str, tokens: int) -> None:
+        if self._making is not None and self._making.done():
+            self._making.result().charge.remote(name, tokens)
+
+
+def _actor() -> Any:
+    remote = ray.remote(Counters)
+    return remote.options(
+        name=ACTOR_NAME,
+        namespace=ACTOR_NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        num_cpus=0,
+        max_restarts=-1,
+    ).remote()

@@ -1,0 +1,1 @@
+"""Config files, and a server started from one on this machine."""

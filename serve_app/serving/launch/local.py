@@ -1,0 +1,227 @@
+"""A cluster on this machine for as long as a block of code: `serve run` as a child process, and nothing left after.
+
+Knows how to wait until every replica is ready, how to tell why it never will be, and how to find every process
+that it is answerable for: each carries RUN_MARKER in its environment, which children inherit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import ClassVar
+
+import httpx
+import psutil
+
+from serve_app.engine.processes import timeline
+from serve_app.engine.processes.lifeline import die_with_parent
+from serve_app.errors import ServerUnavailable
+from serve_app.serving.launch.config import EngineConfig, ServeConfig
+from serve_app.settings import api_key_headers
+
+RUN_MARKER = "SERVE_APP_RUN"
+DRIVER_ROUTE = "/v1/populations"
+STOP_TIMEOUT_S = 45.0
+# Processes tied to a parent (engine/processes/lifeline.py) go within moments of it.
+SETTLE_S = 10.0
+
+
+@contextmanager
+def local_serve(
+    config: Path,
+    *,
+    log: Path,
+    on_wait: Callable[[str], None] = lambda message: None,
+    timeout_s: float = 900.0,
+    env: dict[str, str] | None = None,
+) -> Iterator[str]:
+    """Run the config file's applications and yield the base URL once all replicas are ready.
+
+    `on_wait` gets a line every few seconds while waiting. Raises ServerUnavailable, with the reason from the
+    log, when they do not come up; BadSettings for a config file that cannot work. `start_stages(log)` says where the
+    time of the start went.
+    """
+    settings = ServeConfig.load(config)
+    settings.check()
+    for note in settings.notes():
+        on_wait(note)
+    marker = uuid.uuid4().hex
+    log.parent.mkdir(parents=True, exist_ok=True)
+    stages = _timeline_file(log)
+    stages.unlink(missing_ok=True)
+    timeline.mark("start", file=stages)
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("serve")), "run", str(config)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={
+                **os.environ,
+                **serve_environment(),
+                **(env or {}),
+                RUN_MARKER: marker,
+                timeline.TIMELINE_ENV: str(stages),
+            },
+            start_new_session=True,  # Ctrl-C reaches us, and we stop it in order
+            preexec_fn=_prepare_child,
+        )
+    try:
+        _wait_until_ready(process, settings, log, on_wait, timeout_s)
+        yield settings.base_url
+    finally:
+        on_wait("stopping Ray and the replicas")
+        stop(process, marker)
+
+
+def _prepare_child() -> None:
+    """Stop with us, even if we are killed; and heed SIGINT, which a shell's background job is started without."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    die_with_parent(signal.SIGTERM)
+
+
+def serve_environment() -> dict[str, str]:
+    """What `serve run` needs in its environment: nothing outlives it (see `serving/haproxy.py`), engines go first."""
+    folder = Path(sys.executable).parent
+    return {
+        "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "serve-app-haproxy"),
+        # A replica whose engine is lost has no stream left to finish.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": os.environ.get("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1"),
+        # How often the controller looks round: at Ray's 0.1 s it takes 7 % of a slow core while nothing happens.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": os.environ.get("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5"),
+        # HAProxy ends the streams of a replica that left after this many seconds (Ray's default: 120).
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": os.environ.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "1200"),
+        # Proxy to replica by gRPC: in turns, streams were faster than by actor calls (benchmarks/README.md).
+        "RAY_SERVE_PROXY_USE_GRPC": os.environ.get("RAY_SERVE_PROXY_USE_GRPC", "1"),
+        # What a replica has to send at a time may be a whole answer, or all of a file that is read faster than sent.
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+        # Ray's workers are at nice 15: an engine would then wait for all else on the machine, Ray's own agents too.
+        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  # Ray's own spelling
+    }
+
+
+def start_stages(log: Path) -> dict[str, float]:
+    """Seconds from the start of a server with this log to the end of each stage; see `engine/processes/timeline.py`."""
+    return timeline.read(_timeline_file(log))
+
+
+def stages_line(stages: dict[str, float]) -> str:
+    """For people: "ray 8 s, controller 12 s, …"."""
+    return ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.0f} s" for name, seconds in stages.items())
+
+
+def _timeline_file(log: Path) -> Path:
+    return log.with_name(f"{log.stem}.timeline.jsonl").absolute()
+
+
+class _StageLines:
+    """Notes the first stages of a start, which none of our processes sees, as `serve run` writes of them in its log."""
+
+    LINES: ClassVar = {"ray": "Started a local Ray instance", "controller": "Started Serve in namespace"}
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._missing = dict(self.LINES)
+
+    def look(self) -> None:
+        """Note those that are new."""
+        if self._missing:
+            text = self._log.read_text(errors="replace")
+            for stage in [stage for stage, line in self._missing.items() if line in text]:
+                timeline.mark(stage, file=_timeline_file(self._log))
+                del self._missing[stage]
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes],
+    settings: ServeConfig,
+    log: Path,
+    on_wait: Callable[[str], None],
+    timeout_s: float,
+) -> None:
+    started = last_told = time.monotonic()
+    stage_lines = _StageLines(log)
+    ready = 0
+    while True:
+        stage_lines.look()
+        if process.poll() is not None:
+            raise ServerUnavailable(f"`serve run` ended before the replicas were ready: {failure_reason(log)}")
+        answered, ready, failure = replicas_ready(settings.base_url)
+        if failure:
+            raise ServerUnavailable(f"the replicas cannot start: {failure} (log: {log})")
+        others = [engine for engine in settings.engines if engine is not settings.worked and engine.replicas]
+        if answered and ready >= settings.worked.replicas and all(_answers(settings, engine) for engine in others):
+            return
+        now = time.monotonic()
+        if now - started > timeout_s:
+            raise ServerUnavailable(
+                f"{ready} of {settings.worked.replicas} replicas were ready after {timeout_s:g} s; see {log}"
+            )
+        if now - last_told > 5.0:
+            on_wait(f"starting replicas: {ready} of {settings.worked.replicas} ready after {now - started:.0f} s")
+            last_told = now
+        time.sleep(1.0)  # a question takes processor time of those who start
+
+
+def _answers(settings: ServeConfig, engine: EngineConfig) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(f"{settings.base_url}{engine.route_prefix.rstrip('/')}/health", timeout=5.0).is_success
+    return False
+
+
+def replicas_ready(base_url: str) -> tuple[bool, int, str]:
+    """Whether the driver answers, how many replicas can work, and why none ever will."""
+    with suppress(httpx.HTTPError, ValueError, KeyError):
+        # Until the driver's route is there its path belongs to the replicas' route, `/`: such a question would
+        # start a replica where there are to be none.
+        if DRIVER_ROUTE not in httpx.get(f"{base_url}/-/routes", timeout=5.0).json():
+            return False, 0, ""
+        answer = httpx.get(f"{base_url}{DRIVER_ROUTE}/replicas", timeout=5.0, headers=api_key_headers()).json()
+        return True, len(answer["data"]), answer["failure"]
+    return False, 0, ""
+
+
+def failure_reason(log: Path) -> str:
+    """The line of the log that says what went wrong: the last of one of our errors, else the last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    ours = [line.partition("serve_app.errors.")[2] for line in lines if "serve_app.errors." in line]
+    return (ours or lines or ["it printed nothing"])[-1]
+
+
+def stop(process: subprocess.Popen[bytes], marker: str) -> list[int]:
+    """Stop `serve run` as Ctrl-C would and wait until all that it started is gone.
+
+    Returns the PIDs that had to be killed, which should be none.
+    """
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + SETTLE_S
+    while (left := marked_processes(marker)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for one in left:
+        with suppress(psutil.Error):
+            one.kill()
+    return [one.pid for one in left]
+
+
+def marked_processes(marker: str) -> list[psutil.Process]:
+    """Living processes that were started under this marker."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(RUN_MARKER) == marker and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

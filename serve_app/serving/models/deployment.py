@@ -1,0 +1,260 @@
+"""Several models on one base URL: each request goes to the replicas that serve the `model` it names.
+
+Which replicas those are says `directory.py`. Every byte of a request passes as it came. Does not know the engines, only
+their HTTP applications.
+
+    client ─ HTTP ─> Models ┬ handle ─> Replica of one application ─> its own OpenAI routes
+                            └ handle ─> Replica of another
+
+Each engine is an application of its own, with its own route prefix: whoever uses that as base URL has no hop between.
+With one model none of this is deployed. A body is read whole before it is sent on, as `model` may be its last field;
+the answer streams. It is held back for a slow client as far as Serve does so: `forward` stops the application after
+MAX_UNSENT_MESSAGES, but unless RAY_SERVE_THROUGHPUT_OPTIMIZED=1 Serve itself takes any number from it, as it does
+without us; an answer is then held in memory at most once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+import msgspec
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, request_response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.errors import EngineFailed, ServerUnavailable
+from serve_app.serving.gate.middleware import Gate
+from serve_app.serving.gate.refusal import Refusal, body_too_large, unavailable
+from serve_app.serving.models.directory import (
+    LIST_TIMEOUT_S,
+    Card,
+    Directory,
+    Served,
+    is_form,
+    read_form,
+    read_session,
+    read_wanted,
+)
+from serve_app.serving.requests.piece import SCOPE, Answer, Piece, is_last
+from serve_app.settings import REPLICA_DEPLOYMENT, ModelsSettings
+
+logger = logging.getLogger(__name__)
+
+# Where a scope holds the name of a model that nobody serves.
+UNKNOWN = "serve_app.unknown_model"
+LIST_MODELS = Piece(
+    {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/v1/models",
+        "raw_path": b"/v1/models",
+        "query_string": b"",
+        "root_path": "",
+        "client": None,
+        "headers": [],
+    },
+    b"",
+)
+
+
+def build_app(settings: ModelsSettings, served: Mapping[str, Served]) -> Starlette:
+    """The routes over `served`, by application's name: lists are answered here, all else by the replicas.
+
+    Raises BadSettings for key files that cannot be used.
+    """
+    directory = Directory(settings, served)
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": await directory.cards()})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["model"]
+        found = next((card for card in await directory.cards() if card["id"] == name), None)
+        return JSONResponse(found) if found else await unknown(Request({**request.scope, UNKNOWN: name}))
+
+    async def unknown(request: Request) -> Response:
+        return response(directory.missing(request.scope[UNKNOWN]))
+
+    lists = [Route("/v1/models", models), Route("/v1/models/{model:path}", model)]
+    own = Gate(Starlette(routes=[*lists, Mount("/", app=request_response(unknown))]), settings.access, "inference")
+    relay = Relay(directory, served, own, settings)
+    return Starlette(routes=[*(Route(route.path, own) for route in lists), Mount("/", app=relay)])
+
+
+@serve.deployment(
+    name="Models",
+    # Most of them wait for a replica; how many those take is theirs to say.
+    max_ongoing_requests=4096,
+    ray_actor_options={"num_cpus": 0},
+    logging_config={"enable_access_log": False},
+)
+@serve.ingress()
+class Models:
+    """The application at `/` of a config file with several models. Without state: any number of replicas may run."""
+
+    def __init__(self, settings: ModelsSettings) -> None:
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        names = [application.name for application in self._settings.applications]
+        return build_app(self._settings, {name: HandleServed(name) for name in names})
+
+
+# --- which application ---
+
+
+async def read_body(request: Request, most_bytes: int | None) -> bytes | None:
+    """The body, or None when it is too large. Raises ClientDisconnect."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if most_bytes is not None and len(body) > most_bytes:
+            return None
+    return bytes(body)
+
+
+# --- to the replica and back ---
+
+
+class Relay:
+    """ASGI application: each HTTP request is answered by a replica of the application that serves its model.
+
+    `unknown` answers those whose model nobody serves; it finds the name in its scope, under UNKNOWN.
+    """
+
+    def __init__(
+        self, directory: Directory, served: Mapping[str, Served], unknown: ASGIApp, settings: ModelsSettings
+    ) -> None:
+        self._directory = directory
+        self._served = served
+        self._unknown = unknown
+        self._default = settings.applications[0].name
+        self._max_body_bytes = settings.access.max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1003, "reason": "use the model's own route prefix"})
+        try:
+            body = await read_body(Request(scope, receive), self._max_body_bytes)
+        except ClientDisconnect:
+            return None
+        if body is None:
+            return await response(body_too_large(self._max_body_bytes or 0))(scope, receive, send)
+        wanted = await read_form(scope, body) if is_form(scope) else read_wanted(body)
+        name: str | None = self._default
+        if isinstance(wanted.model, str) and wanted.model:
+            name = await self._directory.find(wanted.model)
+        if name is None:
+            return await self._unknown({**scope, UNKNOWN: wanted.model}, receive, send)
+        request = Piece({key: scope[key] for key in (*SCOPE, "headers") if key in scope}, body)
+        await self._relay(self._served[name].forward(request, read_session(scope, wanted)), scope, receive, send)
+
+    async def _relay(
+        self, answer: AsyncGenerator[list[Message], None], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Send on what comes, until its end or until the client leaves."""
+        started = whole = False
+
+        async def pump() -> None:
+            nonlocal started, whole
+            async with aclosing(answer):
+                async for messages in answer:
+                    for message in messages:
+                        started, whole = True, is_last(message)
+                        await send(message)
+
+        working, watching = asyncio.create_task(pump()), asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if whole:  # servers say that the client left also when it has all
+                await asyncio.wait({working})
+            if not working.done():
+                return
+            if working.cancelled():  # not by us: Ray raises it for a call that was cancelled at the replica
+                raise EngineFailed("the request was cancelled at its replica")
+            working.result()
+        except Exception as error:
+            if started:
+                raise  # the server then breaks the connection, so that nobody takes the half for the whole
+            await response(failure(error))(scope, receive, send)
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class HandleServed:
+    """See `Served`: the deployment `Replica` of an application, which may not be there yet."""
+
+    def __init__(self, application: str) -> None:
+        self._application = application
+        self._handle: DeploymentHandle | None = None
+
+    async def forward(self, request: Piece, session: str) -> AsyncGenerator[list[Message], None]:
+        handle = await self._found()
+        response = handle.options(stream=True, session_id=session).forward.remote(request)
+        try:
+            async for messages in response:
+                yield messages
+        except BaseException:
+            response.cancel()
+            raise
+
+    async def models(self) -> list[Card]:
+        try:
+            async with asyncio.timeout(LIST_TIMEOUT_S):
+                broadcast = (await self._found()).broadcast("complete", LIST_MODELS)
+                answers = await broadcast.results_async(return_exceptions=True)
+        except Exception as error:
+            logger.info("application %s does not say what it serves: %r", self._application, error)
+            return []
+        good = [answer for answer in answers if isinstance(answer, Answer) and answer.status == 200]
+        cards = [card for answer in good for card in msgspec.json.decode(answer.body)["data"]]
+        return list({card["id"]: card for card in cards}.values())
+
+    async def _found(self) -> DeploymentHandle:
+        if self._handle is None:
+            try:  # asks the controller, and waits for its answer
+                self._handle = await asyncio.to_thread(
+                    serve.get_deployment_handle, REPLICA_DEPLOYMENT, self._application
+                )
+            except KeyError as error:
+                raise ServerUnavailable(f"application '{self._application}' is not deployed") from error
+        return self._handle
+
+
+# --- answers of our own ---
+
+
+def failure(error: Exception) -> Refusal:
+    """For a call that failed before the replica answered."""
+    logger.warning("a request was not answered by its replica: %r", error)
+    told = next(iter(str(error).splitlines()), type(error).__name__)
+    if isinstance(error, BackPressureError):
+        refusal = unavailable(told, error.retry_after_s or 1.0)
+        return msgspec.structs.replace(refusal, status=error.status_code)
+    if isinstance(error, (DeploymentUnavailableError, RayActorError, EngineFailed, ServerUnavailable)):
+        return unavailable(f"the replica that had this request cannot answer it: {told}")
+    return Refusal(500, "failed", f"the replica failed at this request: {told}", type="server_error")
+
+
+def response(refusal: Refusal) -> Response:
+    headers = {name.decode(): value.decode() for name, value in refusal.headers}
+    return Response(refusal.body, refusal.status, headers, "application/json")

@@ -1,0 +1,145 @@
+"""Which application serves a model: what the settings say, and what the replicas say of themselves.
+
+Knows of a request its `model` and `prompt_cache_key`, and of the replicas what `GET /v1/models` says of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import os
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Protocol
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.types import Message, Scope
+
+from serve_app.serving.gate.refusal import Refusal, model_not_found, unavailable
+from serve_app.serving.requests.piece import Piece
+from serve_app.settings import ModelsSettings
+
+# Serve's own name of it; it takes `-` and `_` for the same.
+SESSION_HEADER = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "x-session-id").lower().replace("_", "-").encode()
+# Replicas are asked what they serve only for a list or for a name that nobody is known to serve, once in REFRESH_S.
+REFRESH_S, LIST_TIMEOUT_S = 1.0, 2.0
+Card = dict[str, Any]
+
+
+class Served(Protocol):
+    """The replicas of one application."""
+
+    def forward(self, request: Piece, session: str) -> AsyncGenerator[list[Message], None]:
+        """The answer of one of them, as it comes. Ending the generator early aborts the request there."""
+
+    async def models(self) -> list[Card]:
+        """What those that run serve, as OpenAI's model objects; nothing if none could be asked."""
+
+
+class Directory:
+    """Which application serves which model. What one of them once said stays true while none of its replicas runs."""
+
+    def __init__(self, settings: ModelsSettings, served: Mapping[str, Served]) -> None:
+        self._served = served
+        self._given = {application.name: application.models for application in settings.applications}
+        self._heard: dict[str, list[Card]] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._valid_until = 0.0
+
+    async def find(self, model: str) -> str | None:
+        """The application that serves it, if any does."""
+        name = self._known(model)
+        if name is None:
+            await self._refresh()
+            name = self._known(model)
+        return name
+
+    async def cards(self) -> list[Card]:
+        """All models as OpenAI's model objects, in the order of the applications."""
+        await self._refresh()
+        cards: dict[str, Card] = {}
+        for name, given in self._given.items():
+            bare = [{"id": model, "object": "model", "created": 0, "owned_by": "serve_app"} for model in given]
+            for card in (*self._heard.get(name, ()), *bare):
+                cards.setdefault(card["id"], card)
+        return list(cards.values())
+
+    def missing(self, model: str) -> Refusal:
+        """Of a model that nobody serves; it may come as long as an application has not been heard."""
+        model = model.encode("utf-8", "replace").decode()  # JSON can name what no answer can hold
+        if silent := [name for name, given in self._given.items() if not given and name not in self._heard]:
+            return unavailable(f"no replica of {', '.join(silent)} has said yet whether it serves `{model}`")
+        return model_not_found(model)
+
+    def _known(self, model: str) -> str | None:
+        for name, given in self._given.items():
+            if model in given or any(card["id"] == model for card in self._heard.get(name, ())):
+                return name
+        return None
+
+    async def _refresh(self) -> None:
+        if time.monotonic() < self._valid_until:
+            return
+        if self._asking is None or self._asking.done():
+            # In a context of its own: who asks first may leave, and Serve would cancel what was begun in its request.
+            self._asking = asyncio.create_task(self._ask(), context=contextvars.Context())
+        await asyncio.shield(self._asking)
+
+    async def _ask(self) -> None:
+        answers = await asyncio.gather(*(served.models() for served in self._served.values()))
+        self._heard |= {name: cards for name, cards in zip(self._served, answers, strict=True) if cards}
+        self._valid_until = time.monotonic() + REFRESH_S
+
+
+class Wanted(msgspec.Struct):
+    """What of a body is read here. Values of other types are the engine's to refuse."""
+
+    model: Any = None
+    prompt_cache_key: Any = None
+
+
+def read_wanted(body: bytes) -> Wanted:
+    """The fields of a JSON object; none of a body that is anything else."""
+    try:
+        return _decode_wanted(body)
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:  # the engine's reader takes what JSON does not have: NaN, Infinity, lone surrogates
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return Wanted()
+    return Wanted(fields.get("model"), fields.get("prompt_cache_key")) if isinstance(fields, dict) else Wanted()
+
+
+async def read_form(scope: Scope, body: bytes) -> Wanted:
+    """The same fields of a form, as an audio file comes in; none of one that cannot be read."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    try:
+        async with Request(scope, receive).form() as form:
+            return Wanted(form.get("model"), form.get("prompt_cache_key"))
+    except (HTTPException, MultiPartException):
+        return Wanted()
+
+
+def is_form(scope: Scope) -> bool:
+    """Whether the body says that it is one."""
+    return Headers(scope=scope).get("content-type", "").lower().startswith("multipart/form-data")
+
+
+def read_session(scope: Scope, wanted: Wanted) -> str:
+    """The session's name from the header, or else from OpenAI's field for requests that share a prefix."""
+    for name, value in scope["headers"]:
+        if name.lower().replace(b"_", b"-") == SESSION_HEADER:
+            return bytes(value).decode("latin-1")
+    return wanted.prompt_cache_key if isinstance(wanted.prompt_cache_key, str) else ""
+
+
+_decode_wanted = msgspec.json.Decoder(Wanted).decode

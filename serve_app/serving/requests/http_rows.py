@@ -1,0 +1,145 @@
+"""A chunk whose rows are HTTP requests, answered by the engine's own application in process.
+
+Knows ASGI and what of a request is not the caller's to say: its priority, and that it has no stream. Does not know
+what else is in a body, nor what an answer means beyond its status and token counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from uuid import uuid4
+
+import msgspec
+
+from serve_app.engine.protocol import ASGIApp
+from serve_app.openai.usage import usage_of
+from serve_app.schema import Chunk, Completion, HttpResponse
+from serve_app.serving.requests.piece import Answer, Piece, answer_piece
+
+# The engine takes no more for now (vLLM's admission control, a limit in front of it): asked again after these pauses.
+BUSY = (429, 503)
+PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+# Not the row's fault: another attempt, perhaps elsewhere, may be answered.
+PASSING = (401, 403, 408, 429)
+# An answer that does not come in one piece has no place in a file.
+REFUSED = ("stream", "background")
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+async def answer_requests(
+    app: ASGIApp, chunk: Chunk, *, model: str, check_health: Callable[[], Awaitable[None]], headers: Headers = ()
+) -> tuple[Completion, ...]:
+    """One completion a request of the chunk, in order, all asked at once.
+
+    An answer below 400 is `ok`, 4xx `invalid`, each with its `response`; else the row has `failed`. `model` is for
+    bodies that name none, `headers` (authorisation, say) for every request. Raises what `check_health` raises, after
+    a row has failed: then nothing of the chunk is done.
+    """
+    tasks = [asyncio.create_task(_complete(app, chunk, body, model, headers)) for body in chunk.prompts]
+    try:
+        completions = tuple(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:  # the application sees its clients leave, and has the engine abort
+            task.cancel()
+    if any(completion.status == "failed" for completion in completions):
+        await check_health()
+    return completions
+
+
+async def _complete(app: ASGIApp, chunk: Chunk, body: bytes, model: str, headers: Headers) -> Completion:
+    started = time.perf_counter()
+    request_id = uuid4().hex
+    asked = prepare(body, model=model, priority=chunk.priority)
+    if isinstance(asked, str):
+        return _refused(asked, request_id)
+    piece = Piece(_scope(chunk.path, request_id, len(asked), headers), asked)
+    try:
+        answer = await _ask(app, piece)
+    except Exception as error:  # whatever the application raised in place of an answer
+        return Completion(status="failed", error=f"{type(error).__name__}: {error}")
+    return _completion(answer, request_id, (time.perf_counter() - started) * 1000)
+
+
+def prepare(body: bytes, *, model: str, priority: int) -> bytes | str:
+    """The request's body with model and priority, or (a str) the field that a row may not have.
+
+    All other bytes stay as they are. What is no JSON object goes on as it is: the application says what is wrong.
+    """
+    try:
+        fields = _decode(body)
+    except (ValueError, RecursionError):
+        return body
+    for name in REFUSED:
+        if bytes(fields.get(name, b"null")) not in (b"null", b"false"):
+            return name
+    if bytes(fields.get("model", b"null")) == b"null":
+        fields["model"] = msgspec.Raw(_encode(model))
+    fields["priority"] = msgspec.Raw(b"%d" % priority)
+    return _encode(fields)
+
+
+async def _ask(app: ASGIApp, piece: Piece) -> Answer:
+    for pause_s in PAUSES_S:
+        answer = await answer_piece(app, piece)
+        if answer.status not in BUSY:
+            return answer
+        await asyncio.sleep(pause_s)
+    return await answer_piece(app, piece)
+
+
+def _completion(answer: Answer, request_id: str, latency_ms: float) -> Completion:
+    if answer.status >= 500 or answer.status in PASSING:
+        said = answer.body[:300].decode(errors="replace")
+        return Completion(status="failed", error=f"HTTP {answer.status}: {said}", latency_ms=latency_ms)
+    response = HttpResponse(answer.status, request_id, answer.body)
+    try:
+        usage = usage_of(answer.body)
+    except (ValueError, RecursionError) as error:
+        return Completion(status="failed", error=f"HTTP {answer.status} with what is no JSON object: {error}")
+    if answer.status >= 400:
+        refused = f"HTTP {answer.status}"
+        return Completion(status="invalid", error=refused, latency_ms=latency_ms, response=response)
+    return Completion(
+        prompt_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.output_tokens,
+        latency_ms=latency_ms,
+        response=response,
+    )
+
+
+def _refused(field: str, request_id: str) -> Completion:
+    message = f"{field}: rows are answered whole; leave it out"
+    error = {"message": message, "type": "invalid_request_error", "param": field, "code": "unsupported_parameter"}
+    response = HttpResponse(400, request_id, _encode({"error": error}))
+    return Completion(status="invalid", error=message, response=response)
+
+
+def _scope(path: str, request_id: str, length: int, headers: Headers) -> dict[str, object]:
+    own = [
+        (b"host", b"rows"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % length),
+        (b"x-request-id", request_id.encode()),
+    ]
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [*own, *headers],
+        "client": ("127.0.0.1", 0),
+        "server": ("rows", 80),
+    }
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -1,0 +1,103 @@
+"""The body of a `/v1/completions` request, cut into pieces by its list of prompts, and their answers merged into one.
+
+Knows of a request its `prompt`, and of an answer its `choices` and `usage`; every other byte passes as it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import msgspec
+
+from serve_app.serving.requests.piece import SCOPE, Answer, Piece
+
+# How many replicas worked, in the answer to a list that was cut.
+REPLICAS_HEADER = b"x-serve-app-replicas"
+
+
+# vLLM refuses longer lists, by this environment variable and default; cutting must not get round it.
+MAX_PROMPTS_ENV, MAX_PROMPTS = "VLLM_MAX_COMPLETION_PROMPTS", 1024
+# These describe the body as the client sent it, or ask for an encoding that could not be merged.
+OWN_HEADERS = (b"content-length", b"transfer-encoding", b"expect", b"accept-encoding")
+
+
+def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a JSON object, each as the bytes it came in; none if it is not one."""
+    try:
+        return _decode_fields(body)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+
+
+def read_prompts(fields: dict[str, msgspec.Raw]) -> list[msgspec.Raw]:
+    """The prompts, if all are texts or all lists of token ids, and the answer is to come in one; else none."""
+    if any(bytes(fields.get(name, b"null")) not in (b"null", b"false") for name in ("stream", "prompt_embeds")):
+        return []
+    try:
+        prompts = _decode_prompts(fields.get("prompt", b"[]"))
+    except msgspec.DecodeError:
+        return []
+    kinds = {bytes(memoryview(prompt)[:1]) for prompt in prompts}
+    return prompts if kinds in ({b'"'}, {b"["}) else []
+
+
+def cut(scope: Any, fields: dict[str, msgspec.Raw], prompts: Sequence[msgspec.Raw], size: int) -> list[Piece]:
+    """Requests for `size` prompts each, in order. All but the first get request ids of their own, if there is one."""
+    starts = range(0, len(prompts), size)
+    bodies = [_encode({**fields, "prompt": prompts[start : start + size]}) for start in starts]
+    headers = [(name.lower(), value) for name, value in scope["headers"] if name.lower() not in OWN_HEADERS]
+    request_id = dict(headers).get(b"x-request-id") or _text(fields.get("request_id")).encode("latin-1", "replace")
+    plain = {name: scope[name] for name in SCOPE if name in scope}
+    pieces = []
+    for number, body in enumerate(bodies):
+        own = [*headers, (b"content-length", b"%d" % len(body))]
+        if number and request_id:  # vLLM takes the header before the body's field
+            own = [item for item in own if item[0] != b"x-request-id"]
+            own.append((b"x-request-id", b"%b-%d" % (request_id, number)))
+        pieces.append(Piece({**plain, "headers": own}, body))
+    return pieces
+
+
+def merge(answers: Sequence[Answer]) -> Answer:
+    """One answer out of those to the pieces, in order: the first one's, with all choices and the sum of the usage.
+
+    `prompt_tokens_details.cached_tokens` is summed like the rest; vLLM 0.32 counts there only the last prompt of a
+    list, here of each piece (vllm#55120 mends it). `metrics` vLLM gives for single prompts only, so no list has it.
+    """
+    bodies = [_decode_fields(answer.body) for answer in answers]
+    merged: dict[str, Any] = dict(bodies[0])
+    choices: list[dict[str, Any]] = []
+    for body in bodies:
+        offset = len(choices)
+        for choice in _decode_choices(body["choices"]):
+            choices.append({**choice, "index": offset + int(bytes(choice["index"]))})
+    merged["choices"] = choices
+    merged["usage"] = reduce(_sum, [msgspec.json.decode(body["usage"]) for body in bodies])
+    if "metrics" in merged:
+        merged["metrics"] = None
+    replicas = len({answer.replica_id for answer in answers})
+    return Answer(200, (*answers[0].headers, (REPLICAS_HEADER, b"%d" % replicas)), _encode(merged))
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Of two usages: numbers added, whatever is missing in one taken from the other."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {name: _sum(one.get(name), other.get(name)) for name in {**one, **other}}
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other if isinstance(one, int) and isinstance(other, int) else one
+
+
+def _text(raw: msgspec.Raw | None) -> str:
+    try:
+        return msgspec.json.decode(raw, type=str) if raw is not None else ""
+    except msgspec.DecodeError:
+        return ""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_prompts = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode

@@ -1,0 +1,283 @@
+"""A long list of prompts in one `/v1/completions` call, answered by all replicas as if by one.
+
+Does not know the engine, only its HTTP application, nor what of a request is cut (`prompt_list.py`).
+
+    client ─ HTTP ─> replica ┬ piece ─> its own engine
+                             └ piece ─ handle ─> a peer's engine      pieces are pulled: a slow replica takes fewer
+
+Why the answer is the same (vLLM 0.32, `OpenAIServingCompletion`): each prompt of a list is an engine request of its
+own, with the same sampling parameters, and so the same `seed`; and `index` counts the choices, prompt by prompt.
+What vLLM refuses (4xx) it is asked again with the whole list, so that the refusal too is its own, word for word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.dispatch.replicas import outside_request
+from serve_app.engine.protocol import ASGIApp
+from serve_app.schema import ReplicaInfo
+from serve_app.serving.gate import accounting
+from serve_app.serving.requests.piece import Answer, Piece, answer_piece
+from serve_app.serving.requests.prompt_list import MAX_PROMPTS, MAX_PROMPTS_ENV, cut, merge, read_fields, read_prompts
+from serve_app.serving.router import TARGET
+from serve_app.settings import ShardingSettings
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Receive = Callable[[], Awaitable[Any]]
+
+PATH = "/v1/completions"
+# Replicas are asked who they are at most once in REFRESH_S, and not for FAILED_S after one took LIST_TIMEOUT_S: one
+# that hangs must not delay every request until Serve replaces it.
+REFRESH_S, LIST_TIMEOUT_S, FAILED_S = 1.0, 2.0, 10.0
+
+
+class Peers(Protocol):
+    """The deployment's replicas, seen from one of them."""
+
+    async def replicas(self) -> Sequence[str]:
+        """Ids of the running replicas, this one too."""
+
+    async def complete(self, replica_id: str, piece: Piece) -> Answer:
+        """Have a replica answer. Any exception means that it did not; cancelling aborts the piece there."""
+
+
+class Sharding:
+    """ASGI middleware around an engine's application; `replica_id` is this replica's."""
+
+    def __init__(self, app: ASGIApp, peers: Peers, replica_id: str, settings: ShardingSettings) -> None:
+        self._app = app
+        self._peers = peers
+        self._me = replica_id
+        self._settings = settings
+        self._max_prompts = int(os.environ.get(MAX_PROMPTS_ENV, MAX_PROMPTS))
+        self._open = 0
+
+    def __getattr__(self, name: str) -> Any:
+        # Serve reads the application's routes, to label its metrics, and adds exception handlers to it.
+        return getattr(self._app, name)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not self._may_be_long(scope):
+            return await self._app(scope, receive, send)
+        messages = await _read(receive)
+        crew, pieces = await self._cut(scope, b"".join(message.get("body", b"") for message in messages))
+        if pieces:
+            self._open += 1
+            try:
+                answer = await _unless_disconnected(receive, spread(pieces, crew, self._complete, self._settings))
+            finally:
+                self._open -= 1
+            if answer is None:
+                return None
+            if not 400 <= answer.status < 500:
+                return await _respond(answer, send)
+        return await self._app(scope, _replay(messages, receive), send)
+
+    def _may_be_long(self, scope: Any) -> bool:
+        """Whether the body is worth a look: cheap, as every request passes here."""
+        threshold = self._settings.threshold
+        if threshold is None or scope["type"] != "http" or scope["method"] != "POST":
+            return False
+        if not scope["path"].endswith(PATH) or self._open >= self._settings.max_requests:
+            return False
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        return not length.isdigit() or int(length) > 3 * threshold  # no prompt takes less than `"",` or `[],`
+
+    async def _cut(self, scope: Any, body: bytes) -> tuple[Sequence[str], list[Piece]]:
+        """Who may work, and the pieces; no pieces if the request is not one to cut."""
+        fields = read_fields(body)
+        prompts = read_prompts(fields)
+        if not (self._settings.threshold or 0) < len(prompts) <= self._max_prompts:
+            return [], []
+        crew = [self._me, *(replica for replica in await self._peers.replicas() if replica != self._me)]
+        if len(crew) == 1:
+            return [], []
+        return crew, cut(scope, fields, prompts, self._settings.piece_size(len(prompts), len(crew)))
+
+    async def _complete(self, replica_id: str, piece: Piece) -> Answer:
+        if replica_id == self._me:
+            return await answer_piece(self._app, piece, self._me)
+        answer = await self._peers.complete(replica_id, piece)
+        if (account := accounting.current()) is not None:
+            account.add(*answer.tokens)
+        return answer
+
+
+# --- cut and merge ---
+
+
+# --- doing it ---
+
+
+async def spread(
+    pieces: Sequence[Piece],
+    crew: Collection[str],
+    complete: Callable[[str, Piece], Coroutine[Any, Any, Answer]],
+    settings: ShardingSettings,
+) -> Answer:
+    """Have the crew answer the pieces, each replica a few at a time, and merge; or the first answer of 4xx.
+
+    A piece whose replica is lost, or answers 5xx (its engine is), goes to another, and that replica gets no more of
+    this request. After `max_attempts`, or when none is left, the answer is the last 5xx, or else a 503. Whatever is
+    still open at the end, or when cancelled, is cancelled.
+    """
+    crew, waiting = list(crew), deque(range(len(pieces)))
+    answers: dict[int, Answer] = {}
+    attempts: Counter[int] = Counter()
+    calls: dict[asyncio.Task[Answer], tuple[int, str]] = {}
+    failure = _unavailable(len(pieces))
+    try:
+        while len(answers) < len(pieces):
+            while waiting:
+                # A piece that was lost goes to the first of the crew, which is the caller: it is alive.
+                able = crew[:1] if attempts[waiting[0]] else crew
+                replica = _idlest(able, calls.values(), settings.open_pieces)
+                if replica is None:
+                    break
+                piece = waiting.popleft()
+                calls[asyncio.create_task(complete(replica, pieces[piece]))] = piece, replica
+            if not calls:
+                return failure
+            done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            for call in done:
+                piece, replica = calls.pop(call)
+                answer = _result(call, replica)
+                if answer and answer.status < 400:
+                    answers[piece] = answer
+                    continue
+                if answer and answer.status < 500:
+                    return answer
+                failure = answer or failure
+                attempts[piece] += 1
+                if attempts[piece] == settings.max_attempts:
+                    return failure
+                waiting.append(piece)
+                if replica in crew:
+                    crew.remove(replica)
+    finally:
+        await _cancel(calls)
+    return merge([answers[piece] for piece in range(len(pieces))])
+
+
+def _idlest(crew: Sequence[str], calls: Collection[tuple[int, str]], most: int) -> str | None:
+    """The replica with the fewest pieces open, if it may take one more."""
+    busy = Counter(replica for _, replica in calls)
+    replica = min(crew, key=lambda name: busy[name], default=None)
+    return replica if replica is not None and busy[replica] < most else None
+
+
+def _result(call: asyncio.Task[Answer], replica: str) -> Answer | None:
+    # Ray raises CancelledError also for a call that was cancelled on the replica.
+    error = asyncio.CancelledError() if call.cancelled() else call.exception()
+    if error is not None:
+        logger.warning("a piece of a completion request was lost on %s: %r", replica, error)
+        return None
+    answer = call.result()
+    if answer.status >= 500:
+        logger.warning("a piece of a completion request failed on %s: status %d", replica, answer.status)
+    return answer
+
+
+def _unavailable(pieces: int) -> Answer:
+    message = f"no replica could answer one of the {pieces} parts of this list of prompts; try again"
+    error = {"message": message, "type": "ServiceUnavailableError", "param": None, "code": 503}
+    return Answer(
+        503, ((b"content-type", b"application/json"), (b"retry-after", b"5")), msgspec.json.encode({"error": error})
+    )
+
+
+class HandlePeers:
+    """See `Peers`. `handle` is that of the deployment itself."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+        self._listing = asyncio.Lock()
+        self._listed: list[str] = []
+        self._valid_until = 0.0
+
+    async def replicas(self) -> Sequence[str]:
+        async with self._listing:
+            if time.monotonic() > self._valid_until:
+                self._listed, valid_s = await outside_request(self._list())
+                self._valid_until = time.monotonic() + valid_s
+            return self._listed
+
+    async def _list(self) -> tuple[list[str], float]:
+        try:
+            broadcast = self._handle.broadcast("describe")
+            answers = await broadcast.results_async(timeout_s=LIST_TIMEOUT_S, return_exceptions=True)
+        except Exception as error:  # then this replica answers alone
+            logger.warning("cannot ask for the other replicas: %r", error)
+            return [], FAILED_S
+        return [answer.replica_id for answer in answers if isinstance(answer, ReplicaInfo)], REFRESH_S
+
+    async def complete(self, replica_id: str, piece: Piece) -> Answer:
+        return await outside_request(self._call(replica_id, piece))
+
+    async def _call(self, replica_id: str, piece: Piece) -> Answer:
+        response = self._handle.complete.remote(piece, **{TARGET: replica_id})
+        try:
+            answer: Answer = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return answer
+
+
+# --- ASGI ---
+
+
+async def _read(receive: Receive) -> list[dict[str, Any]]:
+    """The messages that hold the body; the last is `http.disconnect` if the client left before its end."""
+    messages = [await receive()]
+    while messages[-1].get("more_body", False):
+        messages.append(await receive())
+    return messages
+
+
+def _replay(messages: list[dict[str, Any]], receive: Receive) -> Receive:
+    """A `receive` that gives these first."""
+    left = deque(messages)
+
+    async def replay() -> Any:
+        return left.popleft() if left else await receive()
+
+    return replay
+
+
+async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of the work, or None, and the work cancelled, once the client left."""
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.create_task(work), asyncio.create_task(disconnected())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        await _cancel({working, watching})
+
+
+async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _respond(answer: Answer, send: Callable[[Any], Awaitable[None]]) -> None:
+    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

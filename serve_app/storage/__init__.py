@@ -1,0 +1,1 @@
+"""Folders and object stores by URL, for everything that reads or writes a file."""

@@ -1,0 +1,1 @@
+"""Who is asked: banks, a user's own file, samples."""

@@ -1,0 +1,82 @@
+"""Values of a user's file as the values of attributes. What does not fit raises ValueError."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from serve_app.workloads.ctr.people.bank import Bank
+from serve_app.workloads.ctr.people.conditional import Conditional
+from serve_app.workloads.ctr.people.distributions import Bernoulli, Interval, Levels, Value
+
+TRUE, FALSE = frozenset({"true", "yes", "1"}), frozenset({"false", "no", "0"})
+
+
+def type_of(bank: Bank, name: str) -> Callable[[Value], Value]:
+    """What turns a file's value into the bank's attribute of that name, if it has one. It raises ValueError."""
+    attribute = bank.attributes.get(name)
+    branches = attribute.branches if isinstance(attribute, Conditional) else (attribute,)
+    support = attribute.support if attribute else None
+    may_be_empty = isinstance(support, Levels) and None in support.values
+    convert = _as_it_is
+    if isinstance(support, Interval):
+        convert = whole_number if support.integer else number
+    elif all(isinstance(branch, Bernoulli) for branch in branches):
+        convert = flag
+
+    def of(value: Value) -> Value:
+        if value is not None and value != "":
+            return convert(value)
+        if may_be_empty:
+            return None
+        raise ValueError("is empty")
+
+    return of
+
+
+def _as_it_is(value: Value) -> Value:
+    return value
+
+
+def plain_value(value: Any) -> Value:
+    """Raises ValueError for what is no single value."""
+    match value:
+        case str():
+            return value.strip()
+        case None | bool() | int():
+            return value
+        case float() | Decimal():
+            if not math.isfinite(value):
+                raise ValueError(f"{value} is no number")
+            return float(value)
+        case date():
+            return value.isoformat()
+        case list() if all(isinstance(item, str) for item in value):
+            return ", ".join(value)
+    raise ValueError(f"a {type(value).__name__} is not one value")
+
+
+def number(value: Value) -> float:
+    try:
+        found = float(value) if not isinstance(value, bool) and value is not None else math.nan
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"{value!r} is not a number")
+    return found
+
+
+def whole_number(value: Value) -> int:
+    if (found := number(value)) % 1:
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(found)
+
+
+def flag(value: Value) -> bool:
+    text = str(value).lower()
+    if text not in TRUE | FALSE:
+        raise ValueError(f"{value!r} is neither true nor false (yes and no, 1 and 0)")
+    return text in TRUE

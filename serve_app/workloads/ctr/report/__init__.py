@@ -1,0 +1,1 @@
+"""A run's figures as a table, as files and as a page."""

@@ -1,0 +1,1 @@
+"""From answers to figures: means, segments, experiments and calibration."""

@@ -1,0 +1,93 @@
+"""The mean of a column of a run, with an interval that says how far another population drawn likewise may differ.
+
+Knows rows and their weights. Does not know the model's own error: no number of synthetic people shows that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy import stats
+
+from serve_app.errors import BadSettings
+from serve_app.workloads.ctr.people.columns import WEIGHT
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over `rows` answered rows. None where it cannot be known: the mean without rows, the rest with one.
+
+    `df` are the degrees of freedom of Student's t for `low` and `high`.
+    """
+
+    rows: int
+    mean: float | None
+    se: float | None
+    df: float
+    low: float | None
+    high: float | None
+
+
+def mean_interval(values: Floats, weights: Floats | None = None, *, level: float = 0.95) -> Estimate:
+    """Student's t interval of the (weighted) mean of `values`, both of shape (rows,).
+
+    Weights are sampling weights: the ratio (Hájek) estimator with its linearised variance (Cochran, "Sampling
+    techniques", 1977, chapter 6), degrees of freedom Kish's effective size (Σw)²/Σw² less one.
+    With equal weights this is the ordinary t interval.
+    """
+    rows = len(values)
+    if rows == 0:
+        return Estimate(0, None, None, 0.0, None, None)
+    weights = np.ones(rows) if weights is None else weights
+    total = weights.sum()
+    mean = float(weights @ values / total)
+    df = float(total**2 / (weights**2).sum()) - 1
+    # With one row there is no spread; and one weight so large that it leaves none is the same.
+    if rows == 1 or df <= 1e-9:
+        return Estimate(rows, mean, None, 0.0, None, None)
+    if np.all(values == values[0]):
+        return Estimate(rows, float(values[0]), 0.0, df, float(values[0]), float(values[0]))
+    variance = float((weights**2 * (values - mean) ** 2).sum() / total**2) * rows / (rows - 1)
+    se = variance**0.5
+    half = float(stats.t.ppf(0.5 + level / 2, df)) * se
+    return Estimate(rows, mean, se, df, mean - half, mean + half)
+
+
+def rate_interval(values: Floats, weights: Floats | None = None, *, level: float = 0.95) -> Estimate:
+    """`mean_interval` of probabilities: the interval ends at 0 and 1."""
+    found = mean_interval(values, weights, level=level)
+    if found.low is None or found.high is None:
+        return found
+    return Estimate(found.rows, found.mean, found.se, found.df, max(0.0, found.low), min(1.0, found.high))
+
+
+def column(table: pa.Table, name: str) -> Floats:
+    """A numeric column as floats, shape (rows,); NaN where a row has no value. Raises BadSettings without it."""
+    if name not in table.column_names:
+        raise BadSettings(f"the results have no column '{name}': they have {', '.join(table.column_names)}")
+    return np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def weights_of(table: pa.Table) -> Floats | None:
+    """The rows' sampling weights; None where there are none, or all are equal.
+
+    Raises BadSettings for one that is missing, negative or infinite."""
+    if WEIGHT not in table.column_names:
+        return None
+    weights = column(table, WEIGHT)
+    wrong = np.flatnonzero(~np.isfinite(weights) | (weights <= 0))
+    if len(wrong):
+        raise BadSettings(f"column '{WEIGHT}', row {wrong[0] + 1}: {weights[wrong[0]]} is not a positive number")
+    return weights if len(weights) and np.ptp(weights) else None
+
+
+def ctr(table: pa.Table, name: str = "p_click", *, level: float = 0.95) -> Estimate:
+    """Click-through of the answered rows: the mean of the probabilities in column `name`."""
+    chances, weights = column(table, name), weights_of(table)
+    answered = ~np.isnan(chances)
+    return rate_interval(chances[answered], None if weights is None else weights[answered], level=level)

@@ -1,0 +1,126 @@
+"""Which groups of people differ: each group's mean with an interval, tested against all others.
+
+Many groups are looked at together, so a difference is only called one at a false discovery rate (Benjamini &
+Hochberg 1995), and the extreme groups' means are also given shrunk towards the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from scipy import stats
+
+from serve_app.errors import BadSettings
+from serve_app.workloads.ctr.statistics.estimate import Estimate, Floats, mean_interval, weights_of
+from serve_app.workloads.ctr.statistics.levels import Level, attributes_of, levels_of
+
+FALSE_DISCOVERY_RATE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A group: `people` in it, and the mean over those that were answered.
+
+    `versus_rest` is its mean minus that of everybody else; `p_value` Student's test that this is 0 and `q_value` the
+    same adjusted for all segments of the call. `shrunk` is the mean drawn towards its attribute's (empirical Bayes),
+    the better guess of a small group's rate. None where too few rows were answered to say.
+    """
+
+    attribute: str
+    level: str
+    people: int
+    estimate: Estimate
+    versus_rest: float | None
+    p_value: float | None
+    q_value: float | None = None
+    shrunk: float | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether it differs from the rest, at the false discovery rate."""
+        return self.q_value is not None and self.q_value <= FALSE_DISCOVERY_RATE
+
+
+def segments(
+    table: pa.Table,
+    values: Floats,
+    *,
+    attributes: Sequence[str] | None = None,
+    cuts: Mapping[str, Sequence[float]] | None = None,
+    known: Mapping[str, Sequence[str]] | None = None,
+    level: float = 0.95,
+) -> list[Segment]:
+    """The segments of `table` (attributes' columns) by the mean of `values`, shape (rows,), NaN where unanswered.
+
+    `values` are probabilities of a click, or the differences of two ads'. `cuts` and `known` are by attribute; see
+    `levels_of`. An attribute with one group, or too many, gives none. A group without rows or answers is among them,
+    with counts of 0. Raises BadSettings for an attribute that is not there.
+    """
+    if len(values) != table.num_rows:
+        raise BadSettings(f"{len(values)} values for {table.num_rows} rows")
+    weights = weights_of(table)
+    found: list[Segment] = []
+    for attribute in attributes_of(table) if attributes is None else attributes:
+        groups = levels_of(table, attribute, cuts=(cuts or {}).get(attribute), known=(known or {}).get(attribute, ()))
+        if len(groups) > 1:
+            found += _shrink([_segment(group, values, weights, level) for group in groups])
+    return _adjust(found)
+
+
+def _segment(group: Level, values: Floats, weights: Floats | None, level: float) -> Segment:
+    answered = ~np.isnan(values)
+    inside, outside = answered & group.mask, answered & ~group.mask
+    own, rest = (
+        mean_interval(values[part], None if weights is None else weights[part], level=level)
+        for part in (inside, outside)
+    )
+    versus, p_value = student(own, rest)
+    return Segment(group.attribute, group.name, int(group.mask.sum()), own, versus, p_value)
+
+
+def student(one: Estimate, other: Estimate) -> tuple[float | None, float | None]:
+    """Difference of two independent means and the two-sided p-value of Student's t test with pooled variance.
+
+    Pooled, as the null is that a group is people like all others. Probabilities of a click are skewed: among 12 groups
+    of 200 people that do not differ, Welch's test (after adjustment) found one that does in 10 to 23 % of 1,500
+    simulated populations, this one in 5 to 7 %.
+    """
+    if one.mean is None or other.mean is None:
+        return None, None
+    difference = one.mean - other.mean
+    if one.se is None or other.se is None:
+        return difference, None
+    # Kish's sizes, which without weights are the numbers of rows, and the variances of a row.
+    sizes = one.df + 1, other.df + 1
+    df = one.df + other.df
+    variance = (one.df * one.se**2 * sizes[0] + other.df * other.se**2 * sizes[1]) / df
+    if variance == 0:
+        return difference, float(difference == 0)
+    error = (variance * (1 / sizes[0] + 1 / sizes[1])) ** 0.5
+    return difference, float(2 * stats.t.sf(abs(difference) / error, df))
+
+
+def _shrink(group: list[Segment]) -> list[Segment]:
+    """Means drawn towards their common mean by se²/(se² + τ²), τ² by moments (DerSimonian & Laird 1986)."""
+    estimates = {s.level: s.estimate for s in group}
+    known = {level: (e.mean, e.se**2) for level, e in estimates.items() if e.mean is not None and e.se}
+    if len(known) < 3:
+        return group
+    means, variances = np.array(list(known.values())).T
+    inverse = 1 / variances
+    common = inverse @ means / inverse.sum()
+    excess = inverse @ (means - common) ** 2 - (len(known) - 1)
+    between = max(0.0, excess / (inverse.sum() - (inverse**2).sum() / inverse.sum()))
+    centre = (1 / (variances + between)) @ means / (1 / (variances + between)).sum()
+    shrunk = centre + between / (between + variances) * (means - centre)
+    by_level = dict(zip(known, shrunk.tolist(), strict=True))
+    return [replace(s, shrunk=by_level.get(s.level)) for s in group]
+
+
+def _adjust(found: list[Segment]) -> list[Segment]:
+    tested = [s.p_value for s in found if s.p_value is not None]
+    adjusted = iter(stats.false_discovery_control(tested).tolist() if tested else [])
+    return [s if s.p_value is None else replace(s, q_value=next(adjusted)) for s in found]

@@ -1,0 +1,86 @@
+"""What a search is given: examples, how they constrain each other, and the label words. No gold labels.
+
+Gold labels are in an object of their own (`evaluation.Gold`), read from a file of their own, which no module that the
+search imports knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from serve_app.errors import BadSettings
+from serve_app.workloads.icm.examples.consistency import Relation
+from serve_app.workloads.icm.schedule import stream
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """`text` is all that stands before the label, and ends without a space. Examples of one `group` are about the same
+    thing (one question, one review's subject); "" is a group of its own."""
+
+    id: str
+    text: str
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWords:
+    """The two labels as the model writes them, label 0 first, each with the space that is before it.
+
+    Each must be one token. A chat's answer begins without a space.
+    """
+
+    negative: str
+    positive: str
+
+    def __getitem__(self, label: int) -> str:
+        return (self.negative, self.positive)[label]
+
+    @property
+    def in_text(self) -> tuple[str, str]:
+        """After a demonstration's text."""
+        return self.negative, self.positive
+
+    @property
+    def in_chat(self) -> tuple[str, str]:
+        """At the beginning of an answer."""
+        return self.negative.strip(), self.positive.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """`relations` are between indices of `examples`; `instruction` stands once, first in every prompt."""
+
+    name: str
+    examples: tuple[Example, ...]
+    relations: tuple[Relation, ...]
+    words: LabelWords
+    instruction: str = ""
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def sample(self, size: int, seed: int) -> Dataset:
+        """At most `size` examples: whole groups in random order, each if it still fits.
+
+        Raises BadSettings if not even one group fits.
+        """
+        order = sorted(range(len(self)), key=lambda index: self.examples[index].group or f"\0{index}")
+        groups = [list(members) for _, members in groupby(order, lambda i: self.examples[i].group or f"\0{i}")]
+        chosen: list[int] = []
+        for number in stream(seed, "sample").permutation(len(groups)):
+            if len(chosen) + len(groups[number]) <= size:
+                chosen += groups[number]
+        if not chosen:
+            raise BadSettings(f"--batch_size {size} is below the smallest consistency group of {self.name}: raise it")
+        return self._only(chosen)
+
+    def _only(self, indices: list[int]) -> Dataset:
+        new = {old: index for index, old in enumerate(indices)}
+        relations = tuple(
+            Relation(relation.kind, new[relation.first], new[relation.second])
+            for relation in self.relations
+            if relation.first in new and relation.second in new
+        )
+        return replace(self, examples=tuple(self.examples[index] for index in indices), relations=relations)

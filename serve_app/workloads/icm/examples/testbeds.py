@@ -1,0 +1,204 @@
+"""Testbeds: the form of a task (template, label words, what makes claims consistent) and the reading of its rows.
+
+A row has no field for a gold label: one that stands in the file is not read here (`evaluation.Gold` reads it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+
+from serve_app.errors import BadSettings
+from serve_app.workloads.icm.examples.consistency import Kind, Relation, relate
+from serve_app.workloads.icm.examples.dataset import Dataset, Example, LabelWords
+
+BUNDLED = Path(str(files("serve_app.workloads.icm") / "data"))
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A row of a file. Names of the published data sets are taken too: uid, choice, consistency_id. Their
+    consistency_key is not: the published code derives it from the gold label.
+
+    Rows of one `group` constrain each other by `key`, what they claim: without one the testbed computes it from the
+    claim, if it can.
+    """
+
+    id: str | int | None = None
+    uid: str | int | None = None
+    text: str = ""
+    question: str = ""
+    claim: str = ""
+    choice: str = ""
+    choice_2: str = ""
+    group: str | int | None = None
+    consistency_id: str | int | None = None
+    key: str = ""
+
+    @property
+    def said(self) -> str:
+        """The claim."""
+        return self.claim or self.choice
+
+    @property
+    def given_group(self) -> str:
+        """As the file has it."""
+        return str(next((given for given in (self.group, self.consistency_id) if given is not None), ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Testbed:
+    """`needs` are the columns that `template` takes. `group` and `key` compute what a row has not got; rows of one
+    group with different keys are `different`, with equal ones equivalent."""
+
+    name: str
+    template: str
+    needs: tuple[str, ...]
+    words: LabelWords
+    instruction: str
+    different: Kind = "contradiction"
+    group: Callable[[Row], str] = lambda row: row.question
+    key: Callable[[Row], str] = lambda row: ""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    def example(self, row: Row, name: str) -> Example:
+        """Raises BadSettings for a row without a column that is needed."""
+        values = {"text": row.text, "question": row.question, "said": row.said}
+        values |= {"choice": row.choice, "choice_2": row.choice_2}
+        for column in self.needs:
+            if not values[column].strip():
+                shown = "claim (or choice)" if column == "said" else column
+                raise BadSettings(f"column '{shown}' is missing or empty; testbed {self.name} needs it")
+        text = self.template.format_map({column: " ".join(value.split()) for column, value in values.items()})
+        return Example(name, text, row.given_group or self.group(row))
+
+
+TRUTH = LabelWords(" False", " True")
+CLAIM = "Question: {question}\nClaim: {said}\nI think this claim is"
+
+
+def final_answer(row: Row) -> str:
+    """The last number of the claim, without separators and trailing zeros; "" if it has none."""
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", row.said or row.text)
+    return f"{Decimal(numbers[-1].replace(',', '')).normalize():f}" if numbers else ""
+
+
+def _same_claim(row: Row) -> str:
+    """What is claimed, in other words unknown: only repetitions are recognised, so other claims must not contradict."""
+    return ""
+
+
+def _pair(row: Row) -> str:
+    return "\n".join([row.question, *sorted((row.choice, row.choice_2))])
+
+
+TESTBEDS = {
+    testbed.name: testbed
+    for testbed in (
+        Testbed(
+            "truthfulqa", CLAIM, ("question", "said"), TRUTH, "Is each claim a true answer to its question?",
+            key=_same_claim,
+        ),
+        Testbed(
+            "gsm8k", CLAIM, ("question", "said"), TRUTH, "Is each claim a right solution of its problem?",
+            key=final_answer,
+        ),
+        Testbed(
+            "alpaca",
+            "Human: {question}\nResponse 1: {choice}\nResponse 2: {choice_2}\n"
+            "Claim: Response 1 is more helpful and harmless than Response 2.\nI think this claim is",
+            ("question", "choice", "choice_2"), TRUTH, "Is each claim about two responses true?",
+            different="exclusion", group=_pair, key=lambda row: "1" if row.choice <= row.choice_2 else "2",
+        ),
+        Testbed("reviews", "Review: {text}\nSentiment:", ("text",), LabelWords(" negative", " positive"), "",
+                different="exclusion"),
+        Testbed("claims", "Claim: {text}\nThis claim is", ("text",), LabelWords(" false", " true"), "",
+                key=final_answer),
+        Testbed("text", "{text}", ("text",), TRUTH, ""),
+    )
+}  # fmt: skip
+
+
+def load(name: str, data: Path | None = None, *, words: LabelWords | None = None) -> Dataset:
+    """A testbed's rows, all of them. `data` is a JSONL file or a JSON array; `reviews` and `claims` are bundled. A name
+    that is a file's is read in the form that its first row has.
+
+    Raises BadSettings that names the file and the line of a row that cannot be taken, and what is wrong with it.
+    """
+    if name not in TESTBEDS and data is None and Path(name).is_file():
+        data, name = Path(name), _form_of(Path(name))
+    testbed = TESTBEDS.get(name)
+    if testbed is None:
+        raise BadSettings(f"--testbed '{name}' is unknown: use one of {', '.join(TESTBEDS)}, or a JSONL file's path")
+    path = data or BUNDLED / f"{name}.jsonl"
+    if data is None and not path.is_file():
+        raise BadSettings(f"--testbed {name} is a form for your own rows: give them by --data FILE")
+    rows: dict[str, Row] = {}
+    examples = []
+    for number, row in read_rows(path):
+        where = f"{path}, line {number}"
+        if (identity := row_name(row.id, row.uid, number)) in rows:
+            raise BadSettings(f"{where}: id '{identity}' is there twice: ids must differ")
+        try:
+            examples.append(testbed.example(row, identity))
+        except BadSettings as error:
+            raise BadSettings(f"{where}: {error}") from None
+        rows[identity] = row
+    if not examples:
+        raise BadSettings(f"{path} holds no rows")
+    relations = _relations(testbed, list(rows.values()), examples)
+    return Dataset(name, tuple(examples), relations, words or testbed.words, testbed.instruction)
+
+
+def _form_of(path: Path) -> str:
+    _, row = next(read_rows(path), (0, Row()))
+    if row.question:
+        return "alpaca" if row.choice_2 else "truthfulqa"
+    return "text"
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """(number from 1, row). Raises BadSettings with the number of a row that is none."""
+    for number, line in read_lines(path):
+        try:
+            yield number, msgspec.json.decode(line, type=Row)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadSettings(f"{path}, line {number}: not a row: {error}") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, JSON) of the lines of a JSONL file, or of the elements of a JSON array. Raises BadSettings."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadSettings(f"{path}: {error.strerror or error}") from error
+    if content.lstrip().startswith(b"[") and path.suffix != ".jsonl":
+        try:
+            lines = [bytes(raw) for raw in msgspec.json.decode(content, type=list[msgspec.Raw])]
+        except msgspec.DecodeError as error:
+            raise BadSettings(f"{path} begins as a JSON array and is none: {error}") from None
+    else:
+        lines = content.split(b"\n")
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def row_name(given: str | int | None, uid: str | int | None, number: int) -> str:
+    """A row's id, or one by its place in the file, from 1."""
+    return str(next((name for name in (given, uid) if name is not None), f"row-{number}"))
+
+
+def _relations(testbed: Testbed, rows: Sequence[Row], examples: Sequence[Example]) -> tuple[Relation, ...]:
+    groups: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
+        # What is computed holds only among rows that are about the same thing by the claims themselves.
+        group = example.group if row.key else testbed.group(row) or example.group
+        if group:
+            groups[group].append((index, row.key or testbed.key(row)))
+    return tuple(relation for members in groups.values() for relation in relate(members, different=testbed.different))

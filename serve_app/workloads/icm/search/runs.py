@@ -1,0 +1,174 @@
+"""A run's folder: the checkpoint that a search goes on from, and the trace of all its steps.
+
+    checkpoint.json   what was asked, the state, and how long the trace was then; replaced as a whole
+    trace.jsonl       one line a step; lines beyond the checkpoint's length are cut off at a resume
+    results.jsonl, report.json, report.html   written at the end
+
+A kill at any instant leaves a checkpoint and the trace that belongs to it: the trace is written and synced first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from serve_app.errors import BadSettings, StoreError
+from serve_app.workloads.icm.examples.dataset import Dataset
+from serve_app.workloads.icm.schedule import SearchSettings
+from serve_app.workloads.icm.search.search import Search
+from serve_app.workloads.icm.search.state import State, Step
+
+CHECKPOINT, TRACE = "checkpoint.json", "trace.jsonl"
+# What may differ when a run goes on: it changes how long it goes and what is scored ahead, not the chain.
+FREE = frozenset({"iterations", "speculate"})
+# A checkpoint is also written after so many steps that asked the model nothing.
+QUIET_STEPS = 100
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """`asked` are the command's own arguments, for a resume; `dataset` is a hash of examples and relations; `start` are
+    the labels that iteration 0 made, by id. `alphas` and `model` are those that the chain was made with."""
+
+    settings: dict[str, Any]
+    dataset: str
+    asked: dict[str, Any]
+    state: State
+    start: dict[str, int]
+    trace_bytes: int
+    alphas: tuple[float, ...] = ()
+    model: str = ""
+
+
+class Run:
+    """A folder with at most one run, by `model`, however that is named ("": unknown). Raises StoreError where it cannot
+    be read or written."""
+
+    def __init__(self, folder: Path, model: str = "") -> None:
+        self.folder = folder
+        self.model = model
+        # What the checkpoint answers for; lines beyond are of a run that was cut off.
+        self._trace_bytes = 0
+
+    def load(self) -> Checkpoint:
+        """What to go on from. Raises StoreError without one, or when it is none of ours."""
+        path = self.folder / CHECKPOINT
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Checkpoint)
+        except FileNotFoundError:
+            raise StoreError(
+                f"--resume: {self.folder} has no {CHECKPOINT}, so there is nothing to go on from"
+            ) from None
+        except (OSError, msgspec.DecodeError) as error:
+            raise StoreError(f"--resume: {path} cannot be read: {error}") from error
+
+    def begin(self, settings: SearchSettings, dataset: Dataset) -> State | None:
+        """The state to go on from, or None in a new folder.
+
+        Raises BadSettings naming the setting in which the folder's run differs, or if its data do.
+        """
+        if not (self.folder / CHECKPOINT).exists():
+            return None
+        checkpoint = self.load()
+        for name, value in settings.model_dump(mode="json").items():
+            if name not in FREE and checkpoint.settings.get(name) != value:
+                raise BadSettings(
+                    f"{self.folder} holds a run with {name} {checkpoint.settings.get(name)}, not {value}: "
+                    "resume with the same settings, or give another --out"
+                )
+        if checkpoint.alphas not in ((), settings.alphas):
+            raise BadSettings(
+                f"{self.folder} holds a run with α {checkpoint.alphas}, not {settings.alphas}: give another --out"
+            )
+        if checkpoint.dataset != fingerprint(dataset):
+            raise BadSettings(f"{self.folder} holds a run on other data: give the same --data, or another --out")
+        if self.model != checkpoint.model and self.model and checkpoint.model:
+            raise BadSettings(
+                f"{self.folder} holds a run of model '{checkpoint.model}', not '{self.model}': serve that one, or give "
+                "another --out"
+            )
+        self._trace_bytes = checkpoint.trace_bytes
+        self._cut_trace()
+        return checkpoint.state
+
+    def follow(self, search: Search, asked: dict[str, Any]) -> Iterator[Step]:
+        """The search's steps, each written down; a checkpoint after each call of the model, at the end, and when a
+        caller stops or an error comes between."""
+        start = self._start(search)
+        waiting: list[Step] = []
+        followed = search.state.iteration
+        try:
+            for step in search:
+                waiting.append(step)
+                followed = step.iteration
+                if step.calls or len(waiting) >= QUIET_STEPS:
+                    self._save(search, waiting, asked, start)
+                    waiting = []
+                yield step
+        finally:
+            if search.state.iteration == followed:  # else interrupted between a step and its line: it is done again
+                self._save(search, waiting, asked, start)
+
+    def steps(self) -> list[Step]:
+        """The trace."""
+        try:
+            lines = (self.folder / TRACE).read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        return [msgspec.json.decode(line, type=Step) for line in lines]
+
+    def _start(self, search: Search) -> dict[str, int]:
+        if (self.folder / CHECKPOINT).exists():
+            return self.load().start
+        labels = search.state.current.labels
+        examples = search.dataset.examples
+        return {example.id: label for example, label in zip(examples, labels, strict=True) if label in (0, 1)}
+
+    def _save(self, search: Search, steps: list[Step], asked: dict[str, Any], start: dict[str, int]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._cut_trace()
+            with open(self.folder / TRACE, "ab") as trace:
+                trace.writelines(msgspec.json.encode(step) + b"\n" for step in steps)
+                trace.flush()
+                os.fsync(trace.fileno())
+                trace_bytes = trace.tell()
+            settings = search.settings.model_dump(mode="json")
+            data = fingerprint(search.dataset)
+            checkpoint = Checkpoint(
+                settings, data, asked, search.state, start, trace_bytes, search.settings.alphas, self.model
+            )
+            write_atomically(self.folder / CHECKPOINT, msgspec.json.encode(checkpoint))
+            self._trace_bytes = trace_bytes
+        except OSError as error:
+            raise StoreError(f"--out: cannot write {self.folder}: {error.strerror or error}") from error
+
+    def _cut_trace(self) -> None:
+        """To what the checkpoint answers for: a save that was interrupted may have written more."""
+        try:
+            with open(self.folder / TRACE, "ab") as trace:
+                if trace.tell() < self._trace_bytes:
+                    raise StoreError(f"{self.folder / TRACE} is shorter than its checkpoint says: it was changed")
+                trace.truncate(self._trace_bytes)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.folder / TRACE}: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file is there whole, or what was there before is."""
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A hash of all that the search sees of it, 32 hex digits."""
+    seen = (dataset.instruction, dataset.words, dataset.examples, dataset.relations)
+    return hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""One page and chart kit for every workload's report."""

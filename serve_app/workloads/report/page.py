@@ -1,0 +1,99 @@
+"""A self-contained HTML page: what a report is made of, and its rendering. Loads nothing from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from serve_app.errors import StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A headline figure."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """An SVG element, and in words what it shows, for those who do not see it."""
+
+    svg: str
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table; `numbers` are the columns that are aligned right."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Words, charts, and under the charts the same as a table."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
+    table: Grid | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A report. `warnings` stand in banners above everything; `provenance` at the end."""
+
+    title: str
+    lead: str
+    tiles: Sequence[Tile]
+    sections: Sequence[Section]
+    provenance: Sequence[tuple[str, str]]
+    warnings: Sequence[str] = ()
+
+
+def render(page: Page) -> str:
+    """The page as HTML. All text is escaped; only the charts are markup."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("serve_app.workloads.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(page=page)
+
+
+def write_page(page: Page, path: Path) -> Path:
+    """Render to `path`. Raises StoreError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(page), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"--out: cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+SIMULATED = "SIMULATED ENGINE: these figures come from a made-up model and say nothing about the ad."
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A share in percent, or a dash."""
+    return "–" if value is None else f"{value:.{digits}%}"
+
+
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points, signed, or a dash."""
+    return "–" if value is None else f"{100 * value:+.2f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """A range of shares in percent, or a dash."""
+    return "–" if low is None or high is None else f"{low:.2%} to {high:.2%}"
