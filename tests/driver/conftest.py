@@ -1,10 +1,19 @@
 """A real S3 server for the tests of stores, started once a module."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.driver.jobs.job import dispatch_settings
+from serve_app.driver.jobs.registry import Jobs
+from serve_app.settings import DriverSettings
 from serve_app.storage.filesystem import resolve
+from tests.driver.kit import MakeJobs, _fields
+from tests.fakes import FakePool
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +34,19 @@ def s3() -> Iterator[str]:
             yield f"s3://bucket/{{}}?{query}"
         finally:
             server.stop()
+
+
+@pytest.fixture
+async def make_jobs(tmp_path: Path) -> AsyncIterator[MakeJobs]:
+    async with AsyncExitStack() as stack:
+
+        async def make(pool: FakePool, **settings: Any) -> Jobs:
+            fast = {"chunk_rows": 8, "window_rows": 16, "max_window_rows": 16, "commit_seconds": 0.01}
+            sizes = DriverSettings(**{"store": str(tmp_path / "runs"), **fast, **settings})
+            dispatch = dispatch_settings(sizes)
+            dispatcher = Dispatcher(pool, type(dispatch)(**{**_fields(dispatch), "refresh_s": 0.02}))
+            jobs = Jobs(sizes, await stack.enter_async_context(dispatcher))
+            stack.push_async_callback(jobs.close)
+            return jobs
+
+        yield make
