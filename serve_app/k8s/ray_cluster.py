@@ -70,6 +70,7 @@ def environment(values: Values) -> dict[str, str]:
         "HOME": HOME,
         "RAY_SERVE_HAPROXY_BINARY_PATH": "/opt/venv/bin/serve-app-haproxy",
         "RAY_SERVE_PROXY_USE_GRPC": "1",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
         "RAY_worker_niceness": "0",
         # A hung engine does not end in order: without this its replacement waits a whole drain for its GPUs.
