@@ -22,7 +22,7 @@ from starlette.datastructures import UploadFile
 from serve_app.dispatch.pool import ReplicaPool
 from serve_app.dispatch.render import make_renderer
 from serve_app.dispatch.replicas import HandlePool
-from serve_app.driver.batches.registry import Batches
+from serve_app.driver.batches.registry import BatchRegistry
 from serve_app.driver.demand import Demand
 from serve_app.driver.http.allowed import check_permitted
 from serve_app.driver.http.control_app import control_app, invalid
@@ -169,7 +169,7 @@ class Driver:
         self._dispatcher = await make_dispatcher(self._pool, settings).__aenter__()
         remote = partial(RemotePart, settings) if settings.max_runners > 1 else None
         self._jobs = Jobs(settings, self._dispatcher, remote)
-        self._batches = Batches(settings.store, self._jobs)
+        self._batches = BatchRegistry(settings.store, self._jobs)
         self._recovering = asyncio.create_task(self._recover())
         self._warming = asyncio.create_task(self._warm_up())
         self._demand = Demand(settings.replicas)

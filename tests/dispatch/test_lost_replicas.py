@@ -19,8 +19,6 @@ from serve_app.schema import Chunk, ChunkResult
 from tests.dispatch.kit import FAST, TEMPLATE, dispatch, prompts, resized
 from tests.fakes import FakePool
 
-# --- replicas that die under their rows ---
-
 REAL = DispatchSettings(refresh_s=0.002)
 
 

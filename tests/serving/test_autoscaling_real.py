@@ -19,9 +19,6 @@ from tests.serving.kit import KEY
 ROOT = Path(__file__).parents[2]
 
 
-# --- the real thing ---
-
-
 @pytest.mark.timeout(180)
 def test_replicas_of_a_real_serve_follow_a_wish_from_0_to_2_to_what_fits_and_back_to_0_when_it_is_not_renewed() -> None:
     done = subprocess.run(

@@ -40,7 +40,7 @@ WORKLOAD = "openai-batch"
 INPUT_KEPT_S = 24 * 3600
 
 
-class Batches:
+class BatchRegistry:
     """All batches of a store; its methods are what `openai_routes.batches_app` calls.
 
     `jobs` runs them; `now` gives the Unix time in seconds.

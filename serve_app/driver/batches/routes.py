@@ -24,7 +24,7 @@ Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "ev
 
 
 class BatchService(Protocol):
-    """What `batches_app` serves: `batches.Batches`, here or by a handle. Raises ServeAppErrors."""
+    """What `batches_app` serves: `registry.BatchRegistry`, here or by a handle. Raises ServeAppErrors."""
 
     async def create(self, request: BatchRequest) -> dict[str, Any]:
         """A new batch."""

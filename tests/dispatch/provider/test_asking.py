@@ -18,9 +18,6 @@ from tests.dispatch.provider.fakes import FakeProvider, Reply, a_pool, answer, a
 pytestmark = pytest.mark.timeout(60)
 
 
-# --- asking ---
-
-
 def test_a_chat_is_asked_with_openais_names_of_the_sampling() -> None:
     app = FakeProvider()
     sampling = Sampling(99, 0.5, 0.9, 3, ("END",), {"json": {"type": "object"}})

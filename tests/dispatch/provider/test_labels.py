@@ -19,9 +19,6 @@ from tests.dispatch.provider.fakes import Asked, FakeProvider, Reply, answer, as
 pytestmark = pytest.mark.timeout(60)
 
 
-# --- scoring ---
-
-
 def shown(**probabilities: float) -> dict[str, Any]:
     top = [{"token": token, "logprob": math.log(p), "bytes": []} for token, p in probabilities.items()]
     return {"content": [{"token": top[0]["token"], "logprob": -0.1, "top_logprobs": top}]}

@@ -15,9 +15,6 @@ from tests.dispatch.provider.fakes import FakeProvider, Reply, answer, ask, chat
 pytestmark = pytest.mark.timeout(60)
 
 
-# --- limits ---
-
-
 def most_in_a_minute(taken: list[tuple[float, float]]) -> float:
     return max((sum(amount for at, amount in taken if start <= at < start + 60) for start, _ in taken), default=0.0)
 

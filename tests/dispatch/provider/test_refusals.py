@@ -20,9 +20,6 @@ pytestmark = pytest.mark.timeout(60)
 KEY = "sk-proj-Zq81xyzzy0123456789"
 
 
-# --- refused ---
-
-
 @pytest.mark.parametrize(
     "reply",
     [Reply(401, error("no such key")), Reply(403, error("not you")), Reply(429, error("!", code="insufficient_quota"))],

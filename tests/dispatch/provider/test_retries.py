@@ -21,9 +21,6 @@ from tests.dispatch.provider.fakes import FakeProvider, Reply, answer, ask, chat
 pytestmark = pytest.mark.timeout(60)
 
 
-# --- trying again ---
-
-
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
 def test_a_passing_trouble_is_asked_again(status: int) -> None:
     app = FakeProvider(Reply(status, error("busy")))

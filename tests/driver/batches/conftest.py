@@ -10,7 +10,7 @@ import pytest
 
 from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.driver.batches.files import FileStore
-from serve_app.driver.batches.registry import Batches
+from serve_app.driver.batches.registry import BatchRegistry
 from serve_app.driver.jobs.job import dispatch_settings
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.settings import DriverSettings
@@ -35,7 +35,7 @@ async def make(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
             dispatcher = Dispatcher(pool, replace(dispatch_settings(sizes), refresh_s=0.02))
             jobs = Jobs(sizes, await stack.enter_async_context(dispatcher))
             files = FileStore(store, now=clock)
-            made = Driver(jobs, Batches(store, jobs, files=files, now=clock), files)
+            made = Driver(jobs, BatchRegistry(store, jobs, files=files, now=clock), files)
             stack.push_async_callback(made.die)
             return made
 

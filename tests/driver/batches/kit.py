@@ -13,7 +13,7 @@ from openai.types import Batch
 
 from serve_app.driver.batches.files import FileStore
 from serve_app.driver.batches.record import BatchRequest
-from serve_app.driver.batches.registry import Batches
+from serve_app.driver.batches.registry import BatchRegistry
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.schema import Chunk, ChunkResult, Completion
 from serve_app.serving.requests.http_rows import answer_requests
@@ -75,7 +75,7 @@ class Clock:
 class Driver:
     """One driver's life over a store that may outlive it."""
 
-    def __init__(self, jobs: Jobs, batches: Batches, files: FileStore) -> None:
+    def __init__(self, jobs: Jobs, batches: BatchRegistry, files: FileStore) -> None:
         self.jobs, self.batches, self.files = jobs, batches, files
 
     def upload(self, *lines: Any, purpose: str = "batch") -> str:

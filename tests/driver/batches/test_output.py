@@ -10,8 +10,6 @@ from serve_app.driver.http.results import stream_results
 from serve_app.spec import JobSpec
 from tests.driver.batches.kit import CHAT, HttpPool, MakeDriver, ask, many
 
-# --- what comes out ---
-
 
 async def test_each_request_is_answered_with_the_engines_whole_response(make: MakeDriver) -> None:
     driver = await make(HttpPool(["a", "b"]))

@@ -11,8 +11,6 @@ from serve_app.driver.store.store import JobStore
 from serve_app.errors import JobConflict
 from tests.driver.batches.kit import CHAT, Clock, Driver, HttpPool, MakeDriver, ask, many
 
-# --- drivers come and go ---
-
 
 async def left_behind(make: MakeDriver, *sizes: int) -> tuple[Driver, list[str]]:
     """A driver that died amid the last of its batches of so many requests, and all their ids."""

@@ -11,8 +11,6 @@ from serve_app.errors import BadSettings, JobNotFound
 from serve_app.spec import JobSpec
 from tests.driver.batches.kit import CHAT, Driver, HttpPool, MakeDriver, many
 
-# --- over HTTP ---
-
 
 async def serve(driver: Driver) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(batches_app(driver.batches), root_path="/v1/batches")

@@ -8,8 +8,6 @@ import pytest
 from serve_app.errors import JobConflict
 from tests.driver.batches.kit import Clock, HttpPool, MakeDriver, ask, many
 
-# --- states ---
-
 
 async def test_a_batch_passes_through_its_states_with_their_times(make: MakeDriver, clock: Clock) -> None:
     pool = HttpPool([])

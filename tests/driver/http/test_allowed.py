@@ -15,8 +15,6 @@ from serve_app.spec import JobSpec
 from tests.driver.kit import MakeJobs, serve
 from tests.fakes import FakePool
 
-# --- over HTTP ---
-
 
 @pytest.mark.parametrize(
     ("asked", "problem"),

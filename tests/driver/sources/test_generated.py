@@ -14,8 +14,6 @@ from serve_app.spec import Generator, JobSpec
 from serve_app.workloads.ctr.asking.prompts import render_rows
 from serve_app.workloads.ctr.people.profiles import BLOCK, generate_profiles
 
-# --- generators ---
-
 CTR = {"ad": "A new phone", "platform": "tiktok", "size": 2 * BLOCK + 5, "seed": 7}
 
 

@@ -14,8 +14,6 @@ from serve_app.errors import BadSettings
 from serve_app.spec import JobSpec
 from tests.driver.batches.kit import CHAT, ask
 
-# --- lines ---
-
 
 @given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from([json.dumps(ask(i)).encode() for i in "abc"]))))
 def test_any_bytes_are_rows_with_ids_of_their_own_and_good_lines_keep_theirs(lines: list[bytes]) -> None:

@@ -8,8 +8,6 @@ from serve_app.driver.store.store import Store
 from serve_app.errors import JobNotFound, StoreError
 from tests.driver.store.kit import some, writer
 
-# --- errors ---
-
 
 def test_an_unknown_job_is_named(root: str) -> None:
     with pytest.raises(JobNotFound, match="no job 'nope' in "):

@@ -13,8 +13,6 @@ from serve_app.driver.store.store import Store
 from tests.driver.store.kit import ids
 
 ROOT = Path(__file__).parents[3]
-# --- SIGKILL ---
-
 WRITER = """
 import sys
 from tests.driver.store.kit import some, writer

@@ -8,8 +8,6 @@ from serve_app.errors import BadSettings, JobConflict, JobNotFound
 from serve_app.storage.filesystem import resolve
 from tests.driver.store.kit import ids, some, writer
 
-# --- jobs ---
-
 
 def test_a_job_keeps_what_was_asked_and_how_it_stands(root: str) -> None:
     job = Store(root).create("job-1", {"workload": "ctr/1", "labels": ["a"]})

@@ -11,8 +11,6 @@ from serve_app.driver.store.table import SCHEMA, from_table, to_table
 from serve_app.schema import Outcome
 from tests.driver.store.kit import OUTCOME, writer
 
-# --- tables ---
-
 TEXT = st.text(max_size=40)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,

@@ -15,8 +15,6 @@ from serve_app.serving.gate.key_file import create_key, revoke_key
 from serve_app.serving.gate.middleware import read_key
 from tests.serving.gate.kit import CHAT, Site, error
 
-# --- keys ---
-
 
 async def test_a_key_opens_by_either_header_and_its_name_is_known_inside(tmp_path: Path) -> None:
     site = Site(tmp_path)

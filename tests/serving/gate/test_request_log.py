@@ -15,8 +15,6 @@ from serve_app.serving.gate.limits import duration
 from serve_app.serving.gate.request_metrics import RequestMetrics
 from tests.serving.gate.kit import Site, error, lines
 
-# --- id, log, metrics ---
-
 
 async def test_a_client_s_request_id_reaches_the_application_and_comes_back(tmp_path: Path) -> None:
     site = Site(tmp_path)

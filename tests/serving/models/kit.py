@@ -218,8 +218,5 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-# --- at the replica ---
-
-
 def piece(path: str, body: bytes = b"") -> Piece:
     return Piece({**SCOPE, "path": path}, body)

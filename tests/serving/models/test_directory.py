@@ -14,8 +14,6 @@ from serve_app.serving.models import directory
 from serve_app.serving.requests.piece import forward
 from tests.serving.models.kit import Cluster, Engine, until
 
-# --- which application ---
-
 
 @pytest.mark.parametrize(
     ("model", "application"),

@@ -12,8 +12,6 @@ from pydantic import ValidationError
 from serve_app.serving.models.directory import read_wanted
 from serve_app.settings import ModelsSettings
 
-# --- settings ---
-
 
 @pytest.mark.parametrize(
     ("applications", "told"),

@@ -84,8 +84,6 @@ def test_what_is_not_merged_keeps_its_bytes() -> None:
     )
 
 
-# --- what is not cut ---
-
 STRAIGHT = {
     "a stream": {"prompt": MANY, "stream": True},
     "a stream by another word": {"prompt": MANY, "stream": "true"},

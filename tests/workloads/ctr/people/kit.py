@@ -2,8 +2,6 @@
 
 from hypothesis import strategies as st
 
-# --- any bank ---
-
 names = st.text("abcdefgh", min_size=1, max_size=4)
 plain = st.one_of(
     st.lists(names, min_size=1, max_size=4, unique=True).map(lambda v: {"kind": "uniform", "values": v}),
