@@ -56,9 +56,16 @@ def worker_pids(engine: Any) -> list[int]:
     found = []
     for process in psutil.Process(core_pid(engine)).children():
         with suppress(psutil.Error):
-            if not any("resource_tracker" in part for part in process.cmdline()):
+            if not tracks_resources(process):
                 found.append(process.pid)
     return found
+
+
+def tracks_resources(process: psutil.Process) -> bool:
+    """Whether it is Python's own process that frees shared memory once those that had it are gone, and then ends."""
+    with suppress(psutil.Error):
+        return any("multiprocessing.resource_tracker" in part for part in process.cmdline())
+    return False
 
 
 def has_requests(engine: Any) -> bool:

@@ -26,7 +26,14 @@ from serve_app.engine.options import check_options
 from serve_app.engine.processes.fork import start_fork_server
 from serve_app.engine.processes.timeline import mark
 from serve_app.engine.protocol import ASGIApp
-from serve_app.engine.running import core_pid, has_requests, refuse_unsendable, vllm_version, worker_pids
+from serve_app.engine.running import (
+    core_pid,
+    has_requests,
+    refuse_unsendable,
+    tracks_resources,
+    vllm_version,
+    worker_pids,
+)
 from serve_app.errors import BadSettings, EngineFailed, ServeAppError
 from serve_app.models.catalog import check_heads, resolve_model
 from serve_app.schema import Chunk, Completion, EngineInfo, pack_tokens, unpack_tokens
@@ -178,7 +185,7 @@ class VLLMEngine:
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
         for process in self._processes:
-            if process.is_running():
+            if process.is_running() and not tracks_resources(process):
                 process.kill()
         if self._cores is not None:
             self._cores.release()
