@@ -61,6 +61,7 @@ async def test_the_key_is_sent_and_never_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hasty: None
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="httpx")  # what other tests imported may have made it quieter
     monkeypatch.setenv("MY_KEY", f"{KEY}\n")
     echo = error(f"Incorrect API key provided: {KEY}; Bearer {KEY}; {KEY[:9]}*****{KEY[-4:]}.")
     replies = [Reply(500, echo, {"retry-after": "0.01"}), Reply(400, echo), Reply(500, f"<p>{KEY}</p>".encode())]
