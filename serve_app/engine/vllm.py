@@ -23,7 +23,7 @@ from serve_app.engine.host.cpu import CoreClaim, available_cores, claim_cores, c
 from serve_app.engine.host.fit import fit_to_host
 from serve_app.engine.launch import build_app, build_engine, import_front_end, on_cpu, split_options
 from serve_app.engine.options import check_options
-from serve_app.engine.processes.fork import start_fork_server
+from serve_app.engine.processes.fork import BINDING_ENV, start_fork_server
 from serve_app.engine.processes.timeline import mark
 from serve_app.engine.protocol import ASGIApp
 from serve_app.engine.running import (
@@ -173,10 +173,10 @@ class VLLMEngine:
             logger.info("computing in %s: %s; engine.dtype sets another type", *fit.chosen)
         options["kv_cache_memory_bytes"] = fit.kv
         options.setdefault("block_size", CPU_BLOCK_SIZE)
-        if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:  # an operator's own binding stands
+        if BINDING_ENV not in os.environ:  # an operator's own binding stands
             cores_per_rank = max(1, int(self._assigned_cpus) // ranks)
             self._cores = claim_cores(ranks, cores_per_rank, cores=available_cores())
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = self._cores.binding
+            os.environ[BINDING_ENV] = self._cores.binding
             if self._cores.shared:
                 logger.warning("cores %s are shared with another replica", self._cores.binding)
 

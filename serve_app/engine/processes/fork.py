@@ -55,9 +55,8 @@ def preloaded_libraries(given: str) -> str:
     found = [given] if given else []
     torch, vllm = (_folder(package) for package in ("torch", "vllm"))
     if not any(name in given for name in ("libomp", "libgomp", "libiomp")):
-        found += [
-            str(file) for file in (*torch.parent.glob("torch.libs/libgomp*.so*"), *torch.glob("lib/libgomp*.so*"))
-        ][:1]
+        own = [*torch.parent.glob("torch.libs/libgomp*.so*"), *torch.glob("lib/libgomp*.so*")]
+        found = [*found, *map(str, own[:1])]
     if "libtcmalloc" not in given:
         own = [*vllm.glob("libs/libtcmalloc_minimal*.so*"), *vllm.glob("libs/libtcmalloc.so*")]
         found = [*map(str, own[:1]), *found]
