@@ -35,7 +35,7 @@ from serve_app.engine.running import (
     worker_pids,
 )
 from serve_app.errors import BadSettings, EngineFailed, ServeAppError
-from serve_app.models.catalog import check_heads, resolve_model
+from serve_app.models.catalog import check_heads, read_config, resolve_model
 from serve_app.schema import Chunk, Completion, EngineInfo, pack_tokens, unpack_tokens
 from serve_app.settings import PROBE_PRIORITY, HealthSettings, SharingSettings
 
@@ -167,6 +167,7 @@ class VLLMEngine:
 
     def _fit_to_cpu(self, options: dict[str, Any], ranks: int) -> None:
         free, total = memory_bytes()
+        read_config(options["model"], fetch=True)  # what it is made for decides the type
         fit = fit_to_host(options, options["model"], replicas=self._replicas, total=total, free=free)
         if fit.chosen is not None:
             options["dtype"], self._dtype_reason = fit.chosen

@@ -53,14 +53,17 @@ def check_heads(model: Path | str, ranks: int) -> None:
         )
 
 
-def read_config(model: Path | str) -> dict[str, Any]:
-    """config.json of a model's folder, or of a hub name as the hub has it; empty where there is none to be had."""
+def read_config(model: Path | str, *, fetch: bool = False) -> dict[str, Any]:
+    """config.json of a model's folder, or of a hub name, if this machine has it; empty otherwise.
+
+    With `fetch` the hub is asked, as an engine that starts will do anyhow; a check of a config file should not wait.
+    """
     file = Path(model) / "config.json"
     if not file.is_file() and not Path(model).is_absolute():
         from huggingface_hub import hf_hub_download
 
         with suppress(Exception):  # vLLM fetches it as well, and says what is wrong
-            file = Path(hf_hub_download(str(model), "config.json"))
+            file = Path(hf_hub_download(str(model), "config.json", local_files_only=not fetch))
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError):

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app.engine.host.cpu import GIB, available_cores, cpu_build, memory_bytes
-from serve_app.engine.host.fit import choose_for, fit_to_host
+from serve_app.engine.host.fit import fit_to_host
 from serve_app.engine.options import check_options
 from serve_app.errors import BadSettings, StoreError
 from serve_app.models.catalog import check_heads, resolve_model
@@ -169,19 +169,19 @@ class ServeConfig:
         """What somebody who starts this on this machine should know, a sentence each; after `check`."""
         if not cpu_build():
             return []
-        notes, cores = [], len(available_cores())
+        notes, cores, total = [], len(available_cores()), memory_bytes()[1]
         for engine in self.engines:
             if engine.settings.simulated is not None:
                 continue
             options = engine.settings.engine
             ranks = int(options.get("tensor_parallel_size") or 1)
-            model = resolve_model(options["model"])
-            if chosen := choose_for(options, model):
-                notes.append(f"{engine.app} compute in {chosen.dtype}: {chosen.reason}; engine.dtype sets another type")
+            model, replicas = resolve_model(options["model"]), max(1, engine.replicas)
+            fit = fit_to_host(options, model, replicas=replicas, total=total, free=total)
+            if fit.chosen:
+                dtype, reason = fit.chosen
+                notes.append(f"{engine.app} compute in {dtype}: {reason}; engine.dtype sets another type")
             if engine.replicas * ranks > max(cores, ranks):
                 enough = max(1, cores // ranks)
-                total = memory_bytes()[1]
-                fit = fit_to_host(options, model, replicas=engine.replicas, total=total, free=total)
                 spared = (engine.replicas - enough) * ranks * (fit.worker + fit.kv) / GIB
                 notes.append(
                     f"{engine.replicas} replicas of {ranks} ranks share {cores} cores: num_replicas: {enough} would be "
