@@ -222,6 +222,7 @@ def real_runs(folder: Path, rng: random.Random, runs: int) -> Any:
 
     from serve_app.client.populations import PopulationClient
     from serve_app.serving.launch.local import local_serve
+    from serve_app.spec import JobSpec, JobState
     from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES, render_rows
     from serve_app.workloads.ctr.people.profiles import generate_profiles
 
@@ -236,17 +237,17 @@ def real_runs(folder: Path, rng: random.Random, runs: int) -> Any:
         client = PopulationClient(base_url)
         for number in range(runs):
             rows = render_rows(generate_profiles(500, seed=number), f"Ad number {number}", "facebook")
-            job_id = client.submit(rows, workload=WORKLOAD, labels=[YES, NO], job_id=f"real-{number}")
+            job_id = client.submit(JobSpec.of(rows, workload=WORKLOAD, labels=[YES, NO], job_id=f"real-{number}"))
             counts: Counter[str] = Counter(rows=len(rows))
-            while client.status(job_id)["ok"] == 0:
+            while client.status(job_id).ok == 0:
                 time.sleep(0.2)
             for kind in rng.sample(["Driver", "Replica"], 2):
                 time.sleep(rng.uniform(0.5, 5.0))
                 os.kill(rng.choice(actors(kind)), signal.SIGKILL)
                 counts[f"{kind.lower()}_kills"] += 1
             status = client.wait(job_id)
-            if status["state"] != "completed":
-                raise SystemExit(f"real run {number} ended {status['state']}: {status['message']}")
+            if status.state is not JobState.COMPLETED:
+                raise SystemExit(f"real run {number} ended {status.state}: {status.message}")
             found = read_results(pyarrow.fs.LocalFileSystem(), str(folder / "runs" / job_id))
             counts.update(compare(found, {row.custom_id: None for row in rows}))
             yield counts

@@ -78,13 +78,13 @@ def make_sides(base_url: str, people: int) -> dict[str, Callable[[int], Figures]
         result = Study(ad=AD, size=people, seed=seed).run(client)
         wall_s = time.perf_counter() - started
         status = result.status
-        uncached = status["prompt_tokens"] - status["cached_tokens"]
+        uncached = status.prompt_tokens - status.cached_tokens
         return {
             "rows": people,
-            "ok": status["ok"],
+            "ok": status.ok,
             "wall_s": wall_s,
             "rows_per_s": people / wall_s,
-            "engine_rows_per_s": people / status["run_s"],
+            "engine_rows_per_s": people / status.run_s,
             "ctr": result.rates.ctr,
             "uncached_tokens_per_row": uncached / people,
             "gflops": 2 * (parameters * uncached + head * people) / wall_s / 1e9,

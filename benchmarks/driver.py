@@ -37,13 +37,14 @@ from benchmarks.peers.run_batch import RunBatch
 from benchmarks.scale import PeakMemory
 from benchmarks.scale import run as run_simulated
 from benchmarks.simulated import InstantPool
-from serve_app.client.populations import RUNNING, PopulationClient
+from serve_app.client.populations import PopulationClient
 from serve_app.dispatch.render import TokenRenderer
 from serve_app.engine.host.processor import fast_type
 from serve_app.errors import ServeAppError
 from serve_app.models.default import NAME, prepare
-from serve_app.schema import Row, unpack_tokens
+from serve_app.schema import ReplicaInfo, Row, unpack_tokens
 from serve_app.serving.launch.local import local_serve
+from serve_app.spec import JobSpec
 from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES, render_rows
 from serve_app.workloads.ctr.people.profiles import generate_profiles
 
@@ -130,8 +131,8 @@ class Driver:
         time.sleep(SETTLE_S)
         cpu = CpuTime(self._client.replicas())
         started = time.perf_counter()
-        job_id = self._client.submit(rows, workload=WORKLOAD, labels=[YES, NO])
-        while (status := self._client.status(job_id))["state"] in RUNNING:
+        job_id = self._client.submit(JobSpec.of(rows, workload=WORKLOAD, labels=[YES, NO]))
+        while (status := self._client.status(job_id)).state.active:
             time.sleep(0.2)  # each question costs proxy and driver some 8 ms of the cores that compute
         wall_s = time.perf_counter() - started
         cpu_s = cpu.spent()
@@ -142,10 +143,10 @@ class Driver:
             "rows": len(rows),
             "ok": len(outcomes),
             "wall_s": wall_s,
-            "rows_per_s": len(rows) / status["run_s"],
+            "rows_per_s": len(rows) / status.run_s,
             "wall_rows_per_s": len(rows) / wall_s,
-            "cached_share": status["cached_tokens"] / status["prompt_tokens"],
-            "cached_share_of_shared_prefix": status["cached_tokens"] / (self._shared_tokens * len(rows)),
+            "cached_share": status.cached_tokens / status.prompt_tokens,
+            "cached_share_of_shared_prefix": status.cached_tokens / (self._shared_tokens * len(rows)),
             "margin": statistics.fmean(margins),
             **{f"cpu_{kind}": round(seconds, 2) for kind, seconds in cpu_s.items()},
         }
@@ -161,11 +162,11 @@ class CpuTime:
     (raylet, GCS, controller, proxy, dashboard), `benchmark` (the client), `other`.
     """
 
-    def __init__(self, replicas: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, replicas: Sequence[ReplicaInfo]) -> None:
         self._kinds = {os.getpid(): "benchmark"}
         for replica in replicas:
-            workers = replica["engine"]["worker_pids"]
-            self._kinds |= {replica["pid"]: "replica", psutil.Process(workers[0]).ppid(): "engine_core"}
+            workers = replica.engine.worker_pids
+            self._kinds |= {replica.pid: "replica", psutil.Process(workers[0]).ppid(): "engine_core"}
             self._kinds |= dict.fromkeys(workers, "workers")
         self._before = self._now()
 

@@ -34,10 +34,11 @@ from benchmarks.load import Figures, Load, Result, good, prompts, run, stream_fi
 from benchmarks.peers import SETTLE_S, Case, signal_session
 from benchmarks.peers.ray_serve_llm import RayServeLlm
 from benchmarks.peers.vllm_serve import VllmServe, wait_for_answer
-from serve_app.client.populations import RUNNING, PopulationClient
+from serve_app.client.populations import PopulationClient
 from serve_app.errors import ServeAppError
 from serve_app.models.default import NAME, prepare
 from serve_app.serving.launch.local import local_serve
+from serve_app.spec import JobSpec, JobStatus
 from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES
 
 OURS = "proxy"
@@ -182,7 +183,7 @@ class Ours:
     def start(self) -> None:
         log = self._config.with_name("serve.log")
         self._running.enter_context(local_serve(self._config, log=log, on_wait=console.print, env=self._env))
-        self._session = os.getsid(PopulationClient(self.base_url).replicas()[0]["pid"])
+        self._session = os.getsid(PopulationClient(self.base_url).replicas()[0].pid)
         self._running.callback(self.thaw)  # what is frozen does not stop
         wait_for_answer(self.base_url, self.model)  # HAProxy has its own idea of when a replica is there
 
@@ -348,23 +349,23 @@ def beside_population(client: PopulationClient, load: Load, number: int) -> tupl
     Raises ServeAppError when the job does not last as long as the load.
     """
     rows = people(9000 + number, POPULATION_ROWS)
-    job_id = client.submit(rows, workload=WORKLOAD, labels=[YES, NO])
-    while (before := running(client, job_id))["ok"] < POPULATION_WARM_ROWS:
+    job_id = client.submit(JobSpec.of(rows, workload=WORKLOAD, labels=[YES, NO]))
+    while (before := running(client, job_id)).ok < POPULATION_WARM_ROWS:
         time.sleep(POLL_S)
     started = time.perf_counter()
     result = run(load)
-    rows_done = running(client, job_id)["ok"] - before["ok"]
+    rows_done = running(client, job_id).ok - before.ok
     rows_per_s = rows_done / (time.perf_counter() - started)
     client.cancel(job_id)
     time.sleep(DRAIN_S)
     return result, rows_per_s
 
 
-def running(client: PopulationClient, job_id: str) -> dict[str, Any]:
+def running(client: PopulationClient, job_id: str) -> JobStatus:
     """The job's status. Raises ServeAppError when it has ended."""
     status = client.status(job_id)
-    if status["state"] not in RUNNING:
-        raise ServeAppError(f"void: the population ended ({status['state']} {status['message']}) while it was needed")
+    if not status.state.active:
+        raise ServeAppError(f"void: the population ended ({status.state} {status.message}) while it was needed")
     return status
 
 

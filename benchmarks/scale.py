@@ -95,7 +95,7 @@ async def run(folder: Path, pool: ReplicaPool, rows: int) -> JobStatus:
     async with make_dispatcher(pool, settings) as dispatcher:
         jobs = Jobs(settings, dispatcher)
         job_id = await jobs.submit(job_of(population(folder, rows)))
-        while (status := await jobs.status(job_id)).state in ("queued", "running"):
+        while (status := await jobs.status(job_id)).state.active:
             await asyncio.sleep(0.1)
     if (status.state, status.ok) != ("completed", rows):
         raise SystemExit(f"void: {status}")

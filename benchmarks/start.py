@@ -103,7 +103,7 @@ def two_replicas(folder: Path) -> dict[str, Any]:
     with local_serve(config, log=log) as base_url:
         start_s = time.monotonic() - began
         console.print(f"two replicas: {start_s:.1f} s")
-        pid = PopulationClient(base_url).replicas()[0]["pid"]
+        pid = PopulationClient(base_url).replicas()[0].pid
         time.sleep(CALM_S)
         idle = idle_cores(psutil.Process(pid).environ()[RUN_MARKER])
     return {"start_s": start_s, "timeline": start_stages(log), "idle": idle}

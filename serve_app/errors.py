@@ -20,6 +20,11 @@ All of them carry one message that names what is wrong and how to mend it, and p
 they cross Ray's process boundaries. A row that fails is no error here: it is an outcome (schema.py).
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 
 class ServeAppError(Exception):
     """Base of this project's errors."""
@@ -27,6 +32,18 @@ class ServeAppError(Exception):
 
 class BadSettings(ServeAppError, ValueError):
     """Raised when a field of a settings file, a command or a request is wrong."""
+
+    @classmethod
+    def of_fields(cls, errors: Iterable[Mapping[str, Any]], *above: str) -> BadSettings:
+        """From pydantic's `errors()`: where a value is wrong (`above` stands before), and why; five at most.
+
+        The place is given without `body`, `query` and `path`.
+        """
+        problems = []
+        for error in errors:
+            place = [*above, *(str(part) for part in error["loc"] if part not in ("body", "query", "path"))]
+            problems.append(": ".join(filter(None, [".".join(place), error["msg"]])))
+        return cls("; ".join(problems[:5]))
 
 
 class UnknownOption(BadSettings):

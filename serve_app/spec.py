@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serve_app.schema import Sampling
+from serve_app.errors import BadSettings
+from serve_app.schema import Row, Sampling
 
-State = Literal["queued", "running", "completed", "completed_with_failures", "cancelled", "failed"]
-FINISHED: tuple[State, ...] = ("completed", "completed_with_failures")
 Format = Literal["csv", "jsonl", "parquet"]
 # Routes of the engine that a row may be a request to.
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+
+
+class JobState(StrEnum):
+    """Where a job stands.
+
+        submit ──> QUEUED ──> RUNNING ──> COMPLETED                (every row has an answer)
+                     │  ▲        ├──────> COMPLETED_WITH_FAILURES  (every row has an outcome, some no answer)
+                     │  │        ├──────> FAILED                   (the job itself could not go on)
+                     ▼  │        ▼
+                 CANCELLED <── cancel
+                        │
+                     resume, of CANCELLED and FAILED
+
+    A driver that ends leaves its jobs QUEUED or RUNNING; the next one goes on with them. Committed rows stay committed
+    in every state.
+    """
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    COMPLETED_WITH_FAILURES = "completed_with_failures"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def active(self) -> bool:
+        """The driver works on it, or will."""
+        return self in (JobState.QUEUED, JobState.RUNNING)
+
+    @property
+    def complete(self) -> bool:
+        """Every row has an outcome."""
+        return self in (JobState.COMPLETED, JobState.COMPLETED_WITH_FAILURES)
+
+    @property
+    def resumable(self) -> bool:
+        """It ended with rows that may have no outcome."""
+        return self in (JobState.CANCELLED, JobState.FAILED)
 
 
 class Body(BaseModel):
@@ -124,6 +163,23 @@ class JobSpec(Body):
             raise ValueError(f"with endpoint, each row's body says what is asked: leave out {', '.join(idle)}")
         return self
 
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> JobSpec:
+        """A spec from JSON's fields. Raises BadSettings that names the wrong ones."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise BadSettings.of_fields(error.errors()) from error
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], **fields: Any) -> JobSpec:
+        """A spec of these rows; `fields` are the other fields. Raises BadSettings."""
+        made = [_fields_of(row) for row in rows]
+        if any("expected_tokens" in row for row in made):
+            fields["length_column"] = "expected_tokens"
+            made = [{"expected_tokens": 0, **row} for row in made]
+        return cls.parse({"rows": made, **fields})
+
     def _differs(self, name: str) -> bool:
         return bool(getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True))
 
@@ -133,13 +189,25 @@ class JobSpec(Body):
         return Sampling(self.max_tokens, self.temperature, self.top_p, self.seed, tuple(self.stop), self.structured)
 
 
+def _fields_of(row: Row) -> dict[str, Any]:
+    """The row as JobSpec's `rows` have it."""
+    fields: dict[str, Any] = {"custom_id": row.custom_id}
+    if row.error is not None:
+        fields["error"] = row.error
+    elif row.prompt is None:
+        fields["messages"] = row.messages
+    else:
+        fields["prompt"] = row.prompt
+    return fields | ({"expected_tokens": row.expected_tokens} if row.expected_tokens else {})
+
+
 class JobStatus(BaseModel):
     """What `GET /v1/populations/{id}` answers. Counts are of committed rows; rates are of the present run, `run_s`
     the time of all runs. `total` is 0 until the population was counted."""
 
     id: str
     object: str = "population"
-    state: State
+    state: JobState
     message: str = ""
     workload: str = ""
     model: str = ""

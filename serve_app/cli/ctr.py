@@ -122,7 +122,7 @@ def demo(
         start_s = time.monotonic() - started
         stages = start_stages(log)
         output.print(f"replicas ready after {start_s:.0f} s: {stages_line(stages)}", highlight=False)
-        dtype = PopulationClient(base_url).replicas()[0]["engine"]["dtype"]
+        dtype = PopulationClient(base_url).replicas()[0].engine.dtype
         report = run_ctr(base_url, study, out=out, price=price, output=output)
     output.print(
         f"time: start {start_s:.0f} s, run {report['run_s']:.0f} s, "
@@ -174,7 +174,7 @@ def run_ctr(
     calibration = load_calibration(calibration_file) if calibration_file else None
     client = PopulationClient(base_url)
     if study is None:
-        asked = client.status(resume)["metadata"]
+        asked = client.status(resume).metadata
         if "ad" not in asked:
             raise BadSettings(f"--resume: job '{resume}' was not submitted by `serve-app ctr`")
         study = Study.from_metadata(asked)

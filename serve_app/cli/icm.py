@@ -114,7 +114,7 @@ def make_scorer(base_url: str, asked: dict[str, Any], *, cluster: bool) -> Itera
 
     client = PopulationClient(base_url)
     if not provider_url:
-        served = model or next((replica["engine"]["model"] for replica in client.replicas()), "")
+        served = model or next((replica.engine.model for replica in client.replicas()), "")
         yield PopulationScorer(client, **({"model": model} if model else {})), served
         return
     if not model:

@@ -16,6 +16,7 @@ from serve_app.errors import BadSettings, ServerUnavailable
 
 if TYPE_CHECKING:
     from serve_app.client.populations import PopulationClient
+    from serve_app.spec import JobStatus
 
 app = typer.Typer(help="Run populations of rows: submit, watch, fetch results.", no_args_is_help=True)
 
@@ -55,6 +56,8 @@ def submit(
     base_url: BaseUrl = DEFAULT_URL,
 ) -> None:
     """Queue a population and print the job's id."""
+    from serve_app.spec import JobSpec
+
     chat = [{"role": role, "content": text} for role, text in (("system", system), ("user", user)) if text is not None]
     provider = {
         "base_url": provider_url,
@@ -82,12 +85,11 @@ def submit(
         "job_id": job_id,
         "provider": {k: v for k, v in provider.items() if v is not None} or None,
     }
-    request = {**(_read_json(spec) if spec else {}), **{k: v for k, v in fields.items() if v is not None}}
+    fields |= {"source": source or None}
+    job = JobSpec.parse({**(_read_json(spec) if spec else {}), **{k: v for k, v in fields.items() if v is not None}})
     client = _client(base_url)
-    if source and "://" not in source and not no_upload:
-        name = client.upload(Path(source), **request)
-    else:
-        name = client.submit(**{**request, **({"source": source} if source else {})})
+    local = source and "://" not in source and not no_upload
+    name = client.upload(job) if local else client.submit(job)
     if watch:
         _follow(client, name, as_json)
     else:
@@ -111,14 +113,13 @@ def jobs(as_json: Json = False, base_url: BaseUrl = DEFAULT_URL) -> None:
     """All jobs, newest first."""
     found = _client(base_url).list()
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps([job.model_dump(mode="json") for job in found]))
         return
     table = Table("job", "state", "rows", "failed", "rows/s", "message")
     for job in found:
-        done = job["ok"] + job["invalid"] + job["failed"]
-        rows = f"{done:,}/{job['total']:,}"
-        bad = str(job["failed"] + job["invalid"])
-        table.add_row(job["id"], job["state"], rows, bad, f"{job['rows_per_s']:.1f}", job["message"])
+        rows = f"{job.done:,}/{job.total:,}"
+        bad = str(job.failed + job.invalid)
+        table.add_row(job.id, job.state, rows, bad, f"{job.rows_per_s:.1f}", job.message)
     console.print(table)
 
 
@@ -174,34 +175,33 @@ def _client(base_url: str) -> PopulationClient:
 
 def _follow(client: PopulationClient, job_id: str, as_json: bool) -> None:
     from serve_app.client.progress import JobProgress
+    from serve_app.spec import JobState
 
     with JobProgress(Console(stderr=True, quiet=as_json)) as progress:
         final = client.wait(job_id, progress)
     _show(final, as_json)
-    if final["state"] != "completed":
-        raise ServerUnavailable(f"job {job_id} ended {final['state']}: {final['message'] or 'see its results'}")
+    if final.state is not JobState.COMPLETED:
+        raise ServerUnavailable(f"job {job_id} ended {final.state}: {final.message or 'see its results'}")
 
 
-def _show(status: dict[str, Any], as_json: bool) -> None:
+def _show(status: JobStatus, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(status))
+        print(status.model_dump_json())
         return
     table = Table(show_header=False, box=None)
-    done = status["ok"] + status["invalid"] + status["failed"]
-    eta = f", {status['eta_s']:.0f} s left" if status["eta_s"] else ""
+    eta = f", {status.eta_s:.0f} s left" if status.eta_s else ""
     lines = {
-        "job": status["id"],
-        "state": f"{status['state']}{': ' + status['message'] if status['message'] else ''}",
-        "rows": f"{done:,} of {status['total']:,}: {status['ok']:,} ok, {status['invalid']:,} invalid, "
-        f"{status['failed']:,} failed, {status['reused']:,} reused",
-        "rate": f"{status['rows_per_s']:.1f} rows/s over {status['run_s']:.0f} s{eta}",
-        "replicas": f"{status['replicas_chosen']} used of {status['replicas_available']}, "
-        f"{status['replicas_wanted']} wanted",
-        "by replica": ", ".join(f"{name}: {rows:,}" for name, rows in status["rows_by_replica"].items()),
-        "model": f"{status['model']}{' (SIMULATED)' if status['simulated'] else ''}",
-        "cached tokens": f"{status['cached_share']:.1%} of {status['prompt_tokens']:,}",
-        "cost": f"${status['cost']:.4f}",
-        "folder": status["folder"],
+        "job": status.id,
+        "state": f"{status.state}{': ' + status.message if status.message else ''}",
+        "rows": f"{status.done:,} of {status.total:,}: {status.ok:,} ok, {status.invalid:,} invalid, "
+        f"{status.failed:,} failed, {status.reused:,} reused",
+        "rate": f"{status.rows_per_s:.1f} rows/s over {status.run_s:.0f} s{eta}",
+        "replicas": f"{status.replicas_chosen} used of {status.replicas_available}, {status.replicas_wanted} wanted",
+        "by replica": ", ".join(f"{name}: {rows:,}" for name, rows in status.rows_by_replica.items()),
+        "model": f"{status.model}{' (SIMULATED)' if status.simulated else ''}",
+        "cached tokens": f"{status.cached_share:.1%} of {status.prompt_tokens:,}",
+        "cost": f"${status.cost:.4f}",
+        "folder": status.folder,
     }
     for name, text in lines.items():
         table.add_row(name, text)

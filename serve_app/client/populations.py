@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import httpx
 import msgspec
 
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServerUnavailable
-from serve_app.schema import Outcome, Row
+from serve_app.schema import Outcome, ReplicaInfo
 from serve_app.settings import api_key_headers
+from serve_app.spec import JobSpec, JobStatus
 
-RUNNING = ("queued", "running")
 POLL_S = 0.5
 # A driver that restarts answers again, and goes on with its jobs, within this time.
 PATIENCE_S = 60.0
@@ -31,56 +30,45 @@ class PopulationClient:
             base_url=f"{self.base_url}/v1/populations", timeout=timeout_s, headers=api_key_headers()
         )
 
-    def submit(self, rows: Sequence[Row] = (), **request: Any) -> str:
-        """Queue rows, or what `request` names as `source` or `generator`; the job's id.
+    def submit(self, spec: JobSpec) -> str:
+        """Queue a population; the job's id. Raises BadSettings that names the wrong field."""
+        return str(self._call("POST", "/", content=_to_json(spec), headers=_JSON)["id"])
 
-        `request` holds JobSpec's fields (workload, labels, prompt, max_tokens, …). A row with an `error` becomes an
-        `invalid` outcome. Raises BadSettings that names the wrong field.
-        """
-        if rows:
-            request["rows"] = [{"custom_id": row.custom_id, **_asked(row)} for row in rows]
-            if any(row.expected_tokens for row in rows):
-                request["length_column"] = "expected_tokens"
-                for body, row in zip(request["rows"], rows, strict=True):
-                    body["expected_tokens"] = row.expected_tokens
-        return str(self._call("POST", "/", content=msgspec.json.encode(request), headers=_JSON)["id"])
-
-    def upload(self, path: Path, **request: Any) -> str:
-        """Queue the rows of a local CSV, JSONL or Parquet file, which is sent along; the job's id."""
+    def upload(self, spec: JobSpec) -> str:
+        """Queue the rows of a file on this machine, the spec's `source`, which is sent along; the job's id."""
+        path = Path(spec.source)
         try:
             with open(path, "rb") as file:
-                form = {"data": {"spec": json.dumps(request)}, "files": {"file": (path.name, file)}}
+                form = {"data": {"spec": _to_json(spec)}, "files": {"file": (path.name, file)}}
                 return str(self._call("POST", "/", timeout=None, **form)["id"])
         except OSError as error:
             raise BadSettings(f"{path}: {error.strerror or error}") from error
 
-    def replicas(self) -> list[dict[str, Any]]:
-        """The replicas that can work now; see `schema.ReplicaInfo`."""
-        found: list[dict[str, Any]] = self._call("GET", "/replicas")["data"]
-        return found
+    def replicas(self) -> list[ReplicaInfo]:
+        """The replicas that can work now."""
+        return msgspec.convert(self._call("GET", "/replicas")["data"], list[ReplicaInfo])
 
-    def list(self) -> list[dict[str, Any]]:
-        """All jobs' statuses, newest first."""
-        found: list[dict[str, Any]] = self._call("GET", "/")["data"]
-        return found
+    def list(self) -> list[JobStatus]:
+        """All jobs, newest first."""
+        return [JobStatus.model_validate(job) for job in self._call("GET", "/")["data"]]
 
-    def status(self, job_id: str) -> dict[str, Any]:
+    def status(self, job_id: str) -> JobStatus:
         """The job's state, counts and figures. Raises JobNotFound."""
-        return self._call("GET", f"/{job_id}")
+        return JobStatus.model_validate(self._call("GET", f"/{job_id}"))
 
-    def resume(self, job_id: str) -> dict[str, Any]:
+    def resume(self, job_id: str) -> JobStatus:
         """Run what has no outcome. Raises JobNotFound."""
-        return self._call("POST", f"/{job_id}/resume")
+        return JobStatus.model_validate(self._call("POST", f"/{job_id}/resume"))
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
+    def cancel(self, job_id: str) -> JobStatus:
         """Stop the job; what is committed stays. Raises JobNotFound, or JobConflict when it is not running."""
-        return self._call("POST", f"/{job_id}/cancel")
+        return JobStatus.model_validate(self._call("POST", f"/{job_id}/cancel"))
 
     def delete(self, job_id: str) -> None:
         """Remove the job and its results. Raises JobNotFound, or JobConflict while it runs."""
         self._call("DELETE", f"/{job_id}")
 
-    def wait(self, job_id: str, on_status: Callable[[dict[str, Any]], None] = lambda status: None) -> dict[str, Any]:
+    def wait(self, job_id: str, on_status: Callable[[JobStatus], None] = lambda status: None) -> JobStatus:
         """Follow the job to its end, whatever that is; the last status."""
         last_answer = time.monotonic()
         while True:
@@ -92,7 +80,7 @@ class PopulationClient:
                     raise
             else:
                 on_status(status)
-                if status["state"] not in RUNNING:
+                if not status.state.active:
                     return status
             time.sleep(POLL_S)
 
@@ -130,10 +118,9 @@ class PopulationClient:
         )
 
 
-def _asked(row: Row) -> dict[str, Any]:
-    if row.error is not None:
-        return {"error": row.error}
-    return {"messages": row.messages} if row.prompt is None else {"prompt": row.prompt}
+def _to_json(spec: JobSpec) -> str:
+    """What was said of it; the server has its own defaults."""
+    return spec.model_dump_json(exclude_unset=True)
 
 
 _JSON = {"content-type": "application/json"}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+
+from serve_app.spec import JobStatus
 
 LINE_EVERY_S = 5.0
 
@@ -39,18 +40,18 @@ class JobProgress:
     ) -> None:
         self._progress.__exit__(kind, error, trace)
 
-    def __call__(self, status: dict[str, Any]) -> None:
+    def __call__(self, status: JobStatus) -> None:
         """Show the status."""
-        done = status["ok"] + status["invalid"] + status["failed"]
-        eta = f", {status['eta_s']:.0f} s left" if status["eta_s"] else ""
-        pace = f"{status['rows_per_s']:.1f} rows/s{eta}" if done else ""
-        what = status["message"] or f"{status['replicas_chosen']} replica(s)"
-        failed = f", {status['failed']} failed" if status["failed"] else ""
+        done = status.done
+        eta = f", {status.eta_s:.0f} s left" if status.eta_s else ""
+        pace = f"{status.rows_per_s:.1f} rows/s{eta}" if done else ""
+        what = status.message or f"{status.replicas_chosen} replica(s)"
+        failed = f", {status.failed} failed" if status.failed else ""
         self._progress.update(
-            self._task, description=f"{what}{failed}", completed=done, total=status["total"] or None, pace=pace
+            self._task, description=f"{what}{failed}", completed=done, total=status.total or None, pace=pace
         )
         if not self._console.is_terminal:
-            self._line(f"{what}{failed}: {done}/{status['total'] or '?'} rows  {pace}".rstrip())
+            self._line(f"{what}{failed}: {done}/{status.total or '?'} rows  {pace}".rstrip())
 
     def _line(self, line: str) -> None:
         due = time.monotonic() - self._last_line_at >= LINE_EVERY_S

@@ -12,7 +12,6 @@ from pathlib import PurePath
 from typing import Any
 
 import msgspec
-import pydantic
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from ray import serve
@@ -25,7 +24,7 @@ from serve_app.dispatch.replicas import HandlePool
 from serve_app.driver.batches.registry import BatchRegistry
 from serve_app.driver.demand import Demand
 from serve_app.driver.http.allowed import check_permitted
-from serve_app.driver.http.control_app import control_app, invalid
+from serve_app.driver.http.control_app import control_app
 from serve_app.driver.http.results import MEDIA_TYPES, stream_results
 from serve_app.driver.jobs.job import make_dispatcher
 from serve_app.driver.jobs.registry import Jobs
@@ -38,7 +37,6 @@ from serve_app.spec import JobSpec, JobStatus
 
 # Puts keys and limits, which the driver does not know, around an ASGI application.
 Guard = Callable[[Any], Any]
-RUNNING = ("queued", "running")
 EVENT_EVERY_S = 0.5
 # A job's wish for replicas is told this often: within it, a cluster at zero begins to start.
 DEMAND_EVERY_S = 1.0
@@ -128,10 +126,7 @@ def _spec(body: str | bytes, **known: Any) -> JobSpec:
         raise BadSettings(f"the request's body is not JSON in UTF-8: {error}") from error
     if not isinstance(fields, dict):
         raise BadSettings("the request's body is not a JSON object")
-    try:
-        return JobSpec.model_validate({**fields, **known})
-    except pydantic.ValidationError as error:
-        raise invalid(error.errors()) from error
+    return JobSpec.parse({**fields, **known})
 
 
 async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:
@@ -142,7 +137,7 @@ async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:
             if (data := status.model_dump_json()) != last:
                 last = data
                 yield {"event": "status", "data": data}
-            if status.state in RUNNING:
+            if status.state.active:
                 await asyncio.sleep(EVENT_EVERY_S)
                 continue
         yield {"event": "end", "data": last}

@@ -133,11 +133,11 @@ def http_page() -> str:
     from serve_app.driver.batches.record import BatchRequest
     from serve_app.driver.batches.routes import batches_app, files_app
     from serve_app.driver.deployment import build_app
-    from serve_app.spec import Generator, JobSpec, JobStatus, Message, Price, Provider, State
+    from serve_app.spec import Generator, JobSpec, JobState, JobStatus, Message, Price, Provider
     from tests.serving.test_routes import PUBLIC_ROUTES
 
     unused: Any = None
-    if set(STATES) != set(get_args(State)):
+    if set(STATES) != set(JobState):
         raise ValueError("STATES does not describe every state of a job")
     parts = [
         "# HTTP",

@@ -27,8 +27,10 @@ from openai import BadRequestError, OpenAI
 from serve_app.client.check import run_checks
 from serve_app.client.populations import PopulationClient
 from serve_app.models.default import prepare
+from serve_app.schema import ReplicaInfo
 from serve_app.serving.launch.config import set_store
 from serve_app.serving.launch.local import RUN_MARKER, local_serve, marked_processes
+from serve_app.spec import JobSpec
 from serve_app.workloads.ctr.asking.frames import YES_NO
 from serve_app.workloads.ctr.asking.predict import log_odds, predict
 from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES, render_rows
@@ -48,9 +50,8 @@ def openai(cluster: Cluster) -> Any:
     return OpenAI(base_url=f"{cluster.base_url}/v1", api_key="none", max_retries=0, timeout=120)
 
 
-def replicas(cluster: Cluster) -> list[dict[str, Any]]:
-    data: list[dict[str, Any]] = httpx.get(f"{cluster.base_url}/v1/populations/replicas", timeout=30).json()["data"]
-    return data
+def replicas(cluster: Cluster) -> list[ReplicaInfo]:
+    return PopulationClient(cluster.base_url).replicas()
 
 
 def wait_for(what: str, condition: Callable[[], bool], timeout_s: float) -> None:
@@ -62,7 +63,7 @@ def wait_for(what: str, condition: Callable[[], bool], timeout_s: float) -> None
 
 @pytest.fixture(scope="module")
 def differences_allowed(cluster: Cluster) -> tuple[float, float]:
-    return DIFFERENCES[replicas(cluster)[0]["engine"]["dtype"]]
+    return DIFFERENCES[replicas(cluster)[0].engine.dtype]
 
 
 def alive(pid: int) -> bool:
@@ -76,14 +77,14 @@ def test_each_replica_has_two_worker_processes_and_cores_for_them(cluster: Clust
     running = replicas(cluster)
     assert len(running) == 2
     for replica in running:
-        workers = replica["engine"]["worker_pids"]
+        workers = replica.engine.worker_pids
         assert len(workers) == 2
         # EngineCore and the fork server are between.
-        assert {psutil.Process(pid).parents()[2].pid for pid in workers} == {replica["pid"]}
-        assert replica["engine"]["tensor_parallel_size"] == 2
-        assert len(replica["engine"]["cpu_binding"].split("|")) == 2
-        assert not replica["engine"]["simulated"]
-    assert len({pid for replica in running for pid in replica["engine"]["worker_pids"]}) == 4
+        assert {psutil.Process(pid).parents()[2].pid for pid in workers} == {replica.pid}
+        assert replica.engine.tensor_parallel_size == 2
+        assert len(replica.engine.cpu_binding.split("|")) == 2
+        assert not replica.engine.simulated
+    assert len({pid for replica in running for pid in replica.engine.worker_pids}) == 4
 
 
 def test_serve_app_check_finds_nothing_wrong(cluster: Cluster) -> None:
@@ -208,12 +209,12 @@ def ctr_rows(count: int) -> Any:
 
 def test_a_population_is_scored_by_both_replicas(cluster: Cluster) -> None:
     client = PopulationClient(cluster.base_url)
-    job_id = client.submit(ctr_rows(320), workload=WORKLOAD, labels=[YES, NO])
+    job_id = client.submit(JobSpec.of(ctr_rows(320), workload=WORKLOAD, labels=[YES, NO]))
     status = client.wait(job_id)
-    assert (status["state"], status["ok"], status["failed"]) == ("completed", 320, 0)
-    assert (status["replicas_available"], status["replicas_chosen"]) == (2, 2)
-    assert len(status["rows_by_replica"]) == 2
-    assert min(status["rows_by_replica"].values()) >= 64
+    assert (status.state, status.ok, status.failed) == ("completed", 320, 0)
+    assert (status.replicas_available, status.replicas_chosen) == (2, 2)
+    assert len(status.rows_by_replica) == 2
+    assert min(status.rows_by_replica.values()) >= 64
     outcomes = list(client.outcomes(job_id))
     assert len({outcome.custom_id for outcome in outcomes}) == len(outcomes) == 320
     assert all(0 < (predict(outcome).p_click or 0) < 1 for outcome in outcomes)
@@ -229,8 +230,8 @@ def test_label_logprobs_agree_with_transformers_on_the_unpadded_model(
 
     rows = ctr_rows(24)
     client = PopulationClient(cluster.base_url)
-    job_id = client.submit(rows, workload=WORKLOAD, labels=[YES, NO])
-    assert client.wait(job_id)["state"] == "completed"
+    job_id = client.submit(JobSpec.of(rows, workload=WORKLOAD, labels=[YES, NO]))
+    assert client.wait(job_id).state == "completed"
     scored = {outcome.custom_id: outcome.value for outcome in client.outcomes(job_id)}
 
     folder = prepare(padded=False)
@@ -259,17 +260,17 @@ def test_a_study_gives_the_same_probabilities_in_one_job_cut_by_a_cancel_and_in_
 ) -> None:
     study, client = Study(ad="New smartphone launch", size=256), PopulationClient(cluster.base_url)
     whole = study.submit(client)
-    wait_for("it is under way", lambda: client.status(whole)["ok"] >= 32, 60)
+    wait_for("it is under way", lambda: client.status(whole).ok >= 32, 60)
     client.cancel(whole)
-    assert client.wait(whole)["state"] == "cancelled"
+    assert client.wait(whole).state == "cancelled"
     client.resume(whole)
     status = client.wait(whole)
-    assert (status["state"], status["ok"], status["replicas_chosen"]) == ("completed", 256, 2)
+    assert (status.state, status.ok, status.replicas_chosen) == ("completed", 256, 2)
 
     # Other neighbours, another order, one replica.
     rows = list(study.rows())
-    parts = [client.submit(rows[i::4][::-1], **study.question.job()) for i in range(4)]
-    assert {(status["ok"], status["replicas_chosen"]) for status in map(client.wait, parts)} == {(64, 1)}
+    parts = [client.submit(JobSpec.of(rows[i::4][::-1], **study.question.job())) for i in range(4)]
+    assert {(status.ok, status.replicas_chosen) for status in map(client.wait, parts)} == {(64, 1)}
     found = [
         {
             outcome.custom_id: log_odds(outcome.value or {}, YES_NO)
@@ -293,9 +294,9 @@ def test_a_generation_job_answers_in_text_and_a_row_too_long_is_invalid_alone(cl
     rows = [Row(f"q{i}", ({"role": "user", "content": f"What is {i} plus {i}?"},)) for i in range(5)]
     rows.append(Row("long", ({"role": "user", "content": "word " * 6000},)))
     client = PopulationClient(cluster.base_url)
-    job_id = client.submit(rows, workload="sums/v1", max_tokens=8)
+    job_id = client.submit(JobSpec.of(rows, workload="sums/v1", max_tokens=8))
     status = client.wait(job_id)
-    assert (status["state"], status["ok"], status["invalid"]) == ("completed_with_failures", 5, 1)
+    assert (status.state, status.ok, status.invalid) == ("completed_with_failures", 5, 1)
     by_id = {outcome.custom_id: outcome for outcome in client.outcomes(job_id)}
     assert by_id["long"].value is None
     assert "maximum" in (by_id["long"].error or "")
@@ -308,20 +309,20 @@ def test_a_generation_job_answers_in_text_and_a_row_too_long_is_invalid_alone(cl
 def test_killing_a_replica_mid_job_loses_and_duplicates_nothing_and_leaves_no_orphan(cluster: Cluster) -> None:
     client = PopulationClient(cluster.base_url)
     victim = replicas(cluster)[0]
-    job_id = client.submit(ctr_rows(600), workload=WORKLOAD, labels=[YES, NO])
+    job_id = client.submit(JobSpec.of(ctr_rows(600), workload=WORKLOAD, labels=[YES, NO]))
     wait_for(
         "the victim does some work",
-        lambda: client.status(job_id)["rows_by_replica"].get(victim["replica_id"], 0) > 0,
+        lambda: client.status(job_id).rows_by_replica.get(victim.replica_id, 0) > 0,
         120,
     )
-    engine = [p.pid for p in psutil.Process(victim["pid"]).children(recursive=True)]
+    engine = [p.pid for p in psutil.Process(victim.pid).children(recursive=True)]
     assert len(engine) >= 3
-    os.kill(victim["pid"], signal.SIGKILL)
+    os.kill(victim.pid, signal.SIGKILL)
     killed = time.monotonic()
     wait_for("the engine of a killed replica is gone", lambda: not any(map(alive, engine)), 10)
     print(f"engine processes gone {time.monotonic() - killed:.1f} s after SIGKILL of the replica")
     status = client.wait(job_id)
-    assert (status["state"], status["ok"], status["failed"]) == ("completed", 600, 0)
+    assert (status.state, status.ok, status.failed) == ("completed", 600, 0)
     outcomes = list(client.outcomes(job_id))
     assert sorted(outcome.custom_id for outcome in outcomes) == sorted(row.custom_id for row in ctr_rows(600))
     assert any(outcome.attempts > 1 for outcome in outcomes)
@@ -332,37 +333,37 @@ def test_a_stopped_worker_is_found_and_its_replica_replaced_and_the_rows_lose_no
     client = PopulationClient(cluster.base_url)
     victim = replicas(cluster)[0]
     log_before = len(cluster.log.read_text(errors="replace"))
-    job_id = client.submit(ctr_rows(500), workload=WORKLOAD, labels=[YES, NO])
+    job_id = client.submit(JobSpec.of(ctr_rows(500), workload=WORKLOAD, labels=[YES, NO]))
     wait_for(
         "the victim does some work",
-        lambda: client.status(job_id)["rows_by_replica"].get(victim["replica_id"], 0) > 0,
+        lambda: client.status(job_id).rows_by_replica.get(victim.replica_id, 0) > 0,
         120,
     )
-    os.kill(victim["engine"]["worker_pids"][1], signal.SIGSTOP)
+    os.kill(victim.engine.worker_pids[1], signal.SIGSTOP)
     stopped = time.monotonic()
     wait_for("the hang is found", lambda: "it hangs" in cluster.log.read_text(errors="replace")[log_before:], 30)
     print(f"a stopped worker was found after {time.monotonic() - stopped:.1f} s")
-    wait_for("its replica is gone", lambda: not alive(victim["pid"]), 90)
+    wait_for("its replica is gone", lambda: not alive(victim.pid), 90)
     status = client.wait(job_id)
-    assert (status["state"], status["ok"], status["failed"]) == ("completed", 500, 0)
+    assert (status.state, status.ok, status.failed) == ("completed", 500, 0)
     wait_for("the replica is replaced", lambda: len(replicas(cluster)) == 2, 300)
 
 
 def test_killing_an_engine_core_takes_its_workers_along_and_the_replica_is_replaced(cluster: Cluster) -> None:
     victim = replicas(cluster)[0]
-    workers = victim["engine"]["worker_pids"]
+    workers = victim.engine.worker_pids
     core = psutil.Process(workers[0]).ppid()
     os.kill(core, signal.SIGKILL)
     wait_for("the workers of a killed EngineCore are gone", lambda: not any(map(alive, [core, *workers])), 10)
     wait_for(
         "the replica is replaced",
-        lambda: len(new := replicas(cluster)) == 2 and victim["replica_id"] not in {r["replica_id"] for r in new},
+        lambda: len(new := replicas(cluster)) == 2 and victim.replica_id not in {r.replica_id for r in new},
         300,
     )
 
 
 def test_ctrl_c_on_serve_run_leaves_no_process_and_frees_the_port(cluster: Cluster) -> None:
-    marker = psutil.Process(replicas(cluster)[0]["pid"]).environ()[RUN_MARKER]
+    marker = psutil.Process(replicas(cluster)[0].pid).environ()[RUN_MARKER]
     everything = marked_processes(marker)
     (serve_run,) = [
         p for p in everything if p.cmdline()[1:3] and p.cmdline()[1].endswith("/serve") and "run" in p.cmdline()

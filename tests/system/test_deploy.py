@@ -30,6 +30,7 @@ from serve_app.client.populations import PopulationClient
 from serve_app.serving import apps, replica
 from serve_app.serving.launch.local import local_serve
 from serve_app.settings import ReplicaSettings
+from serve_app.spec import JobSpec
 from tests.conftest import ROOT, unused_port
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
@@ -117,7 +118,7 @@ class Cluster:
 
     def replicas(self) -> dict[str, int]:
         """Process of each running replica, by its id."""
-        return {found["replica_id"]: found["pid"] for found in self.client.replicas()}
+        return {found.replica_id: found.pid for found in self.client.replicas()}
 
     def deploy(self, *, replicas: int, step_ms: float, **options: Any) -> int:
         """`serve deploy` a changed config, until only what it asks for runs; the fewest replicas meanwhile.
@@ -251,11 +252,11 @@ def test_an_update_of_two_replicas_refuses_no_request_cuts_no_stream_and_loses_n
     people = cluster.folder / "people.csv"
     people.write_text("custom_id,name\n" + "".join(f"p{i},Person {i}\n" for i in range(20_000)))
     with load(cluster, LONG_TOKENS) as clients:
-        job_id = cluster.client.upload(people, prompt="Who is {name}?", labels=["Yes", "No"])
+        job_id = cluster.client.upload(JobSpec(source=str(people), prompt="Who is {name}?", labels=("Yes", "No")))
         assert cluster.deploy(replicas=2, step_ms=6) >= 1
     assert len(clients.servers) >= 4
     status = cluster.client.wait(job_id)
-    assert (status["state"], status["ok"], status["failed"]) == ("completed", 20_000, 0)
+    assert (status.state, status.ok, status.failed) == ("completed", 20_000, 0)
     found = [outcome.custom_id for outcome in cluster.client.outcomes(job_id)]
     assert sorted(found) == sorted(f"p{i}" for i in range(20_000))
 

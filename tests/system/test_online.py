@@ -30,6 +30,7 @@ from serve_app.client.populations import PopulationClient
 from serve_app.schema import Row
 from serve_app.serving.gate.key_file import create_key
 from serve_app.serving.launch.local import local_serve
+from serve_app.spec import JobSpec
 from tests.collector import Collector, collect
 from tests.conftest import ROOT, unused_port
 from tests.system.lora import write_adapter
@@ -209,10 +210,9 @@ def test_a_request_is_one_trace_from_the_clients_span_to_the_engines(online: Onl
 def test_rows_of_a_population_begin_no_traces(online: Online) -> None:
     client = PopulationClient(online.base_url)
     before = len(online.collector.spans)
-    job_id = client.submit(
-        [Row(f"r{i}", ({"role": "user", "content": "Hi"},)) for i in range(40)], labels=["Yes", "No"]
-    )
-    wait_for("the job's end", lambda: client.status(job_id)["state"] == "completed", 120)
+    rows = [Row(f"r{i}", ({"role": "user", "content": "Hi"},)) for i in range(40)]
+    job_id = client.submit(JobSpec.of(rows, labels=["Yes", "No"]))
+    wait_for("the job's end", lambda: client.status(job_id).state == "completed", 120)
     time.sleep(3)  # spans are sent twice a second
     assert [span.name for span in online.collector.spans[before:] if span.name == "llm_request"] == []
 
@@ -307,7 +307,7 @@ class Traffic:
 
 async def test_a_changed_config_is_deployed_under_load_without_a_request_dropped(online: Online) -> None:
     client = PopulationClient(online.base_url)
-    before = {replica["replica_id"] for replica in client.replicas()}
+    before = {replica.replica_id for replica in client.replicas()}
     engine = online.document["applications"][0]["args"]["engine"]
     engine["max_num_seqs"] = 96
     path = online.folder / "changed.yaml"
@@ -320,7 +320,7 @@ async def test_a_changed_config_is_deployed_under_load_without_a_request_dropped
     await asyncio.to_thread(subprocess.run, command, env=environment, check=True, timeout=60)
 
     def replaced() -> bool:
-        now = {replica["replica_id"] for replica in client.replicas()}
+        now = {replica.replica_id for replica in client.replicas()}
         return len(now) == 2 and not now & before
 
     took_s = await asyncio.to_thread(wait_for, "both replicas are new", replaced, 600)

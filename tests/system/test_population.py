@@ -24,6 +24,7 @@ from fastapi.responses import JSONResponse
 
 from serve_app.client.populations import PopulationClient
 from serve_app.serving.launch.local import RUN_MARKER, local_serve
+from serve_app.spec import JobSpec, JobStatus, Message
 from serve_app.workloads.ctr.asking.frames import NO, YES
 from tests.conftest import served, unused_port
 
@@ -124,9 +125,9 @@ def test_a_file_goes_in_by_the_command_line_and_results_come_out_as_the_cluster_
     path = people(simulated.folder / "people.csv", 1000)
     out = simulated.cli("submit", path, "--user", "Who is {name}?", "--labels", "Yes,No", "--job-id", "a", "--watch",
                         "--price", "2", "--json")  # fmt: skip
-    status = json.loads(out)
-    assert (status["state"], status["ok"], status["simulated"]) == ("completed", 1000, True)
-    assert status["cost"] > 0
+    status = JobStatus.model_validate_json(out)
+    assert (status.state, status.ok, status.simulated) == ("completed", 1000, True)
+    assert status.cost > 0
     table = simulated.folder / "a.parquet"
     simulated.cli("results", "a", "--format", "parquet", "--out", str(table))
     ids = pq.read_table(table)["custom_id"].to_pylist()
@@ -141,8 +142,8 @@ def test_the_same_questions_under_reuse_ask_no_replica(simulated: Simulated) -> 
     path = str(simulated.folder / "people.csv")
     out = simulated.cli("submit", path, "--user", "Who is {name}?", "--labels", "Yes,No", "--reuse", "--job-id", "b",
                         "--watch", "--json")  # fmt: skip
-    status = json.loads(out)
-    assert (status["ok"], status["reused"], status["prompt_tokens"]) == (1000, 1000, 0)
+    status = JobStatus.model_validate_json(out)
+    assert (status.ok, status.reused, status.prompt_tokens) == (1000, 1000, 0)
     simulated.cli("delete", "b")
     with pytest.raises(AssertionError, match="no job 'b'"):
         simulated.cli("status", "b")
@@ -155,7 +156,7 @@ def test_a_wrong_template_is_refused_with_the_nearest_column(simulated: Simulate
 
 def test_events_stream_through_the_proxy_until_the_end(simulated: Simulated) -> None:
     client = PopulationClient(simulated.base_url)
-    job_id = client.upload(simulated.folder / "people.csv", prompt="{name}", job_id="events")
+    job_id = client.upload(JobSpec(source=str(simulated.folder / "people.csv"), prompt="{name}", job_id="events"))
     kinds = []
     with httpx.stream("GET", f"{simulated.base_url}/v1/populations/{job_id}/events", timeout=60) as response:
         for line in response.iter_lines():
@@ -163,22 +164,23 @@ def test_events_stream_through_the_proxy_until_the_end(simulated: Simulated) -> 
                 kinds.append(line)
     assert kinds[0] == "event: status"
     assert kinds[-1] == "event: end"
-    assert client.status(job_id)["state"] == "completed"
+    assert client.status(job_id).state == "completed"
 
 
 @pytest.mark.chaos
 def test_a_killed_driver_and_a_killed_runner_are_replaced_and_the_job_goes_on_by_itself(simulated: Simulated) -> None:
     client = PopulationClient(simulated.base_url)
     path = people(simulated.folder / "many.csv", 12_000)
-    job_id = client.submit(source=path, messages=[{"role": "user", "content": "Who is {name}?"}], labels=["Yes", "No"])
-    wait_until(lambda: client.status(job_id)["ok"] > 500, 60)
+    asked = (Message(role="user", content="Who is {name}?"),)
+    job_id = client.submit(JobSpec(source=path, messages=asked, labels=("Yes", "No")))
+    wait_until(lambda: client.status(job_id).ok > 500, 60)
     runners = simulated.processes("ray::Runner")
     assert len(runners) == 2
     os.kill(runners[0], signal.SIGKILL)
     wait_until(lambda: len(set(simulated.processes("ray::Runner")) - set(runners)) == 1, 60)
     os.kill(simulated.processes("populations:Driver")[0], signal.SIGKILL)
     status = client.wait(job_id)
-    assert (status["state"], status["ok"]) == ("completed", 12_000)
+    assert (status.state, status.ok) == ("completed", 12_000)
     found = [outcome.custom_id for outcome in client.outcomes(job_id)]
     assert sorted(found) == sorted(f"p{i}" for i in range(12_000))
     assert (
@@ -215,10 +217,10 @@ def test_the_same_job_runs_on_an_external_provider(simulated: Simulated) -> None
     with provider(lambda body: answered(body["messages"][-1]["content"].upper())) as url:
         out = simulated.cli("submit", path, "--user", "Who is {name}?", "--watch", "--json", "--provider-url", url,
                             "--provider-model", "other")  # fmt: skip
-    status = json.loads(out)
-    assert (status["state"], status["ok"], status["simulated"]) == ("completed", 20, False)
-    assert status["model"] == "other"
-    texts = {o.custom_id: (o.value or {})["text"] for o in PopulationClient(simulated.base_url).outcomes(status["id"])}
+    status = JobStatus.model_validate_json(out)
+    assert (status.state, status.ok, status.simulated) == ("completed", 20, False)
+    assert status.model == "other"
+    texts = {o.custom_id: (o.value or {})["text"] for o in PopulationClient(simulated.base_url).outcomes(status.id)}
     assert texts["p7"] == "WHO IS PERSON 7?"
 
 

@@ -11,6 +11,7 @@ from serve_app.client.populations import PopulationClient
 from serve_app.schema import Row
 from serve_app.serving.launch.config import set_store
 from serve_app.serving.launch.local import local_serve
+from serve_app.spec import JobSpec
 from tests.conftest import ROOT, unused_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -32,13 +33,13 @@ def test_an_engine_slowed_by_a_hundred_completes_its_job_and_its_replica_is_not_
         client = PopulationClient(base_url)
         (before,) = client.replicas()
         rows = [Row(f"row-{i}", prompt=f"The capital of country number {i} is the city") for i in range(4)]
-        job_id = client.submit(rows, workload="capitals/v1", max_tokens=1)
+        job_id = client.submit(JobSpec.of(rows, workload="capitals/v1", max_tokens=1))
         status = client.wait(job_id)
-        assert (status["state"], status["ok"], status["failed"]) == ("completed", 4, 0)
+        assert (status.state, status.ok, status.failed) == ("completed", 4, 0)
         outcomes = list(client.outcomes(job_id))
         print(f"the slowest row took {max(outcome.latency_ms for outcome in outcomes) / 1000:.0f} s")
         assert max(outcome.latency_ms for outcome in outcomes) > 3 * STALL_S * 1000
         assert {outcome.attempts for outcome in outcomes} == {1}
         (after,) = client.replicas()
-        assert after["replica_id"] == before["replica_id"]
+        assert after.replica_id == before.replica_id
     assert "it hangs" not in log.read_text(errors="replace")

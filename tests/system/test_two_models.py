@@ -17,6 +17,7 @@ from openai import OpenAI
 from serve_app.client.populations import PopulationClient
 from serve_app.schema import Row
 from serve_app.serving.launch.local import local_serve
+from serve_app.spec import JobSpec
 from tests.conftest import ROOT, unused_port
 from tests.system.test_online import wait_for
 
@@ -104,7 +105,7 @@ def test_a_model_is_reached_under_its_own_prefix_without_the_hop(base_url: str) 
 def test_populations_go_to_the_replicas_that_the_driver_names(base_url: str) -> None:
     driver = PopulationClient(base_url)
     rows = [Row(f"r{i}", ({"role": "user", "content": "Hi"},)) for i in range(20)]
-    job_id = driver.submit(rows, labels=["Yes", "No"])
-    wait_for("the job's end", lambda: driver.status(job_id)["state"] == "completed", 120)
+    job_id = driver.submit(JobSpec.of(rows, labels=["Yes", "No"]))
+    wait_for("the job's end", lambda: driver.status(job_id).state == "completed", 120)
     status = driver.status(job_id)
-    assert (status["ok"], status["model"]) == (20, CHAT)
+    assert (status.ok, status.model) == (20, CHAT)

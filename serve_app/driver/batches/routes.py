@@ -17,7 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from serve_app.driver.batches.files import FileStore, Order
 from serve_app.driver.batches.record import BatchRequest, ExpiresAfter
-from serve_app.driver.http.control_app import control_app, invalid
+from serve_app.driver.http.control_app import control_app
 from serve_app.errors import BadSettings
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
@@ -142,7 +142,7 @@ def _expires_after(form: FormData) -> int | None:
             return ExpiresAfter.model_validate_json(whole).seconds
         return ExpiresAfter.model_validate(given).seconds if given else None
     except pydantic.ValidationError as error:
-        raise invalid(error.errors(), "expires_after") from error
+        raise BadSettings.of_fields(error.errors(), "expires_after") from error
 
 
 def _page(data: list[Any], more: bool) -> dict[str, Any]:

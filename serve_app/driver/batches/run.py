@@ -19,13 +19,13 @@ import msgspec
 from serve_app.driver.batches.files import FileStore, output_file_id
 from serve_app.driver.batches.output import BatchOutput, Lost
 from serve_app.driver.batches.record import Asked, End, Record, batch_id_of, load, save
-from serve_app.driver.jobs.registry import UNFINISHED, Jobs
+from serve_app.driver.jobs.registry import Jobs
 from serve_app.driver.sources.requests import RequestRows
 from serve_app.driver.sources.source import open_source
 from serve_app.driver.store.store import JobStore
 from serve_app.driver.threads import to_its_end
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, NoSuchFile, StoreError
-from serve_app.spec import FINISHED, JobSpec, JobStatus
+from serve_app.spec import JobSpec, JobState, JobStatus
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +96,14 @@ class BatchRun:
             await self._finish(end)
         elif status.state == "failed":
             await self._after_failure(status)
-        elif status.state in UNFINISHED:  # its driver died, or the store was away, before anybody began to run it
+        elif status.state.active:  # its driver died, or the store was away, before anybody began to run it
             await self._go_on("nobody runs it")
 
     def _end(self, status: JobStatus) -> End | None:
         """How the batch ends, now that nobody here runs its job; None if it does not yet."""
         if self.record.cancelling_at is not None:
             return "cancelled"
-        if status.state in FINISHED or 0 < status.total == status.done:
+        if status.state.complete or 0 < status.total == status.done:
             return "completed"
         if self._over():
             return "expired"
@@ -134,8 +134,8 @@ class BatchRun:
         with self._job.lock():
             _, record = load(self._job)
             if not record.ended:  # else another driver was faster
-                if self._job.manifest()["state"] in UNFINISHED:  # nobody is to go on with it
-                    self._job.update(state="cancelled", message=f"the batch has {end}")
+                if self._job.manifest()["state"].active:  # nobody is to go on with it
+                    self._job.update(state=JobState.CANCELLED, message=f"the batch has {end}")
                 written = self._write_files(end) if record.in_progress_at is not None or end != "failed" else {}
                 record = msgspec.structs.replace(record, **written, **{f"{end}_at": self._time()}, errors=errors)
                 save(self._job, record)

@@ -6,7 +6,6 @@ Knows which status each of our errors has. Does not know the routes.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -39,7 +38,7 @@ def control_app(title: str) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return await on_error(request, invalid(error.errors()))
+        return await on_error(request, BadSettings.of_fields(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
@@ -48,18 +47,6 @@ def control_app(title: str) -> FastAPI:
         return answer
 
     return app
-
-
-def invalid(errors: Any, *above: str) -> BadSettings:
-    """Pydantic's `errors` as one of ours: where a value is wrong (`above` stands before), and why; five at most.
-
-    The place is given without `body`, `query` and `path`.
-    """
-    problems = []
-    for error in errors:
-        place = [*above, *(str(part) for part in error["loc"] if part not in ("body", "query", "path"))]
-        problems.append(": ".join(filter(None, [".".join(place), error["msg"]])))
-    return BadSettings("; ".join(problems[:5]))
 
 
 def _answer(status: int, kind: str, message: str, param: str | None) -> JSONResponse:

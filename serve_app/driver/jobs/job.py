@@ -25,7 +25,7 @@ from serve_app.driver.store.store import JobStore, Store
 from serve_app.driver.threads import to_its_end
 from serve_app.errors import JobConflict, StoreError
 from serve_app.settings import DriverSettings
-from serve_app.spec import JobSpec, JobStatus, State
+from serve_app.spec import JobSpec, JobState, JobStatus
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,11 @@ class JobRun:
         self._before = status_of(job)
         self._rows = self._before.total
         self._message = "waiting for its turn"
-        self._state: State = "queued"
+        self._state = JobState.QUEUED
 
     async def execute(self) -> None:
         """Plan and run the job to its end. Raises what ends it early, without writing that down."""
-        self._state, self._message = "running", "counting the rows"
+        self._state, self._message = JobState.RUNNING, "counting the rows"
         spans = await self._patiently(self._plan)
         async with AsyncExitStack() as stack:
             dispatcher = self._dispatcher
@@ -90,7 +90,8 @@ class JobRun:
                     tasks.create_task(part.execute())
         await to_its_end(self._check_source)
         tally = total(part.tally for part in self._parts)
-        await self.end("completed_with_failures" if tally.failed or tally.invalid else "completed", "")
+        unanswered = tally.failed or tally.invalid
+        await self.end(JobState.COMPLETED_WITH_FAILURES if unanswered else JobState.COMPLETED, "")
 
     async def _patiently(self, function: Callable[[], T]) -> T:
         """Call it in a thread, again and again while the store does not answer."""
@@ -110,7 +111,7 @@ class JobRun:
 
     def _plan(self) -> list[Span]:
         """The parts' rows. A job keeps the parts that it was first cut into."""
-        self.job.update(state="running", message="")
+        self.job.update(state=JobState.RUNNING, message="")
         manifest = self.job.manifest()
         if manifest["parts"]:
             self._check_source()
@@ -163,7 +164,7 @@ class JobRun:
         low, high = self._settings.min_rows_per_replica, self._settings.max_rows_per_replica
         return make_plan(max(1, self._rows), available, min_rows=low, max_rows=high)
 
-    async def end(self, state: State, message: str) -> None:
+    async def end(self, state: JobState, message: str) -> None:
         """Record how the job ended, with its last figures, however long the store is away: until it is written, the
         job counts as running."""
         figures = self.status().model_dump(exclude={"id", "state", "message"})
@@ -188,7 +189,7 @@ class JobRun:
         tally = total(part.tally for part in self._parts)
         waiting = next((part.message for part in self._parts if part.message), "")
         workers = 1 if self.spec.provider else len(self._dispatcher.workers)
-        if self._state == "running" and self.spec.provider is None:
+        if self._state is JobState.RUNNING and self.spec.provider is None:
             note = self._dispatcher.note
             if not workers:
                 waiting = f"waiting for a replica{': ' if note else ''}{note}"
@@ -211,7 +212,7 @@ class JobRun:
                 "rows_per_s": rate,
                 "rows_per_s_by_replica": {name: n / tally.now_s for name, n in tally.now_by_replica.items()},
                 "cached_share": tally.cached_tokens / tally.prompt_tokens if tally.prompt_tokens else 0.0,
-                "eta_s": left / rate if rate and self._state == "running" else None,
+                "eta_s": left / rate if rate and self._state is JobState.RUNNING else None,
                 "cost": self._cost(tally, chosen),
             }
         )

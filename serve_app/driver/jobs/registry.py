@@ -19,7 +19,7 @@ from serve_app.driver.sources.source import check_ids, open_source
 from serve_app.driver.store.store import JobStore, Store
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError, StoreError, TakenOver
 from serve_app.settings import DriverSettings
-from serve_app.spec import FINISHED, JobSpec, JobStatus
+from serve_app.spec import JobSpec, JobState, JobStatus
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 INPUT = "input.jsonl"
 # Names of routes, which a job cannot have.
 RESERVED_IDS = {"replicas"}
-UNFINISHED = ("queued", "running")
 # How often a driver asks for a job that another one still holds, as while one version replaces another.
 TAKE_OVER_S = 2.0
 RECOVER_TRIES = 30
@@ -75,7 +74,7 @@ class Jobs:
         for job_id in reversed(ids):
             try:
                 job = self._store.open(job_id)
-                if job.manifest()["state"] in UNFINISHED:
+                if job.manifest()["state"].active:
                     found.append(job)
             except JobNotFound:  # deleted meanwhile
                 pass
@@ -136,10 +135,17 @@ class Jobs:
         return job
 
     async def resume(self, job_id: str) -> None:
-        """Run the rows that have no committed outcome. A running or finished job is left as it is."""
-        job = await asyncio.to_thread(self._store.open, job_id)
-        if job_id not in self._tasks and (await asyncio.to_thread(job.manifest))["state"] not in FINISHED:
-            await self._start(job, resumed=True)
+        """Run the rows that have no committed outcome. A running or completed job is left as it is."""
+
+        def queue() -> JobStore | None:
+            job = self._store.open(job_id)
+            state = job.manifest()["state"]
+            if state.resumable:  # written down: the next driver must know it too
+                job.update(state=JobState.QUEUED, message="")
+            return job if state.active or state.resumable else None
+
+        if job_id not in self._tasks and (job := await asyncio.to_thread(queue)) is not None:
+            await self._start(job)
 
     async def cancel(self, job_id: str) -> None:
         """Stop a job; what it committed stays. Raises JobNotFound, or JobConflict when it is not running."""
@@ -176,7 +182,7 @@ class Jobs:
             if isinstance(status, JobStatus):
                 statuses.append(status)
             elif not isinstance(status, JobNotFound):  # that one was deleted meanwhile
-                statuses.append(JobStatus(id=job_id, state="failed", message=f"cannot be read: {status}"))
+                statuses.append(JobStatus(id=job_id, state=JobState.FAILED, message=f"cannot be read: {status}"))
         return statuses
 
     async def status(self, job_id: str) -> JobStatus:
@@ -199,29 +205,29 @@ class Jobs:
         """The job's files. Raises JobNotFound."""
         return self._store.open(job_id)
 
-    async def _start(self, job: JobStore, *, resumed: bool = False) -> None:
+    async def _start(self, job: JobStore) -> None:
         run = await asyncio.to_thread(JobRun, job, self._store, self.settings, self._dispatcher, self._remote)
         if job.job_id in self._tasks:
             return
         self._runs[job.job_id] = run
         # In a context of its own: see `Dispatcher._start`.
-        task = asyncio.create_task(self._in_turn(run, resumed), context=contextvars.Context())
+        task = asyncio.create_task(self._in_turn(run), context=contextvars.Context())
         self._tasks[job.job_id] = task
         task.add_done_callback(lambda _: (self._tasks.pop(job.job_id, None), self._runs.pop(job.job_id, None)))
 
-    async def _in_turn(self, run: JobRun, resumed: bool) -> None:
+    async def _in_turn(self, run: JobRun) -> None:
         try:
             async with self._turns:
-                await self._with_lock(run, resumed)
+                await self._with_lock(run)
         except asyncio.CancelledError:
             if run.job.job_id in self._cancelled:  # and not the driver that ends
-                await run.end("cancelled", "cancelled by request")
+                await run.end(JobState.CANCELLED, "cancelled by request")
         except Exception:
             logger.exception("job %s ended by a defect", run.job.job_id)
         finally:
             self._cancelled.discard(run.job.job_id)
 
-    async def _with_lock(self, run: JobRun, resumed: bool) -> None:
+    async def _with_lock(self, run: JobRun) -> None:
         while True:
             with ExitStack() as held:
                 try:
@@ -230,7 +236,7 @@ class Jobs:
                     logger.info("%s", error)
                 else:
                     state = (await asyncio.to_thread(run.job.manifest))["state"]
-                    if resumed or state in UNFINISHED:  # the other driver may have ended it
+                    if state.active:  # the other driver may have ended it
                         await self._execute(run)
                     return
             await asyncio.sleep(TAKE_OVER_S)
@@ -245,9 +251,9 @@ class Jobs:
             if isinstance(error, TakenOver):
                 logger.warning("job %s: %s", run.job.job_id, error)
             elif run.job.job_id in self._cancelled:  # whatever else went wrong on the way
-                await run.end("cancelled", f"cancelled by request; {_reason(error)}")
+                await run.end(JobState.CANCELLED, f"cancelled by request; {_reason(error)}")
             else:
-                await run.end("failed", _reason(error))
+                await run.end(JobState.FAILED, _reason(error))
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ from typing import Any, TypedDict, TypeVar
 import msgspec
 
 from serve_app.errors import StoreError
+from serve_app.spec import JobState
 from serve_app.storage.filesystem import Folder, join
 
 T = TypeVar("T")
@@ -15,7 +16,7 @@ T = TypeVar("T")
 class Manifest(TypedDict):
     """A job's state. `parts` are their [start, stop) rows, [] until the population was counted."""
 
-    state: str
+    state: JobState
     message: str
     parts: list[list[int]]
     report: dict[str, Any]
@@ -25,7 +26,7 @@ class Manifest(TypedDict):
 class Change(TypedDict, total=False):
     """Fields of a job's manifest that may change."""
 
-    state: str
+    state: JobState
     message: str
     parts: list[list[int]]
     report: dict[str, Any]

@@ -33,6 +33,7 @@ from serve_app.driver.store.manifest import Change, Manifest, find_file, to_json
 from serve_app.driver.store.table import read_outcomes
 from serve_app.errors import BadSettings, JobConflict, JobNotFound
 from serve_app.schema import Outcome, Status
+from serve_app.spec import JobState
 from serve_app.storage.filesystem import Folder, store_errors
 
 JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
@@ -116,7 +117,7 @@ class JobStore:
         self._folder.make()
         self._folder.write("job.json", to_json(spec))
         created_at = datetime.now(UTC).isoformat(timespec="microseconds")
-        self._replace({"state": "queued", "message": "", "parts": [], "report": {}, "created_at": created_at})
+        self._replace({"state": JobState.QUEUED, "message": "", "parts": [], "report": {}, "created_at": created_at})
 
     def clear(self) -> None:
         """Delete the job. Its manifest goes first: half a job is none."""

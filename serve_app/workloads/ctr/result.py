@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pyarrow as pa
 
+from serve_app.spec import JobStatus
 from serve_app.workloads.ctr.asking.answers import Answer, table
 from serve_app.workloads.ctr.asking.bias import LabelBias, label_bias
 from serve_app.workloads.ctr.asking.predict import Prediction, Rates, rates
@@ -18,7 +18,7 @@ from serve_app.workloads.ctr.statistics.estimate import Estimate, ctr
 class Result:
     """A study's answers, one a person in the population's order, and the job's last status."""
 
-    status: dict[str, Any]
+    status: JobStatus
     answers: tuple[Answer, ...]
 
     @property

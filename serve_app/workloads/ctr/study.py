@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from serve_app.errors import BadSettings
 from serve_app.schema import Outcome, Row
+from serve_app.spec import JobSpec, JobStatus
 from serve_app.workloads.ctr.asking.answers import read_answers
 from serve_app.workloads.ctr.asking.frames import Swap
 from serve_app.workloads.ctr.asking.prompts import Mode, Question
@@ -38,9 +39,9 @@ POOL = 20
 class Client(Protocol):
     """What a study needs of `client.populations.PopulationClient`."""
 
-    def submit(self, rows: Any = (), **request: Any) -> str: ...
+    def submit(self, spec: JobSpec) -> str: ...
 
-    def wait(self, job_id: str, on_status: Callable[[dict[str, Any]], None] = ...) -> dict[str, Any]: ...
+    def wait(self, job_id: str, on_status: Callable[[JobStatus], None] = ...) -> JobStatus: ...
 
     def outcomes(self, job_id: str) -> Iterator[Outcome]: ...
 
@@ -122,24 +123,23 @@ class Study:
         return Rows(self, start)
 
     def submit(self, client: Client, **job: Any) -> str:
-        """Queue the study; the job's id. `job` holds further fields of `driver.spec.JobSpec` (model, provider, …).
+        """Queue the study; the job's id. `job` holds further fields of `spec.JobSpec` (model, provider, …)."""
+        return client.submit(self.spec(**job))
 
-        People of a bank are drawn by the driver, a file's are sent.
-        """
-        request = {**self.question.job(external="provider" in job), "metadata": self.metadata, **job}
+    def spec(self, **job: Any) -> JobSpec:
+        """The study as a job. People of a bank are drawn by the driver, a file's are sent."""
+        fields = {**self.question.job(external="provider" in job), "metadata": self.metadata, **job}
         if self.profiles is None:
-            return client.submit(generator={"name": "ctr", "arguments": self.arguments}, **request)
-        return client.submit(list(self.rows()), **request)
+            return JobSpec.parse({"generator": {"name": "ctr", "arguments": self.arguments}, **fields})
+        return JobSpec.of(self.rows(), **fields)
 
-    def run(
-        self, client: Client, on_status: Callable[[dict[str, Any]], None] = lambda status: None, **job: Any
-    ) -> Result:
+    def run(self, client: Client, on_status: Callable[[JobStatus], None] = lambda status: None, **job: Any) -> Result:
         """Submit the study, follow it to its end, read the answers."""
         job_id = self.submit(client, **job)
         status = client.wait(job_id, on_status)
         return self.result(status, client.outcomes(job_id))
 
-    def result(self, status: dict[str, Any], outcomes: Iterable[Outcome]) -> Result:
+    def result(self, status: JobStatus, outcomes: Iterable[Outcome]) -> Result:
         """What a job of this study found."""
         return Result(status, tuple(read_answers(self.question, self.people, outcomes)))
 

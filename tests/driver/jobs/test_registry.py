@@ -59,6 +59,23 @@ async def test_a_cancelled_job_keeps_what_it_has_and_resumes_the_rest_only(make_
     assert len(set(ids(jobs, job_id))) == len(ids(jobs, job_id)) == 100
 
 
+async def test_a_resume_that_waits_for_its_turn_is_not_lost_with_its_driver(make_jobs: MakeJobs) -> None:
+    pool = FakePool(["a"])
+    pool.hold_s = 0.05
+    dead = await make_jobs(pool, max_running_jobs=1)
+    job_id = await dead.submit(spec(100))
+    await committed(dead, job_id, 8)
+    await dead.cancel(job_id)
+    await dead.submit(spec(400, job_id="before-it"))
+    await dead.resume(job_id)
+    assert (await dead.status(job_id)).state == "queued"
+    await dead.close()
+    pool.hold_s = 0.0
+    alive = await make_jobs(pool)
+    assert set(await alive.recover()) == {"before-it", job_id}
+    assert (await finished(alive, job_id)).state == "completed"
+
+
 async def test_a_job_whose_driver_died_goes_on_by_itself_with_the_next_driver(make_jobs: MakeJobs) -> None:
     pool = FakePool(["a"])
     pool.hold_s = 0.02

@@ -11,7 +11,7 @@ from serve_app.driver.jobs.job import cut
 from serve_app.errors import StoreError
 from serve_app.schema import Row
 from serve_app.settings import DriverSettings
-from serve_app.spec import JobSpec
+from serve_app.spec import JobSpec, JobState
 from tests.driver.kit import MakeJobs, committed, finished, ids, spec
 from tests.fakes import FakePool, rows
 
@@ -201,7 +201,7 @@ async def test_a_job_that_cannot_be_read_hides_no_other(make_jobs: MakeJobs, tmp
     bad = await jobs.submit(spec(3, job_id="bad"))
     await finished(jobs, bad)
     job = jobs.job("bad")
-    job.update(state="running")
+    job.update(state=JobState.RUNNING)
     (tmp_path / "runs" / "bad" / "job.json").write_text('{"workload": "w", "metadata": {}, "of_a_later_version": 1}')
     assert await jobs.recover() == []
     assert {status.id for status in await jobs.list()} == {good, "bad"}

@@ -5,13 +5,14 @@ import pytest
 
 from serve_app.driver.store.store import Store
 from serve_app.errors import BadSettings, JobConflict, JobNotFound
+from serve_app.spec import JobState
 from serve_app.storage.filesystem import resolve
 from tests.driver.store.kit import ids, some, writer
 
 
 def test_a_job_keeps_what_was_asked_and_how_it_stands(root: str) -> None:
     job = Store(root).create("job-1", {"workload": "ctr/1", "labels": ["a"]})
-    job.update(state="running", parts=[[0, 10]], report={"total": 10})
+    job.update(state=JobState.RUNNING, parts=[[0, 10]], report={"total": 10})
     job.update(message="reading")
     again = Store(root).open("job-1")
     assert again.job_id == "job-1"
@@ -25,8 +26,8 @@ def test_jobs_are_listed_newest_first_and_only_whole_ones(root: str) -> None:
     store = Store(root)
     assert store.jobs() == []
     for job_id in ("b", "c", "a"):
-        store.create(job_id, {}).update(state="running")
-    store.open("b").update(state="completed")
+        store.create(job_id, {}).update(state=JobState.RUNNING)
+    store.open("b").update(state=JobState.COMPLETED)
     store._job("half")._folder.make()  # a creation that was cut short
     store._job("half")._folder.write("job.json", b"{}")
     assert store.jobs() == ["a", "c", "b"]

@@ -14,13 +14,14 @@ import pyarrow.parquet as pa_parquet
 from rich.table import Table
 
 from serve_app.errors import StoreError
+from serve_app.spec import JobStatus
 from serve_app.workloads.ctr.asking.predict import HIGH_CONFIDENCE, Prediction, cost, rates
 from serve_app.workloads.ctr.report.replicas import replica_work, speedup
 from serve_app.workloads.ctr.statistics.estimate import ctr
 
 
 def figures(
-    status: dict[str, Any],
+    status: JobStatus,
     predictions: list[Prediction],
     *,
     ad: str,
@@ -36,36 +37,36 @@ def figures(
     `one_replica`, the figures of the same population's run on one replica.
     """
     found = rates(predictions)
-    prompt_tokens = status["prompt_tokens"]
+    prompt_tokens = status.prompt_tokens
     # The same interval, but for a weighted sample, whose weights only the results have.
     mean, low, high = (found.ctr, found.ctr_low, found.ctr_high) if results is None else _ctr(results)
     work = [] if results is None else replica_work(results)
-    gain = speedup(work, status["run_s"], one_replica)
+    gain = speedup(work, status.run_s, one_replica)
     return {
-        "job_id": status["id"],
-        "state": status["state"],
-        "message": status["message"],
-        "simulated": status["simulated"],
+        "job_id": status.id,
+        "state": status.state,
+        "message": status.message,
+        "simulated": status.simulated,
         "ad": ad,
         "platform": platform,
         "seed": seed,
-        "model": status["model"],
-        "workload": status.get("workload", ""),
+        "model": status.model,
+        "workload": status.workload,
         "people": len(predictions),
         "answered": found.answered,
-        "rows": status["total"],
-        "ok": status["ok"],
-        "invalid": status["invalid"],
-        "failed": status["failed"],
-        "replicas_available": status["replicas_available"],
-        "replicas": status["replicas_chosen"],
-        "rows_per_replica": status["rows_per_replica"],
-        "rows_by_replica": status["rows_by_replica"],
+        "rows": status.total,
+        "ok": status.ok,
+        "invalid": status.invalid,
+        "failed": status.failed,
+        "replicas_available": status.replicas_available,
+        "replicas": status.replicas_chosen,
+        "rows_per_replica": status.rows_per_replica,
+        "rows_by_replica": status.rows_by_replica,
         "replica_work": [asdict(done) | {"rows_per_s": done.rows_per_s} for done in work],
         "speedup": gain and asdict(gain),
-        "tp": status["tensor_parallel_size"],
-        "run_s": status["run_s"],
-        "rows_per_s": status["rows_per_s"],
+        "tp": status.tensor_parallel_size,
+        "run_s": status.run_s,
+        "rows_per_s": status.rows_per_s,
         "expected_clicks": found.expected_clicks,
         "clicks": found.clicks,
         "ctr": mean,
@@ -73,9 +74,9 @@ def figures(
         "ctr_high": high,
         "high_confidence_share": found.high_confidence_share,
         "mean_label_mass": found.mean_label_mass,
-        "cached_token_share": status["cached_tokens"] / prompt_tokens if prompt_tokens else None,
+        "cached_token_share": status.cached_tokens / prompt_tokens if prompt_tokens else None,
         "price_per_replica_hour": price,
-        **cost(status["run_s"], status["replicas_chosen"], price, found.answered),
+        **cost(status.run_s, status.replicas_chosen, price, found.answered),
     }
 
 

@@ -14,6 +14,7 @@ from serve_app.client.populations import PopulationClient
 from serve_app.client.replicas import ReplicaClient
 from serve_app.errors import BadSettings, JobConflict, ScoringFailed
 from serve_app.schema import Completion, Outcome, Row
+from serve_app.spec import JobSpec
 from serve_app.workloads.icm.scoring.prompts import Prompt
 from serve_app.workloads.icm.scoring.protocol import Failure, LabelLogprobs
 
@@ -77,15 +78,15 @@ class PopulationScorer:
             Row(str(number), messages=tuple(_messages(prompt))) if prompt.chat else Row(str(number), prompt=prompt.text)
             for number, prompt in enumerate(prompts)
         ]
-        job = {"workload": WORKLOAD, "labels": list(words), "job_id": f"{self._name}-{next(self._numbers)}"}
-        job_id = self._client.submit(rows, **job, **self._request)
+        job = {"workload": WORKLOAD, "labels": words, "job_id": f"{self._name}-{next(self._numbers)}"}
+        job_id = self._client.submit(JobSpec.of(rows, **job, **self._request))
         status = self._client.wait(job_id)
         outcomes = {outcome.custom_id: outcome for outcome in self._client.outcomes(job_id)}
-        if not outcomes and status["state"] not in ("completed", "completed_with_failures"):
-            message = status["message"] or status["state"]
+        if not outcomes and not status.state.complete:
+            message = status.message or status.state
             if "labels" in message:
                 raise _about_words(BadSettings(message))
-            raise ScoringFailed(f"job {job_id} ended {status['state']}: {message}")
+            raise ScoringFailed(f"job {job_id} ended {status.state}: {message}")
         self._forget(job_id)
         return [_read_outcome(outcomes.get(str(number)), words) for number in range(len(prompts))]
 

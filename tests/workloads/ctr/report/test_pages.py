@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pytest
 
+from serve_app.spec import JobStatus
 from serve_app.workloads.ctr.asking.predict import Prediction
 from serve_app.workloads.ctr.report import figures as report
 from serve_app.workloads.ctr.report.page_calibrate import calibrate_page
@@ -35,12 +36,12 @@ def people(rows: int = 60, gap: float = 0.0) -> pa.Table:
 
 
 def figures(table: pa.Table, *, simulated: bool = False) -> dict[str, Any]:
-    status = {
+    status = JobStatus.model_validate({
         "id": "job-1", "state": "completed", "message": "", "simulated": simulated, "model": "m", "workload": "ctr/v1",
         "total": table.num_rows, "ok": table.num_rows - 1, "invalid": 0, "failed": 1, "replicas_available": 2,
         "replicas_chosen": 2, "rows_per_replica": 30, "rows_by_replica": {"replica-0": 30, "replica-1": 30},
         "tensor_parallel_size": 2, "run_s": 40.0, "rows_per_s": 1.5, "prompt_tokens": 10, "cached_tokens": 7,
-    }  # fmt: skip
+    })  # fmt: skip
     predictions = [Prediction(p, None if p is None else 0.9) for p in table["p_click"].to_pylist()]
     return report.figures(status, predictions, ad=AD, platform="tiktok", seed=42, price=0.1, results=table)
 

@@ -5,7 +5,8 @@ import pytest
 
 from serve_app.client.replicas import ReplicaClient
 from serve_app.errors import BadSettings, ScoringFailed
-from serve_app.schema import Outcome, Row
+from serve_app.schema import Outcome
+from serve_app.spec import JobSpec, JobState, JobStatus
 from serve_app.workloads.icm.schedule import SearchSettings
 from serve_app.workloads.icm.scoring.preflight import preflight
 from serve_app.workloads.icm.scoring.prompts import Prompt
@@ -22,32 +23,30 @@ class FakeServer:
 
     def __init__(self, failures: dict[str, str] | None = None, message: str = "") -> None:
         self.failures, self.message = failures or {}, message
-        self.jobs: list[tuple[list[Row], dict[str, Any]]] = []
+        self.jobs: list[JobSpec] = []
         self.deleted: list[str] = []
 
-    def submit(self, rows: list[Row], **request: Any) -> str:
-        self.jobs.append((rows, request))
-        return str(request["job_id"])
+    def submit(self, spec: JobSpec) -> str:
+        self.jobs.append(spec)
+        return str(spec.job_id)
 
-    def wait(self, job_id: str) -> dict[str, Any]:
-        return {"state": "failed" if self.message else "completed", "message": self.message}
+    def wait(self, job_id: str) -> JobStatus:
+        return JobStatus(id=job_id, state=JobState.FAILED if self.message else JobState.COMPLETED, message=self.message)
 
     def outcomes(self, job_id: str) -> list[Outcome]:
-        rows, request = self.jobs[-1]
+        spec = self.jobs[-1]
         if self.message:
             return []
-        return [self._outcome(row, request["labels"]) for row in reversed(rows)]
+        return [self._outcome(row["custom_id"], spec.labels) for row in reversed(spec.rows)]
 
     def delete(self, job_id: str) -> None:
         self.deleted.append(job_id)
 
-    def _outcome(self, row: Row, labels: list[str]) -> Outcome:
-        error = self.failures.get(row.custom_id)
-        value = (
-            None if error else {"logprobs": {label: -1.0 - int(row.custom_id) - n for n, label in enumerate(labels)}}
-        )
+    def _outcome(self, custom_id: str, labels: tuple[str, ...]) -> Outcome:
+        error = self.failures.get(custom_id)
+        value = None if error else {"logprobs": {label: -1.0 - int(custom_id) - n for n, label in enumerate(labels)}}
         status: Any = "invalid" if error else "ok"
-        return Outcome(row.custom_id, "h", status, value, error, 1, "r", "m", "v", False, 100, 64, 1, 5.0, "2026")
+        return Outcome(custom_id, "h", status, value, error, 1, "r", "m", "v", False, 100, 64, 1, 5.0, "2026")
 
 
 def population(server: FakeServer, **request: Any) -> PopulationScorer:
@@ -58,17 +57,18 @@ def test_all_prompts_are_one_population_answered_in_order_and_removed() -> None:
     server = FakeServer()
     found = population(server, model="m", provider={"base_url": "https://x/v1", "model": "m"})(PROMPTS)
     assert found == [LabelLogprobs((-1.0 - i, -2.0 - i), 100, 64) for i in range(3)]
-    ((rows, request),) = server.jobs
-    assert [row.prompt for row in rows] == ["text 0", "text 1", "text 2"]
-    assert request["labels"] == [" no", " yes"]
-    assert request["provider"]["base_url"] == "https://x/v1"
-    assert server.deleted == [request["job_id"]]
+    (spec,) = server.jobs
+    assert [row["prompt"] for row in spec.rows] == ["text 0", "text 1", "text 2"]
+    assert spec.labels == (" no", " yes")
+    assert spec.provider is not None
+    assert spec.provider.base_url == "https://x/v1"
+    assert server.deleted == [spec.job_id]
 
 
 def test_a_chats_prompt_is_a_message() -> None:
     server = FakeServer()
     population(server)([Prompt("e", "hello", ("no", "yes"), chat=True)])
-    assert server.jobs[0][0][0].messages == ({"role": "user", "content": "hello"},)
+    assert server.jobs[0].rows[0]["messages"] == ({"role": "user", "content": "hello"},)
 
 
 def test_a_row_without_an_answer_is_a_failure_and_asking_for_it_an_error_that_names_it_and_the_fix() -> None:
