@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -9,5 +11,28 @@ from rich.console import Console
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 console = Console(soft_wrap=True)
+error_console = Console(stderr=True, soft_wrap=True)
 
 BaseUrl = Annotated[str, typer.Option("--base-url", help="Where the server is.")]
+INTERRUPTED = 130  # what shells give for SIGINT
+
+
+@contextmanager
+def goes_on_without_us(job_id: str, base_url: str, results: str = "population results") -> Iterator[None]:
+    """While a job is followed: Ctrl-C ends the command, says that the job goes on, and how to come back to it.
+
+    `results` is the command that gets this job's results.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        where = "" if base_url == DEFAULT_URL else f" --base-url {base_url}"
+        error_console.print(f"\njob {job_id} goes on at {base_url}", highlight=False, markup=False)
+        for what, command in (
+            ("follow", "population watch"),
+            ("cancel", "population cancel"),
+            ("resume", "population resume"),
+            ("results", results),
+        ):
+            error_console.print(f"  {what:8} serve-app {command} {job_id}{where}", highlight=False, markup=False)
+        raise typer.Exit(INTERRUPTED) from None

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, console, goes_on_without_us
 from serve_app.errors import BadSettings, ServerUnavailable
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ def _follow(client: PopulationClient, job_id: str, as_json: bool) -> None:
     from serve_app.client.progress import JobProgress
     from serve_app.spec import JobState
 
-    with JobProgress(Console(stderr=True, quiet=as_json)) as progress:
+    output = Console(stderr=True, quiet=as_json)
+    with goes_on_without_us(job_id, client.base_url), JobProgress(output) as progress:
         final = client.wait(job_id, progress)
     _show(final, as_json)
     if final.state is not JobState.COMPLETED:
@@ -189,18 +190,20 @@ def _show(status: JobStatus, as_json: bool) -> None:
         print(status.model_dump_json())
         return
     table = Table(show_header=False, box=None)
-    eta = f", {status.eta_s:.0f} s left" if status.eta_s else ""
+    from serve_app.client.progress import duration
+
+    eta = f", {duration(status.eta_s)} left" if status.eta_s else ""
     lines = {
         "job": status.id,
         "state": f"{status.state}{': ' + status.message if status.message else ''}",
         "rows": f"{status.done:,} of {status.total:,}: {status.ok:,} ok, {status.invalid:,} invalid, "
         f"{status.failed:,} failed, {status.reused:,} reused",
-        "rate": f"{status.rows_per_s:.1f} rows/s over {status.run_s:.0f} s{eta}",
+        "rate": f"{status.rows_per_s:.1f} rows/s over {duration(status.run_s)}{eta}",
         "replicas": f"{status.replicas_chosen} used of {status.replicas_available}, {status.replicas_wanted} wanted",
         "by replica": ", ".join(f"{name}: {rows:,}" for name, rows in status.rows_by_replica.items()),
         "model": f"{status.model}{' (SIMULATED)' if status.simulated else ''}",
         "cached tokens": f"{status.cached_share:.1%} of {status.prompt_tokens:,}",
-        "cost": f"${status.cost:.4f}",
+        "cost": f"${status.cost:,.4f}" if status.cost else "no price was given",
         "folder": status.folder,
     }
     for name, text in lines.items():

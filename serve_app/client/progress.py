@@ -1,14 +1,16 @@
-"""A job's progress on a terminal: a bar with rate and ETA, or a line now and then where there is no terminal."""
+"""A job's progress: a bar that stays, messages below it; a plain line now and then where there is no terminal."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
-from serve_app.spec import JobStatus
+from serve_app.spec import JobState, JobStatus
 
 LINE_EVERY_S = 5.0
 
@@ -18,43 +20,73 @@ class JobProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
-            console=console,
-            disable=not console.is_terminal,
+        self._bar = _Bar(
+            BarColumn(bar_width=20), TextColumn("{task.fields[line]}"), console=console, disable=not console.is_terminal
         )
-        self._task = self._progress.add_task("queued", total=None, pace="")
+        self._task = self._bar.add_task("", total=None, line="")
         self._last_line = ""
         self._last_line_at = 0.0
 
     def __enter__(self) -> JobProgress:
-        self._progress.__enter__()
+        self._bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.__exit__(kind, error, trace)
+        self._bar.__exit__(kind, error, trace)
 
     def __call__(self, status: JobStatus) -> None:
         """Show the status."""
-        done = status.done
-        eta = f", {status.eta_s:.0f} s left" if status.eta_s else ""
-        pace = f"{status.rows_per_s:.1f} rows/s{eta}" if done else ""
-        what = status.message or f"{status.replicas_chosen} replica(s)"
-        failed = f", {status.failed} failed" if status.failed else ""
-        self._progress.update(
-            self._task, description=f"{what}{failed}", completed=done, total=status.total or None, pace=pace
-        )
+        line, below = progress_line(status), details_line(status)
+        self._bar.below = below
+        self._bar.update(self._task, completed=status.done, total=status.total or None, line=line)
         if not self._console.is_terminal:
-            self._line(f"{what}{failed}: {done}/{status.total or '?'} rows  {pace}".rstrip())
+            self._plain("; ".join(filter(None, (line, below))), last=not status.state.active)
 
-    def _line(self, line: str) -> None:
-        due = time.monotonic() - self._last_line_at >= LINE_EVERY_S
-        if line != self._last_line and (due or not self._last_line):
-            self._console.print(line, highlight=False)
+    def _plain(self, line: str, *, last: bool) -> None:
+        due = last or not self._last_line or time.monotonic() - self._last_line_at >= LINE_EVERY_S
+        if due and line != self._last_line:
+            self._console.print(line, highlight=False, markup=False)
             self._last_line, self._last_line_at = line, time.monotonic()
+
+
+class _Bar(Progress):
+    """A bar with a line below it."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(self.below, style="dim")
+
+
+def progress_line(status: JobStatus) -> str:
+    """Rows, rate and time left."""
+    if not status.total:
+        return "queued" if status.state is JobState.QUEUED else "counting the rows"
+    parts = [f"{100 * status.done // status.total} %, {status.done:,} of {status.total:,} rows"]
+    if status.rows_per_s:
+        parts.append(f"{status.rows_per_s:,.1f} rows/s")
+    if status.eta_s is not None and status.done < status.total:
+        parts.append(f"{duration(status.eta_s)} left")
+    return ", ".join(parts)
+
+
+def details_line(status: JobStatus) -> str:
+    """Rows without an answer, replicas, and what the driver says."""
+    parts = []
+    if unanswered := status.failed + status.invalid:
+        parts.append(f"{unanswered:,} without an answer")
+    if status.replicas_chosen:
+        parts.append(f"{status.replicas_chosen} replica{'s' if status.replicas_chosen > 1 else ''}")
+    return ", ".join(filter(None, (*parts, status.message)))
+
+
+def duration(seconds: float) -> str:
+    """For people: "45 s", "12 min", "3 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

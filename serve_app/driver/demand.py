@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ray import serve
 from ray.experimental.internal_kv import _internal_kv_put
+from ray.serve.context import _get_global_client
 from ray.serve.schema import DeploymentStatusOverview
 
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
@@ -27,6 +29,8 @@ KV_NAMESPACE = b"serve_app"
 # long enough for three lost renewals, short enough that a killed driver does not hold replicas.
 RENEW_S = 5.0
 EXPIRES_S = 20.0
+# How long what Serve said of a deployment's settings is taken to be so; a config file may change them.
+SETTINGS_FOR_S = 30.0
 
 # Serve says this of replicas that were not placed for RAY_SERVE_SLOW_STARTUP_WARNING_S (30 s); see
 # `_check_and_update_transitioning_replicas` in Ray 2.60's deployment_state.py.
@@ -65,6 +69,8 @@ class Demand:
         self._deployment = deployment
         self._leave = leave
         self._wish = 0
+        self._fixed: int | None = None
+        self._asked_at = -math.inf
         self._teller = ThreadPoolExecutor(1, thread_name_prefix="demand")
 
     def set(self, replicas: int) -> None:
@@ -87,13 +93,27 @@ class Demand:
     async def waiting_reason(self) -> str:
         """Why fewer replicas run than are wished for, as far as Serve says; empty when enough run."""
         app = (await asyncio.to_thread(serve.status)).applications.get(self._app)
-        return explain(self._wish, app and app.deployments.get(self._deployment))
+        if time.monotonic() - self._asked_at > SETTINGS_FOR_S:
+            self._fixed = await asyncio.to_thread(fixed_replicas, self._app, self._deployment)
+            self._asked_at = time.monotonic()
+        return explain(self._wish, app and app.deployments.get(self._deployment), fixed=self._fixed)
 
 
-def explain(wanted: int, deployment: DeploymentStatusOverview | None) -> str:
-    """In words, why `wanted` replicas do not all run; empty if they do. A cluster may grow, so nothing is final."""
+def fixed_replicas(app: str, deployment: str) -> int | None:
+    """The deployment's `num_replicas`; None where replicas are scaled, or where there is no such deployment."""
+    details = _get_global_client().get_serve_details()["applications"].get(app, {})
+    config = details.get("deployments", {}).get(deployment, {}).get("deployment_config", {})
+    return None if config.get("autoscaling_config") else config.get("num_replicas")
+
+
+def explain(wanted: int, deployment: DeploymentStatusOverview | None, *, fixed: int | None = None) -> str:
+    """In words, why `wanted` replicas, or the `fixed` number of them, do not all run; empty if they do.
+
+    A cluster may grow, so nothing is final.
+    """
     states = {} if deployment is None else deployment.replica_states
     running, starting = states.get("RUNNING", 0), states.get("STARTING", 0)
+    wanted = wanted if fixed is None else min(wanted, fixed)
     if running >= wanted:
         return ""
     return f"wanted {wanted}, running {running}, {_hindrance(deployment, starting)}"
@@ -106,7 +126,7 @@ def _hindrance(deployment: DeploymentStatusOverview | None, starting: int) -> st
         told = deployment.message.strip().splitlines() or ["no reason was given"]
         return f"replicas do not start: {told[-1]}"
     if not starting:
-        return "no more are starting yet: upscale_delay_s is not over, or max_replicas (num_replicas) is reached"
+        return "no more are starting yet: upscale_delay_s is not over, or max_replicas is reached"
     if found := _NOT_PLACED.search(deployment.message):
         needs, free = (found[name].replace('"', "") for name in ("needs", "free"))
         return f"cluster cannot place {found['count']} more now: each needs {needs}, free {free}"

@@ -230,8 +230,7 @@ NOT_PLACED = (
         (status("Upscaling from 1 to 4 replicas.", RUNNING=1, STARTING=3), "wanted 4, running 1, starting 3"),
         (
             status("", "HEALTHY", RUNNING=2),
-            "wanted 4, running 2, no more are starting yet: upscale_delay_s is not over, or max_replicas "
-            "(num_replicas) is reached",
+            "wanted 4, running 2, no more are starting yet: upscale_delay_s is not over, or max_replicas is reached",
         ),
         (
             status("The deployment failed to start 3 times.\nBadSettings: engine.model is wrong\n", "UNHEALTHY"),
@@ -242,3 +241,14 @@ NOT_PLACED = (
 )
 def test_waiting_is_explained_in_serve_s_own_words(deployment: DeploymentStatusOverview | None, told: str) -> None:
     assert explain(4, deployment) == told
+
+
+@pytest.mark.parametrize(
+    ("deployment", "told"),
+    [
+        (status("", "HEALTHY", RUNNING=2), ""),
+        (status("", "UPDATING", RUNNING=1, STARTING=1), "wanted 2, running 1, starting 1"),
+    ],
+)
+def test_of_a_fixed_number_of_replicas_no_more_are_expected(deployment: DeploymentStatusOverview, told: str) -> None:
+    assert explain(4, deployment, fixed=2) == told

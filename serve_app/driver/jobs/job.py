@@ -15,6 +15,7 @@ import msgspec
 from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
 from serve_app.dispatch.provider.pool import ProviderPool
+from serve_app.driver.jobs.pace import Pace
 from serve_app.driver.jobs.part import PartRun
 from serve_app.driver.jobs.plan import Plan, make_plan
 from serve_app.driver.jobs.reuse import Reuse
@@ -62,6 +63,7 @@ class JobRun:
         self._parts: list[Part] = []
         self._tallies: list[Tally] = []
         self._before = status_of(job)
+        self._pace = Pace(self._before.done)
         self._rows = self._before.total
         self._message = "waiting for its turn"
         self._state = JobState.QUEUED
@@ -167,7 +169,7 @@ class JobRun:
     async def end(self, state: JobState, message: str) -> None:
         """Record how the job ended, with its last figures, however long the store is away: until it is written, the
         job counts as running."""
-        figures = self.status().model_dump(exclude={"id", "state", "message"})
+        figures = self.status().model_dump(exclude={"id", "state", "message", "eta_s"})
         self._message = f"ending as {state}{': ' if message else ''}{message}"
 
         def write() -> None:
@@ -198,7 +200,8 @@ class JobRun:
         chosen = max(self._before.replicas_chosen, len(tally.now_by_replica), min(plan.chosen, workers))
         now = sum(tally.now_by_replica.values())
         rate = now / tally.now_s if tally.now_s else self._before.rows_per_s
-        left = self._rows - tally.done
+        self._pace.observe(tally.done)
+        eta_s = self._pace.eta_s(self._rows - tally.done) if self._state is JobState.RUNNING else None
         return self._before.model_copy(
             update={
                 **msgspec.structs.asdict(tally),
@@ -212,7 +215,7 @@ class JobRun:
                 "rows_per_s": rate,
                 "rows_per_s_by_replica": {name: n / tally.now_s for name, n in tally.now_by_replica.items()},
                 "cached_share": tally.cached_tokens / tally.prompt_tokens if tally.prompt_tokens else 0.0,
-                "eta_s": left / rate if rate and self._state is JobState.RUNNING else None,
+                "eta_s": eta_s,
                 "cost": self._cost(tally, chosen),
             }
         )
@@ -237,6 +240,7 @@ def status_of(job: JobStore) -> JobStatus:
         "id": job.job_id,
         "state": manifest["state"],
         "message": manifest["message"],
+        "eta_s": None,
         "workload": spec["workload"],
         "metadata": spec["metadata"],
         "folder": job.folder,
