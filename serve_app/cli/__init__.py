@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from serve_app.cli import ctr, icm, k8s, keys, population, server
+from serve_app.cli import ctr, icm, k8s, keys, population, server, up
 from serve_app.errors import BadSettings, ServeAppError
 
 app = typer.Typer(
     help="Whole-population LLM inference on Ray Serve and vLLM.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-for command in (ctr.demo, icm.icm, icm.icm_preset, server.serve, server.validate, server.check):
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"serve-app {metadata.version('serve-app')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Whole-population LLM inference on Ray Serve and vLLM."""
+
+
+for command in (ctr.demo, icm.icm, icm.icm_preset, up.up, server.serve, server.validate, server.check):
     app.command()(command)
 app.add_typer(ctr.app, name="ctr")
 app.add_typer(population.app, name="population")

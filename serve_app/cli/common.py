@@ -13,7 +13,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 console = Console(soft_wrap=True)
 error_console = Console(stderr=True, soft_wrap=True)
 
-BaseUrl = Annotated[str, typer.Option("--base-url", help="Where the server is.")]
+BaseUrl = Annotated[str, typer.Option("--base-url", envvar="SERVE_APP_BASE_URL", help="Where the server is.")]
+Json = Annotated[bool, typer.Option("--json", "-q", help="Print only the JSON line, no progress and no notes.")]
 INTERRUPTED = 130  # what shells give for SIGINT
 
 

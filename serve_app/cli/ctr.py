@@ -18,6 +18,7 @@ from serve_app.cli.ctr_calibrate import calibrate
 from serve_app.cli.ctr_compare import compare
 from serve_app.cli.ctr_options import bank_name, platform_context, profile_file
 from serve_app.cli.provider import OWN, PROVIDERS, job_fields
+from serve_app.cli.server import print_notes
 from serve_app.errors import BadSettings, ServerUnavailable
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def demo(
 ) -> None:
     """Start Ray and the replicas on this machine, predict click-through, stop everything."""
     from serve_app.client.populations import PopulationClient
-    from serve_app.serving.launch.config import check_store
+    from serve_app.serving.launch.config import ServeConfig, check_store
     from serve_app.serving.launch.local import local_serve, stages_line, start_stages
 
     started = time.monotonic()
@@ -117,6 +118,9 @@ def demo(
     study = make_study(ad=ad, platform=ad_platform, size=population_size, seed=seed)
     check_store(out)
     log = out / "serve.log"
+    settings = ServeConfig.load(config)
+    settings.check()
+    print_notes(settings, output)
     output.print(f"starting Ray and the replicas of {config} (log: {log})")
     with local_serve(config, log=log, on_wait=lambda message: output.print(f"  {message}", markup=False)) as base_url:
         start_s = time.monotonic() - started

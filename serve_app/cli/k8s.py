@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serve_app.cli.common import console
+from serve_app.cli.common import Json, console
 
 app = typer.Typer(help="Kubernetes manifests from k8s/values.yaml.", no_args_is_help=True)
 
@@ -22,12 +23,15 @@ def _group() -> None:
 
 
 @app.command()
-def presets(values: ValuesFile = DEFAULT_VALUES) -> None:
+def presets(values: ValuesFile = DEFAULT_VALUES, as_json: Json = False) -> None:
     """The presets: model, GPUs, parallelism, replicas."""
     from rich.table import Table
 
     from serve_app.k8s.values import Values
 
+    if as_json:
+        print(json.dumps({name: one.model_dump(mode="json") for name, one in Values.load(values).presets.items()}))
+        return
     table = Table("preset", "model", "GPU", "tensor × pipeline", "replicas", "GPUs at most")
     for name, preset in Values.load(values).presets.items():
         ranks, bounds = preset.tensor_parallel * preset.pipeline_parallel, preset.replicas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.cli.common import console
+from serve_app.cli.common import Json, console
 
 app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
 
@@ -41,10 +42,14 @@ def create(
 
 
 @app.command("list")
-def list_keys(file: KeyFile) -> None:
+def list_keys(file: KeyFile, as_json: Json = False) -> None:
     """The keys' names, states and limits."""
     from serve_app.serving.gate.keys import read_keys
 
+    if as_json:
+        keys = [{**key.model_dump(mode="json", exclude={"sha256"}), "state": key.state} for key in read_keys(file)]
+        print(json.dumps(keys))
+        return
     table = Table("name", "state", "scopes", "requests/min", "tokens/min", "created", "expires")
     for key in read_keys(file):
         limits = (key.requests_per_minute, key.tokens_per_minute)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, console, goes_on_without_us
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, console, goes_on_without_us
 from serve_app.errors import BadSettings, ServerUnavailable
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Run populations of rows: submit, watch, fetch results.", no_args_is_help=True)
 
 Job = Annotated[str, typer.Argument(metavar="JOB_ID")]
-Json = Annotated[bool, typer.Option("--json", help="Print only the JSON line.")]
 
 
 @app.command()

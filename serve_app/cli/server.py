@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, console
 
 if TYPE_CHECKING:
     from serve_app.serving.launch.config import ServeConfig
@@ -44,19 +46,28 @@ def validate(config: Config = Path("config.yaml")) -> None:
     console.print(f"{config}: {settings.replicas} replica(s), {settings.base_url}", markup=False)
 
 
-def print_notes(settings: ServeConfig) -> None:
+def print_notes(settings: ServeConfig, output: Console = console) -> None:
     """What the user should know of this config file on this machine."""
     for note in settings.notes():
-        console.print(f"note: {note}", markup=False, highlight=False)
+        output.print(f"note: {note}", markup=False, highlight=False)
 
 
 def check(
     base_url: BaseUrl = DEFAULT_URL,
     replicas: Annotated[int, typer.Option(help="How many replicas there should be at least.")] = 1,
+    as_json: Json = False,
 ) -> None:
     """Verify a running server step by step."""
     from serve_app.client.check import run_checks
 
+    if as_json:
+        steps = [
+            {"step": name, "ok": problem is None, "detail": problem or detail}
+            for name, problem, detail in run_checks(base_url, replicas)
+        ]
+        passed = all(step["ok"] for step in steps)
+        print(json.dumps({"ok": passed, "base_url": base_url, "steps": steps}))
+        sys.exit(0 if passed else 1)
     failed = 0
     for name, problem, detail in run_checks(base_url, replicas):
         failed += problem is not None

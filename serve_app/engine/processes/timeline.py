@@ -19,6 +19,19 @@ from serve_app.engine.host.cpu import is_worker
 TIMELINE_ENV = "SERVE_APP_TIMELINE"
 # In the order in which a start goes through them, after "start" itself.
 STAGES = ("ray", "controller", "process", "import", "config", "weights", "kv_cache", "engine", "first_token")
+# What follows each stage, in words.
+NEXT = {
+    "": "starting Ray",
+    "ray": "starting Serve",
+    "controller": "starting the replicas' processes",
+    "process": "importing vLLM",
+    "import": "starting the engines",
+    "config": "loading the weights",
+    "weights": "making the KV caches",
+    "kv_cache": "warming up",
+    "engine": "computing a first token",
+    "first_token": "waiting for the others",
+}
 
 
 def mark(stage: str, *, file: Path | None = None) -> None:
@@ -50,6 +63,15 @@ def mark_worker_stages() -> None:
     if not hasattr(Worker.load_model, "__wrapped__"):
         Worker.load_model = marking("weights", Worker.load_model)
         Worker.initialize_from_config = marking("kv_cache", Worker.initialize_from_config)
+
+
+def under_way(path: Path) -> str:
+    """What a start is doing now, in words, and how many processes have the last stage behind them."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    done = [stage for stage in (json.loads(line)["stage"] for line in lines) if stage in STAGES]
+    last = max(done, key=STAGES.index, default="")
+    count = f" ({done.count(last)} process{'es' if done.count(last) > 1 else ''})" if last in STAGES[2:] else ""
+    return f"{NEXT[last]}{count}"
 
 
 def read(path: Path) -> dict[str, float]:

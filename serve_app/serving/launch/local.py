@@ -14,8 +14,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpx
 import psutil
@@ -33,16 +34,35 @@ STOP_TIMEOUT_S = 45.0
 SETTLE_S = 10.0
 
 
+@dataclass(frozen=True)
+class LocalServer:
+    """A server on this machine whose replicas are ready."""
+
+    settings: ServeConfig
+    process: subprocess.Popen[bytes]
+
+    def wait(self) -> int:
+        """Until `serve run` ends by itself, which it should not; its exit status."""
+        return self.process.wait()
+
+
 @contextmanager
-def local_serve(
+def local_serve(config: Path, *, log: Path, **options: Any) -> Iterator[str]:
+    """The base URL of a `local_server`, which has these options."""
+    with local_server(config, log=log, **options) as server:
+        yield server.settings.base_url
+
+
+@contextmanager
+def local_server(
     config: Path,
     *,
     log: Path,
     on_wait: Callable[[str], None] = lambda message: None,
     timeout_s: float = 900.0,
     env: dict[str, str] | None = None,
-) -> Iterator[str]:
-    """Run the config file's applications and yield the base URL once all replicas are ready.
+) -> Iterator[LocalServer]:
+    """Run the config file's applications, and have them once all replicas are ready.
 
     `on_wait` gets a line every few seconds while waiting. Raises ServerUnavailable, with the reason from the
     log, when they do not come up; BadSettings for a config file that cannot work. `start_stages(log)` says where the
@@ -50,8 +70,6 @@ def local_serve(
     """
     settings = ServeConfig.load(config)
     settings.check()
-    for note in settings.notes():
-        on_wait(note)
     marker = uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
     stages = _timeline_file(log)
@@ -75,7 +93,7 @@ def local_serve(
         )
     try:
         _wait_until_ready(process, settings, log, on_wait, timeout_s)
-        yield settings.base_url
+        yield LocalServer(settings, process)
     finally:
         on_wait("stopping Ray and the replicas")
         stop(process, marker)
@@ -166,7 +184,8 @@ def _wait_until_ready(
                 f"{ready} of {settings.worked.replicas} replicas were ready after {timeout_s:g} s; see {log}"
             )
         if now - last_told > 5.0:
-            on_wait(f"starting replicas: {ready} of {settings.worked.replicas} ready after {now - started:.0f} s")
+            what = timeline.under_way(_timeline_file(log))
+            on_wait(f"{now - started:.0f} s: {ready} of {settings.worked.replicas} replicas ready; {what}")
             last_told = now
         time.sleep(1.0)  # a question takes processor time of those who start
 
