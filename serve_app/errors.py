@@ -31,19 +31,27 @@ class ServeAppError(Exception):
 
 
 class BadSettings(ServeAppError, ValueError):
-    """Raised when a field of a settings file, a command or a request is wrong."""
+    """Raised when a field of a settings file, a command or a request is wrong.
+
+    `field` is its name, with dots where it is nested, and the text begins with it. None where no one field is wrong.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
 
     @classmethod
     def of_fields(cls, errors: Iterable[Mapping[str, Any]], *above: str) -> BadSettings:
         """From pydantic's `errors()`: where a value is wrong (`above` stands before), and why; five at most.
 
-        The place is given without `body`, `query` and `path`.
+        The place is given without `body`, `query` and `path`; that of the first is the `field`.
         """
-        problems = []
+        found = []
         for error in errors:
             place = [*above, *(str(part) for part in error["loc"] if part not in ("body", "query", "path"))]
-            problems.append(": ".join(filter(None, [".".join(place), error["msg"]])))
-        return cls("; ".join(problems[:5]))
+            found.append((".".join(place), error["msg"]))
+        (field, first), *others = found[:5]
+        return cls("; ".join([first, *(": ".join(filter(None, other)) for other in others)]), field=field or None)
 
 
 class UnknownOption(BadSettings):

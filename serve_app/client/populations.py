@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServerUnavailable
+from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError, ServerUnavailable
 from serve_app.schema import Outcome, ReplicaInfo
 from serve_app.settings import api_key_headers
 from serve_app.spec import JobSpec, JobStatus
@@ -18,7 +18,7 @@ from serve_app.spec import JobSpec, JobStatus
 POLL_S = 0.5
 # A driver that restarts answers again, and goes on with its jobs, within this time.
 PATIENCE_S = 60.0
-ERRORS = {404: JobNotFound, 409: JobConflict, 400: BadSettings, 422: BadSettings}
+ERRORS: dict[int, type[ServeAppError]] = {404: JobNotFound, 409: JobConflict, 400: BadSettings, 422: BadSettings}
 
 
 class PopulationClient:

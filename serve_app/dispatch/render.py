@@ -90,9 +90,11 @@ class TokenRenderer:
             ids = [self._tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
         for label, tokens in zip(labels, ids, strict=True):
             if len(tokens) != 1:
-                raise BadSettings(f"labels: {label!r} is {len(tokens)} tokens for this model; a label must be one")
+                raise BadSettings(
+                    f"{label!r} is {len(tokens)} tokens for this model; a label must be one", field="labels"
+                )
         if len({tokens[0] for tokens in ids}) < len(labels):
-            raise BadSettings(f"labels: {list(labels)} are not all different tokens")
+            raise BadSettings(f"{list(labels)} are not all different tokens", field="labels")
         return tuple(tokens[0] for tokens in ids)
 
 
@@ -114,7 +116,7 @@ class MessageRenderer:
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
         if len(set(labels)) < len(labels):
-            raise BadSettings(f"labels: {list(labels)} are not all different")
+            raise BadSettings(f"{list(labels)} are not all different", field="labels")
         return tuple(range(len(labels)))
 
 
@@ -127,7 +129,7 @@ class CharacterRenderer:
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
         if len({label[:1] for label in labels if label}) < len(labels):
-            raise BadSettings(f"labels: {list(labels)} do not all begin with a character of their own")
+            raise BadSettings(f"{list(labels)} do not all begin with a character of their own", field="labels")
         return tuple(ord(label[0]) for label in labels)
 
 

@@ -61,7 +61,9 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
                 return await jobs.status(await jobs.submit(parsed, (name, file.file)))
         parsed = _spec(await request.body())
         if parsed.source.startswith("job:"):
-            raise BadSettings("source: 'job:' names an uploaded file; send the file in a form, or give a path or URL")
+            raise BadSettings(
+                "'job:' names an uploaded file; send the file in a form, or give a path or URL", field="source"
+            )
         check_permitted(parsed, jobs.settings)
         return await jobs.status(await jobs.submit(parsed))
 

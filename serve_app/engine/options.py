@@ -68,7 +68,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else "see `vllm serve --help` for the names"
-            raise UnknownOption(f"engine.{name}: vLLM has no option of that name; {hint}")
+            raise UnknownOption(f"vLLM has no option of that name; {hint}", field=f"engine.{name}")
         if name in OWNED and value != "mp":
             raise BadSettings(f"engine.{name} cannot be set here; use {OWNED[name]}")
     if not options.get("model"):

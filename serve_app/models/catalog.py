@@ -26,12 +26,13 @@ def resolve_model(name: str) -> Path | str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelNotFound(f"engine.model: {path} has no config.json, so it holds no model")
+            raise ModelNotFound(f"{path} has no config.json, so it holds no model", field="engine.model")
         return path
     if name.startswith(("/", "./", "../", "~")) or not HUB_NAME.fullmatch(name):
         raise ModelNotFound(
-            f"engine.model: '{name}' is neither a folder, nor the prepared model '{default.NAME}', "
-            "nor a hub name of the form 'owner/name'"
+            f"'{name}' is neither a folder, nor the prepared model '{default.NAME}', "
+            "nor a hub name of the form 'owner/name'",
+            field="engine.model",
         )
     return name
 
@@ -44,7 +45,7 @@ def check_heads(model: Path | str, ranks: int) -> None:
     try:
         heads = json.loads(config.read_text()).get("num_attention_heads")
     except ValueError as error:
-        raise ModelNotFound(f"engine.model: {config} is not JSON: {error}") from error
+        raise ModelNotFound(f"{config} is not JSON: {error}", field="engine.model") from error
     if isinstance(heads, int) and heads % ranks:
         possible = [n for n in range(1, heads + 1) if heads % n == 0]
         raise BadSettings(

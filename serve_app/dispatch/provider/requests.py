@@ -25,14 +25,15 @@ def response_format(structured: dict[str, Any] | None) -> dict[str, Any] | None:
         return {"type": "json_object"}
     if given.keys() != {"json"}:
         raise BadSettings(
-            f"structured: an external provider cannot be asked for {', '.join(given)}, only for one json schema: "
-            "write the rule as a json schema (a choice is an enum), or use labels"
+            f"an external provider cannot be asked for {', '.join(given)}, only for one json schema: "
+            "write the rule as a json schema (a choice is an enum), or use labels",
+            field="structured",
         )
     schema = given["json"]
     try:
         schema = msgspec.json.decode(schema) if isinstance(schema, str) else schema
     except msgspec.DecodeError as error:
-        raise BadSettings(f"structured: the json schema is not JSON: {error}") from None
+        raise BadSettings(f"the json schema is not JSON: {error}", field="structured") from None
     # Strict, since that is what `structured` means: a provider that cannot keep to the schema shall say so.
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
@@ -61,10 +62,12 @@ def checked_address(base_url: str) -> str:
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
-        raise BadSettings(f"base_url: {error}") from None
+        raise BadSettings(str(error), field="base_url") from None
     # httpx logs addresses, so a password or a key in one would be logged with it.
     if not url.host or url.userinfo or url.query or url.fragment:
-        raise BadSettings("base_url: give scheme, host and path only (https://host/v1), and the key by api_key_env")
+        raise BadSettings(
+            "give scheme, host and path only (https://host/v1), and the key by api_key_env", field="base_url"
+        )
     return base_url.rstrip("/")
 
 
@@ -73,16 +76,20 @@ def read_key(name: str) -> str:
         return ""
     key = os.environ.get(name, "").strip()
     if not key:
-        raise BadSettings(f"api_key_env: the driver's environment has no {name}: set it and restart the driver")
+        raise BadSettings(f"the driver's environment has no {name}: set it and restart the driver", field="api_key_env")
     if not (key.isascii() and key.isprintable()):  # h11 would refuse it as a header, and quote it
-        raise BadSettings(f"api_key_env: {name} holds characters that no key has (a line break?): set it anew")
+        raise BadSettings(f"{name} holds characters that no key has (a line break?): set it anew", field="api_key_env")
     return key
 
 
 def label_texts(labels: tuple[str, ...]) -> tuple[str, ...]:
     texts = tuple(label.removeprefix(" ") for label in labels)
     if len(texts) > MOST_SHOWN:
-        raise BadSettings(f"labels: {len(texts)} given, but an external provider shows only {MOST_SHOWN} tokens")
+        raise BadSettings(
+            f"{len(texts)} given, but an external provider shows only {MOST_SHOWN} tokens", field="labels"
+        )
     if len(set(texts)) < len(texts) or not all(texts):
-        raise BadSettings(f"labels: {list(labels)} must not be empty, and differ in more than a space before them")
+        raise BadSettings(
+            f"{list(labels)} must not be empty, and differ in more than a space before them", field="labels"
+        )
     return texts

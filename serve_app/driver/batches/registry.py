@@ -91,9 +91,9 @@ class BatchRegistry:
         try:
             stored = await asyncio.to_thread(self._files.get, request.input_file_id)
         except NoSuchFile as error:
-            raise BadSettings(f"input_file_id: {error}") from error
+            raise BadSettings(str(error), field="input_file_id") from error
         if stored.purpose != PURPOSE:
-            raise BadSettings(f"input_file_id: its purpose is '{stored.purpose}': upload it with '{PURPOSE}'")
+            raise BadSettings(f"its purpose is '{stored.purpose}': upload it with '{PURPOSE}'", field="input_file_id")
         created_at = int(self._now())
         asked = Asked(
             request.input_file_id,

@@ -51,7 +51,7 @@ def files_app(files: FileStore) -> FastAPI:
         async with request.form() as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
-                raise BadSettings("file: send a form (multipart/form-data) with the file in this field")
+                raise BadSettings("send a form (multipart/form-data) with the file in this field", field="file")
             purpose = _purpose(form)
             lasts = _expires_after(form)
             name = file.filename or "file"
@@ -129,7 +129,7 @@ def batches_app(batches: BatchService) -> FastAPI:
 def _purpose(form: FormData) -> Purpose:
     purpose = form.get("purpose")
     if purpose not in get_args(Purpose):
-        raise BadSettings(f"purpose: give one of {', '.join(get_args(Purpose))}")
+        raise BadSettings(f"give one of {', '.join(get_args(Purpose))}", field="purpose")
     return cast("Purpose", purpose)
 
 

@@ -24,13 +24,15 @@ def check_permitted(spec: JobSpec, settings: DriverSettings) -> None:
         address = settings.provider_keys.get(name)
         if address is None or not _below(spec.provider.base_url, address):
             raise BadSettings(
-                f"provider.api_key_env: the key in {name} may not be sent to {spec.provider.base_url}: the operator "
-                "names variables and addresses in the driver's `provider_keys`"
+                f"the key in {name} may not be sent to {spec.provider.base_url}: the operator "
+                "names variables and addresses in the driver's `provider_keys`",
+                field="provider.api_key_env",
             )
     if spec.source and not spec.source.startswith("job:") and not _may_read(spec.source, settings.source_folders):
         raise BadSettings(
-            f"source: {spec.source} is a file of the driver's machine: upload it, give a URL, or have the operator "
-            "add its folder to the driver's `source_folders`"
+            f"{spec.source} is a file of the driver's machine: upload it, give a URL, or have the operator "
+            "add its folder to the driver's `source_folders`",
+            field="source",
         )
 
 

@@ -22,7 +22,7 @@ MEDIA_TYPES = {"jsonl": "application/jsonl", "csv": "text/csv", "parquet": "appl
 def stream_results(job: JobStore, form: str, *, after: int = 0) -> Iterator[bytes]:
     """All outcomes that are committed now, but the first `after`. Raises BadSettings for another format."""
     if form not in MEDIA_TYPES:
-        raise BadSettings(f"format '{form}' is unknown: use one of {', '.join(MEDIA_TYPES)}")
+        raise BadSettings(f"'{form}' is unknown: use one of {', '.join(MEDIA_TYPES)}", field="format")
     if form == "jsonl":
         return (b"".join(o.to_json() + b"\n" for o in some) for some in _blocks(job, after))
     return _columns(job, form, after)

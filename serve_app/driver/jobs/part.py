@@ -132,7 +132,9 @@ class PartRun:
         spec, engine = self._spec, replica.engine
         served = spec.provider.model if spec.provider else engine.model
         if spec.model is not None and spec.model != served:
-            raise BadSettings(f"model '{spec.model}' is not served here, '{served}' is: name that one, or none")
+            raise BadSettings(
+                f"'{spec.model}' is not served here, '{served}' is: name that one, or none", field="model"
+            )
         renderer = make_renderer(engine, external=spec.provider is not None, requests=spec.endpoint is not None)
         self.tally.model, self.tally.simulated = served, engine.simulated
         self.tally.tensor_parallel_size = engine.tensor_parallel_size

@@ -111,7 +111,7 @@ class Jobs:
         """Write the job down as queued. `upload` is (name, file) to be read as its source."""
         job_id = spec.job_id or _new_id(spec.workload)
         if job_id in RESERVED_IDS:
-            raise BadSettings(f"job_id '{job_id}' is the name of a route: give another")
+            raise BadSettings(f"'{job_id}' is the name of a route: give another", field="job_id")
         kept = spec
         if spec.rows:
             kept = spec.model_copy(update={"rows": (), "source": f"job:{INPUT}", "format": "jsonl"})

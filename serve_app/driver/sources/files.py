@@ -65,7 +65,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], file: BinaryIO) -> None:
         try:
             line = encode(row)
         except (TypeError, ValueError) as error:  # ValueError: half a surrogate pair is no text
-            raise BadSettings(f"rows[{number}]: {error}") from error
+            raise BadSettings(str(error), field=f"rows[{number}]") from error
         file.write(line + b"\n")
 
 
@@ -85,11 +85,12 @@ class SourceFile:
         ending = "".join(suffixes[-2:-1] if compression else suffixes[-1:]).lower()
         kind = spec.format or FORMATS.get(ending)
         if kind is None:
-            raise BadSettings(
-                f"format: cannot tell from the name of {_shown(url)}: give one of {', '.join(get_args(Format))}"
-            )
+            known = ", ".join(get_args(Format))
+            raise BadSettings(f"cannot tell from the name of {_shown(url)}: give one of {known}", field="format")
         if compression and kind == "parquet":
-            raise BadSettings(f"source: {_shown(url)} is compressed around Parquet, which compresses inside: unpack it")
+            raise BadSettings(
+                f"{_shown(url)} is compressed around Parquet, which compresses inside: unpack it", field="source"
+            )
         return cls(url, kind, compression)
 
     @property
@@ -117,7 +118,7 @@ class SourceFile:
 
 def _in_folder(folder_url: str, name: str) -> str:
     if name in ("", "..") or PurePosixPath(name).name != name:
-        raise BadSettings(f"source: '{JOB_FILE}{name}' is no file of the job's folder")
+        raise BadSettings(f"'{JOB_FILE}{name}' is no file of the job's folder", field="source")
     return join(folder_url, name)
 
 
@@ -131,11 +132,11 @@ def reading(url: str) -> Iterator[None]:
     try:
         yield
     except ServeAppError as error:
-        raise BadSettings(f"source: {error}") from error
+        raise BadSettings(str(error), field="source") from error
     except Exception as error:  # each file system has its own
         # What file systems say may repeat the URL.
         said = reason(error).replace(url, _shown(url))
-        raise BadSettings(f"source: cannot read {_shown(url)}: {said}") from error
+        raise BadSettings(f"cannot read {_shown(url)}: {said}", field="source") from error
 
 
 def bounded_lines(file: BinaryIO) -> Iterator[bytes]:

@@ -27,25 +27,24 @@ class Generated:
     def __init__(self, asked: Generator) -> None:
         installed = {point.name: point for point in entry_points(group=GENERATORS)}
         if asked.name not in installed:
-            raise BadSettings(
-                f"generator.name: '{asked.name}' is not installed here; these are: {', '.join(installed) or 'none'}"
-            )
+            known = ", ".join(installed) or "none"
+            raise BadSettings(f"'{asked.name}' is not installed here; these are: {known}", field="generator.name")
         try:
             make = installed[asked.name].load()
             self._takes_start = "start" in inspect.signature(make).parameters
             self._make: Callable[..., Iterable[Row]] = pydantic.validate_call(make)
         except Exception as error:  # whatever its import raises
-            raise BadSettings(f"generator.name: '{asked.name}' cannot be loaded: {error}") from error
+            raise BadSettings(f"'{asked.name}' cannot be loaded: {error}", field="generator.name") from error
         if self._takes_start and "start" in asked.arguments:
-            raise BadSettings("generator.arguments: 'start' is not for jobs to give")
+            raise BadSettings("'start' is not for jobs to give", field="generator.arguments")
         self._arguments = asked.arguments
         try:
             next(self.rows(), None)  # what the generator refuses is said now
         except pydantic.ValidationError as error:
             problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise BadSettings(f"generator.arguments: {'; '.join(problems)}") from error
+            raise BadSettings("; ".join(problems), field="generator.arguments") from error
         except BadSettings as error:
-            raise BadSettings(f"generator.arguments: {error}") from error
+            raise BadSettings(str(error), field="generator.arguments") from error
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
         if self._takes_start:

@@ -55,12 +55,12 @@ class CsvRows(_Streamed):
         super().__init__(file, maker)
         header = next(self._parsed(), None)
         if header is None:
-            raise BadSettings(f"source: {file.name} is empty: a CSV file begins with a line of column names")
+            raise BadSettings(f"{file.name} is empty: a CSV file begins with a line of column names", field="source")
         if isinstance(problem := header if isinstance(header, str) else _not_utf8(header), str):
-            raise BadSettings(f"source: the first line of {file.name} has no column names: {problem}")
+            raise BadSettings(f"the first line of {file.name} has no column names: {problem}", field="source")
         needed = maker.check(header, file.name)
         if twice := {column for column in needed if needed.count(column) > 1}:
-            raise BadSettings(f"source: {file.name} has more than one column '{min(twice)}': rename one")
+            raise BadSettings(f"{file.name} has more than one column '{min(twice)}': rename one", field="source")
         self._width = len(header)
         self._columns = [(header.index(column), column) for column in needed]
 

@@ -104,9 +104,9 @@ class RequestRows:
         """How many rows there are. Raises BadSettings if no line at all is a request."""
         rows, _ = self._scan
         if first := next(self.problems(), None) if not self._usable() else None:
-            raise BadSettings(f"source: no line of the file is a request to {self._endpoint}: {first.message}")
+            raise BadSettings(f"no line of the file is a request to {self._endpoint}: {first.message}", field="source")
         if not rows:
-            raise BadSettings("source: the file is empty: give a request a line")
+            raise BadSettings("the file is empty: give a request a line", field="source")
         return rows
 
     def problems(self) -> Iterator[Problem]:

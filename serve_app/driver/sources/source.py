@@ -54,7 +54,7 @@ def open_source(spec: JobSpec, *, folder_url: str) -> Source:
 
 def _requests(file: SourceFile, endpoint: str) -> RequestRows:
     if file.format != "jsonl":
-        raise BadSettings(f"format: requests are JSON lines, and {file.name} is {file.format}")
+        raise BadSettings(f"requests are JSON lines, and {file.name} is {file.format}", field="format")
     file.check()
     return RequestRows(file.lines, endpoint)
 

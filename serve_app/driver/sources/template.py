@@ -33,7 +33,7 @@ class Template:
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
-            raise BadSettings(f"{field}: {error}; write {{{{ or }}}} for a brace") from error
+            raise BadSettings(f"{error}; write {{{{ or }}}} for a brace", field=field) from error
         names: list[str] = []
         # For printf-style formatting: the fastest way to join constants and values.
         pieces: list[str] = []
@@ -43,8 +43,9 @@ class Template:
                 continue
             if not name or conversion or spec or "." in name or "[" in name:
                 raise BadSettings(
-                    f"{field}: '{{{_as_written(name, spec, conversion)}}}' is no plain {{column}} field; "
-                    "write {{ and }} for braces"
+                    f"'{{{_as_written(name, spec, conversion)}}}' is no plain {{column}} field; "
+                    "write {{ and }} for braces",
+                    field=field,
                 )
             pieces.append("%s")
             names.append(name)
@@ -104,17 +105,18 @@ class RowMaker:
         Raises BadSettings for columns that the job names and the data has not.
         """
         if "custom_id" != self._id_column not in columns:
-            raise BadSettings(f"id_column: {_no_column(self._id_column, columns, name)}")
+            raise BadSettings(_no_column(self._id_column, columns, name), field="id_column")
         if self._length_column and self._length_column not in columns:
-            raise BadSettings(f"length_column: {_no_column(self._length_column, columns, name)}")
+            raise BadSettings(_no_column(self._length_column, columns, name), field="length_column")
         for template in self._templates:
             for column in template.columns:
                 if column not in columns:
-                    raise BadSettings(f"{template.field}: {_no_column(column, columns, name)}")
+                    raise BadSettings(_no_column(column, columns, name), field=template.field)
         if not self._templates and not set(OWN_COLUMNS) & set(columns):
             raise BadSettings(
-                f"prompt: {name} has no column 'messages' or 'prompt': give a template of its columns, "
-                f"{_some(columns)}, in prompt or messages"
+                f"{name} has no column 'messages' or 'prompt': give a template of its columns, "
+                f"{_some(columns)}, in prompt or messages",
+                field="prompt",
             )
         needed = {self._id_column, self._length_column, *(c for template in self._templates for c in template.columns)}
         return [c for c in columns if c in needed or (c in OWN_COLUMNS and not self._templates)]

@@ -86,7 +86,7 @@ class Store:
 
     def _job(self, job_id: str) -> JobStore:
         if not JOB_ID.fullmatch(job_id):
-            raise BadSettings(f"job id '{job_id}': use up to 80 small letters, digits and dashes")
+            raise BadSettings(f"'{job_id}' is no job id: use up to 80 small letters, digits and dashes", field="job_id")
         return JobStore(job_id, self._root.child(job_id))
 
 
@@ -177,7 +177,8 @@ class JobStore:
         """Path or URL of a file of the job's own, such as its uploaded input. Raises BadSettings."""
         if not FILE_NAME.fullmatch(name) or name in RESERVED:
             taken = ", ".join(sorted(RESERVED))
-            raise BadSettings(f"file name '{name}': use letters, digits, '.', '-' and '_', and none of {taken}")
+            allowed = f"letters, digits, '.', '-' and '_', and none of {taken}"
+            raise BadSettings(f"file name '{name}': use {allowed}", field="file")
         return self._folder.child(name).url
 
     def open_output(self, name: str) -> AbstractContextManager[BinaryIO]:

@@ -31,13 +31,13 @@ def create_key(file: Path, name: str, **options: Any) -> str:
     with _locked(file):
         keys = read_keys(file) if file.exists() else ()
         if any(other.name == name for other in keys):
-            raise BadSettings(f"name: {file} has a key named '{name}' already; choose another name")
+            raise BadSettings(f"{file} has a key named '{name}' already; choose another name", field="name")
         now = datetime.now(UTC).replace(microsecond=0)
         try:
             entry = Key.model_validate({"name": name, "sha256": hash_key(key), "created": now, **options})
         except ValidationError as error:
             first = error.errors()[0]
-            raise BadSettings(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise BadSettings(first["msg"], field=".".join(map(str, first["loc"]))) from error
         _write(file, (*keys, entry))
     return key
 
@@ -48,7 +48,7 @@ def revoke_key(file: Path, name: str) -> Key:
         keys = read_keys(file)
         revoked = [key.model_copy(update={"disabled": True}) for key in keys if key.name == name]
         if not revoked:
-            raise BadSettings(f"name: {file} has no key named '{name}'; `serve-app keys list` shows the names")
+            raise BadSettings(f"{file} has no key named '{name}'; `serve-app keys list` shows the names", field="name")
         _write(file, tuple(revoked[0] if key.name == name else key for key in keys))
     return revoked[0]
 
