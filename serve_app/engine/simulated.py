@@ -62,7 +62,8 @@ class SimulatedEngine:
 
     def _build_app(self) -> ASGIApp:
         from fastapi import Body, FastAPI
-        from fastapi.responses import JSONResponse
+
+        from serve_app.openai.errors import model_not_found
 
         app = FastAPI(title="simulated engine")
 
@@ -77,8 +78,7 @@ class SimulatedEngine:
         @app.post("/v1/chat/completions", response_model=None)
         async def chat(body: dict[str, Any] = Body()) -> Any:  # noqa: B008  # as FastAPI has it
             if (model := body.get("model", self.info.model)) != self.info.model:
-                error = {"message": f"The model `{model}` does not exist.", "type": "NotFoundError", "code": 404}
-                return JSONResponse({"error": error}, status_code=404)
+                return model_not_found(str(model)).response()
             prompt = "\n".join(str(message.get("content")) for message in body["messages"])
             chunk = Chunk(0, (prompt.encode("utf-32-be", "replace"),), priority=int(body.get("priority", 0)))
             (completion,) = await self.run(chunk)

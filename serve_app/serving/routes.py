@@ -6,7 +6,8 @@ Added or put right:
 
     GET /v1/models/{id}   vLLM lists models, and does not answer for one
     errors                vLLM answers 404 and 405 of unknown paths and methods as {"detail": …}, and some bodies
-                          that are wrong, and what the model cannot do, as the server's faults
+                          that are wrong, and what the model cannot do, as the server's faults; an unknown model in
+                          words of its own (`unknown_model.py`)
     GET /metrics          of the node, not of any one replica (`engine/metrics.py`)
 """
 
@@ -26,6 +27,8 @@ from starlette.exceptions import HTTPException
 
 from serve_app.engine.metrics import MEDIA_TYPE
 from serve_app.errors import BadSettings, ServerUnavailable
+from serve_app.openai.errors import ErrorAnswer, model_not_found, of_exception
+from serve_app.serving.unknown_model import UnknownModel
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +89,13 @@ def add_routes(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None:
 
     To be called before the application's first request.
     """
+    # SageMaker's package, which vLLM uses, has built it already, without what is added here.
+    app.middleware_stack = None
     _shape_errors(app)
     _blame_the_client(app)
     _add_model(app)
     _replace_metrics(app, scrape)
-    # SageMaker's package, which vLLM uses, has built it already, without the handler of errors.
-    app.middleware_stack = None
+    app.add_middleware(UnknownModel)
 
 
 def close_admin_routes(app: FastAPI, keep: Collection[str] = ()) -> None:
@@ -100,7 +104,7 @@ def close_admin_routes(app: FastAPI, keep: Collection[str] = ()) -> None:
     Raises BadSettings for a path in `keep` that is none of them.
     """
     if unknown := sorted(set(keep) - ADMIN_ROUTES):
-        raise BadSettings(f"admin_routes: {unknown[0]!r} is none of vLLM's: {', '.join(sorted(ADMIN_ROUTES))}")
+        raise BadSettings(f"{unknown[0]!r} is none of vLLM's: {', '.join(sorted(ADMIN_ROUTES))}", field="admin_routes")
     _remove(app, ADMIN_ROUTES - set(keep))
 
 
@@ -115,7 +119,9 @@ def _shape_errors(app: FastAPI) -> None:
         }
         # A route's own words where it gave some: without, the detail is the status's phrase.
         message = messages.get(status, error.detail) if error.detail == status.phrase else error.detail
-        return _error(status, message, headers=dict(error.headers or {}))
+        answer = _error(status, message)
+        answer.headers.update(error.headers or {})
+        return answer
 
 
 def _blame_the_client(app: FastAPI) -> None:
@@ -127,15 +133,15 @@ def _blame_the_client(app: FastAPI) -> None:
     @app.exception_handler(KeyError)
     async def on_programming_error(request: Request, error: Exception) -> Response:
         if not _in_endpoint(error):
-            return _error(HTTPStatus.BAD_REQUEST, f"A field of the request has the wrong type: {error}")
+            return _error(400, f"A field of the request has the wrong type: {error}")
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         if on_fault is None:
-            return _error(HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR.phrase)
+            return _error(500, HTTPStatus.INTERNAL_SERVER_ERROR.phrase)
         return cast("Response", await on_fault(request, error))
 
     @app.exception_handler(NotImplementedError)
     async def on_not_implemented(request: Request, error: NotImplementedError) -> Response:
-        return _error(HTTPStatus.BAD_REQUEST, str(error) or f"The model has no {request.url.path}.")
+        return _error(400, str(error) or f"The model has no {request.url.path}.")
 
 
 def _in_endpoint(error: Exception) -> bool:
@@ -157,7 +163,7 @@ def _add_model(app: FastAPI) -> None:
         for model in listed.json()["data"]:
             if model["id"] == model_id:
                 return JSONResponse(model)
-        return _error(HTTPStatus.NOT_FOUND, f"The model `{model_id}` does not exist.", param="model")
+        return model_not_found(model_id).response()
 
 
 def _replace_metrics(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None:
@@ -169,7 +175,7 @@ def _replace_metrics(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None
         try:
             return Response(await scrape(), media_type=MEDIA_TYPE)
         except ServerUnavailable as error:
-            return _error(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+            return of_exception(error).response()
 
 
 def _remove(app: FastAPI, paths: Collection[str]) -> None:
@@ -177,10 +183,5 @@ def _remove(app: FastAPI, paths: Collection[str]) -> None:
     app.openapi_schema = None
 
 
-def _error(
-    status: HTTPStatus, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    """An error as OpenAI's clients read it, with vLLM's types."""
-    kind = {HTTPStatus.NOT_FOUND: "NotFoundError"}.get(status, status.phrase)
-    body: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": status.value}
-    return JSONResponse({"error": body}, status.value, headers)
+def _error(status: int, message: str) -> Response:
+    return ErrorAnswer(status=status, message=message).response()

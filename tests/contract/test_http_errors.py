@@ -56,6 +56,8 @@ def test_a_body_of_another_media_type_is_refused(http: httpx.Client, path: str) 
 def test_an_unknown_model_is_404_on_every_route(http: httpx.Client, model: str, path: str) -> None:
     error = assert_refused(http.post(path, json={**valid_body(path, model), "model": "no-such-model"}), 404)
     assert "no-such-model" in error["message"]
+    if path != "/v1/messages":  # Anthropic's shape has no code
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
 
 
 @pytest.mark.parametrize("path", GENERATING)

@@ -77,12 +77,12 @@ OWN_ROUTES = (
 )
 # Status codes of all routes.
 ERRORS = (
-    ("400", "a field is wrong; `param` names it where there is one"),
+    ("400", "a field is wrong, and `param` names it; a prompt above `max_prompt_tokens`"),
     ("401", "the key is missing, unknown, revoked or expired"),
     ("403", "the key's scopes do not include this route"),
-    ("404", "unknown path, job, file, batch or model"),
+    ("404", "unknown path, job, file, batch or model; for a model `code` is `model_not_found`"),
     ("409", "the job exists already, or is in a state that does not allow this"),
-    ("413", "the body is above `max_body_bytes`, or a prompt above `max_prompt_tokens`"),
+    ("413", "the body is above `max_body_bytes`"),
     ("429", "a limit of the key, or `max_inflight_requests`; `Retry-After` says when to try again"),
     ("503", "no replica is ready, or the driver is restarting"),
     ("504", "`request_timeout_s` is over"),

@@ -80,10 +80,10 @@ def test_an_unknown_model_is_404_in_openais_shape(client: TestClient) -> None:
     assert answer.status_code == 404
     error = answer.json()["error"]
     assert error == {
-        "message": "The model `none` does not exist.",
-        "type": "NotFoundError",
+        "message": "The model `none` does not exist",
+        "type": "invalid_request_error",
         "param": "model",
-        "code": 404,
+        "code": "model_not_found",
     }
 
 
@@ -103,17 +103,14 @@ def test_the_new_routes_are_in_the_openapi(client: TestClient) -> None:
     assert "/metrics" in paths
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "kind"),
-    [("GET", "/v1/nothing", 404, "NotFoundError"), ("PUT", "/v1/models", 405, "Method Not Allowed")],
-)
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("PUT", "/v1/models", 405)])
 def test_unknown_paths_and_methods_are_errors_in_openais_shape(
-    client: TestClient, method: str, path: str, status: int, kind: str
+    client: TestClient, method: str, path: str, status: int
 ) -> None:
     answer = client.request(method, path)
     assert answer.status_code == status
     error = answer.json()["error"]
-    assert (error["type"], error["code"], error["param"]) == (kind, status, None)
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", None, None)
     assert path in error["message"]
 
 
@@ -224,9 +221,9 @@ def test_a_fault_while_the_request_is_read_is_the_clients_and_afterwards_the_ser
 
     add_routes(app, scrape)
     client = TestClient(app, raise_server_exceptions=False)
-    for value, status in (("wrong", 400), ("right", 500)):
+    for value, status, kind in (("wrong", 400, "invalid_request_error"), ("right", 500, "server_error")):
         answer = client.post("/read", json={"field": value})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (status, status)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
 
 
 def test_what_the_model_cannot_do_is_the_clients_error(app: FastAPI) -> None:
@@ -258,16 +255,31 @@ def test_vllms_application_answers_for_one_model_and_refuses_in_openais_shape(vl
     client = TestClient(vllm_app)
     assert client.get("/v1/models/org/name").json()["id"] == "org/name"
     assert client.get("/metrics").text == "vllm:num_requests_running 1\n"
-    for method, path, status in [
-        ("GET", "/v1/models/none", 404),
-        ("GET", "/v1/nothing", 404),
-        ("GET", "/v1/chat/completions", 405),
+    for method, path, status, code in [
+        ("GET", "/v1/models/none", 404, "model_not_found"),
+        ("GET", "/v1/nothing", 404, None),
+        ("GET", "/v1/chat/completions", 405, None),
     ]:
         answer = client.request(method, path)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (status, status)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     invalid = client.post("/v1/chat/completions", json={"messages": 5})
     assert (invalid.status_code, invalid.json()["error"]["code"]) == (400, 400)
     choice = {"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}}
     for field in ({"structured_outputs": "json"}, {"structured_outputs": ["json"]}, choice):
         wrong = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}], **field})
-        assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, 400), field
+        assert (wrong.status_code, wrong.json()["error"]["type"]) == (400, "invalid_request_error"), field
+
+
+@pytest.mark.engine
+def test_vllms_answer_to_an_unknown_model_is_put_in_openais_words(vllm_app: FastAPI) -> None:
+    async def refuse(request: Any, raw_request: Request) -> Any:
+        return await vllm_app.state.openai_serving_models.check_model(request.model)
+
+    vllm_app.state.openai_serving_chat = SimpleNamespace(create_chat_completion=refuse)
+    add_routes(vllm_app, scrape)
+    client = TestClient(vllm_app)
+    answer = client.post(
+        "/v1/chat/completions", json={"model": "gpt-6", "messages": [{"role": "user", "content": "Hi"}]}
+    )
+    assert (answer.status_code, answer.content) == (404, client.get("/v1/models/gpt-6").content)
+    assert answer.json()["error"]["code"] == "model_not_found"

@@ -1,29 +1,17 @@
 """What all control routes share: an application whose errors have OpenAI's shape, whoever raises them.
 
-Knows which status each of our errors has. Does not know the routes.
+Knows FastAPI's handlers of errors. Does not know the routes.
 """
 
 from __future__ import annotations
 
-import re
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError, ServerUnavailable
-
-# First match counts.
-STATUS_CODES: tuple[tuple[type[ServeAppError], int, str], ...] = (
-    (JobNotFound, 404, "invalid_request_error"),
-    (JobConflict, 409, "invalid_request_error"),
-    (BadSettings, 400, "invalid_request_error"),
-    (ServerUnavailable, 503, "server_error"),
-    (ServeAppError, 500, "server_error"),
-)
-# Our errors begin with the field that is wrong, if it is one.
-_FIELD = re.compile(r"([a-z_]+(?:\.[a-z_]+)*): ")
+from serve_app.errors import BadSettings, ServeAppError
+from serve_app.openai.errors import ErrorAnswer, of_exception
 
 
 def control_app(title: str) -> FastAPI:
@@ -31,24 +19,17 @@ def control_app(title: str) -> FastAPI:
     app = FastAPI(title=title)
 
     @app.exception_handler(ServeAppError)
-    async def on_error(request: Request, error: ServeAppError) -> JSONResponse:
-        code, kind = next((code, kind) for cls, code, kind in STATUS_CODES if isinstance(error, cls))
-        field = _FIELD.match(str(error))
-        return _answer(code, kind, str(error), field[1] if field else None)
+    async def on_error(request: Request, error: ServeAppError) -> Response:
+        return of_exception(error).response()
 
     @app.exception_handler(RequestValidationError)
-    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return await on_error(request, BadSettings.of_fields(error.errors()))
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        return of_exception(BadSettings.of_fields(error.errors())).response()
 
     @app.exception_handler(HTTPException)
-    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
-        answer = _answer(error.status_code, "invalid_request_error", str(error.detail), None)
+    async def on_http(request: Request, error: HTTPException) -> Response:
+        answer = ErrorAnswer(status=error.status_code, message=str(error.detail)).response()
         answer.headers.update(error.headers or {})
         return answer
 
     return app
-
-
-def _answer(status: int, kind: str, message: str, param: str | None) -> JSONResponse:
-    error = {"message": message, "type": kind, "param": param, "code": None}
-    return JSONResponse({"error": error}, status_code=status)

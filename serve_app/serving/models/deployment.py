@@ -32,19 +32,18 @@ from starlette.routing import Mount, Route, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import EngineFailed, ServerUnavailable
+from serve_app.openai.errors import ErrorAnswer, unavailable
 from serve_app.serving.gate.middleware import Gate
-from serve_app.serving.gate.refusal import Refusal, body_too_large, unavailable
+from serve_app.serving.gate.refusal import body_too_large
 from serve_app.serving.models.directory import (
     LIST_TIMEOUT_S,
     Card,
     Directory,
     Served,
-    is_form,
-    read_form,
     read_session,
-    read_wanted,
 )
 from serve_app.serving.requests.piece import SCOPE, Answer, Piece, is_last
+from serve_app.serving.requests.wanted import read_request
 from serve_app.settings import REPLICA_DEPLOYMENT, ModelsSettings
 
 logger = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ def build_app(settings: ModelsSettings, served: Mapping[str, Served]) -> Starlet
         return JSONResponse(found) if found else await unknown(Request({**request.scope, UNKNOWN: name}))
 
     async def unknown(request: Request) -> Response:
-        return response(directory.missing(request.scope[UNKNOWN]))
+        return directory.missing(request.scope[UNKNOWN]).response()
 
     lists = [Route("/v1/models", models), Route("/v1/models/{model:path}", model)]
     own = Gate(Starlette(routes=[*lists, Mount("/", app=request_response(unknown))]), settings.access, "inference")
@@ -151,8 +150,8 @@ class Relay:
         except ClientDisconnect:
             return None
         if body is None:
-            return await response(body_too_large(self._max_body_bytes or 0))(scope, receive, send)
-        wanted = await read_form(scope, body) if is_form(scope) else read_wanted(body)
+            return await body_too_large(self._max_body_bytes or 0).response()(scope, receive, send)
+        wanted = await read_request(scope, body)
         name: str | None = self._default
         if isinstance(wanted.model, str) and wanted.model:
             name = await self._directory.find(wanted.model)
@@ -188,7 +187,7 @@ class Relay:
         except Exception as error:
             if started:
                 raise  # the server then breaks the connection, so that nobody takes the half for the whole
-            await response(failure(error))(scope, receive, send)
+            await failure(error).response()(scope, receive, send)
         finally:
             working.cancel()
             watching.cancel()
@@ -243,18 +242,13 @@ class HandleServed:
 # --- answers of our own ---
 
 
-def failure(error: Exception) -> Refusal:
+def failure(error: Exception) -> ErrorAnswer:
     """For a call that failed before the replica answered."""
     logger.warning("a request was not answered by its replica: %r", error)
     told = next(iter(str(error).splitlines()), type(error).__name__)
     if isinstance(error, BackPressureError):
-        refusal = unavailable(told, error.retry_after_s or 1.0)
-        return msgspec.structs.replace(refusal, status=error.status_code)
+        busy = unavailable(told, error.retry_after_s or 1.0)
+        return msgspec.structs.replace(busy, status=error.status_code, type="server_error")
     if isinstance(error, (DeploymentUnavailableError, RayActorError, EngineFailed, ServerUnavailable)):
         return unavailable(f"the replica that had this request cannot answer it: {told}")
-    return Refusal(500, "failed", f"the replica failed at this request: {told}", type="server_error")
-
-
-def response(refusal: Refusal) -> Response:
-    headers = {name.decode(): value.decode() for name, value in refusal.headers}
-    return Response(refusal.body, refusal.status, headers, "application/json")
+    return ErrorAnswer(status=500, message=f"the replica failed at this request: {told}")

@@ -1,27 +1,22 @@
 """Which application serves a model: what the settings say, and what the replicas say of themselves.
 
-Knows of a request its `model` and `prompt_cache_key`, and of the replicas what `GET /v1/models` says of them.
+Knows of a request what `requests/wanted.py` reads, and of the replicas what `GET /v1/models` says of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
-import msgspec
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
-from starlette.requests import Request
 from starlette.types import Message, Scope
 
-from serve_app.serving.gate.refusal import Refusal, model_not_found, unavailable
+from serve_app.openai.errors import ErrorAnswer, model_not_found, unavailable
 from serve_app.serving.requests.piece import Piece
+from serve_app.serving.requests.wanted import Wanted
 from serve_app.settings import ModelsSettings
 
 # Serve's own name of it; it takes `-` and `_` for the same.
@@ -69,9 +64,8 @@ class Directory:
                 cards.setdefault(card["id"], card)
         return list(cards.values())
 
-    def missing(self, model: str) -> Refusal:
+    def missing(self, model: str) -> ErrorAnswer:
         """Of a model that nobody serves; it may come as long as an application has not been heard."""
-        model = model.encode("utf-8", "replace").decode()  # JSON can name what no answer can hold
         if silent := [name for name, given in self._given.items() if not given and name not in self._heard]:
             return unavailable(f"no replica of {', '.join(silent)} has said yet whether it serves `{model}`")
         return model_not_found(model)
@@ -96,50 +90,9 @@ class Directory:
         self._valid_until = time.monotonic() + REFRESH_S
 
 
-class Wanted(msgspec.Struct):
-    """What of a body is read here. Values of other types are the engine's to refuse."""
-
-    model: Any = None
-    prompt_cache_key: Any = None
-
-
-def read_wanted(body: bytes) -> Wanted:
-    """The fields of a JSON object; none of a body that is anything else."""
-    try:
-        return _decode_wanted(body)
-    except (msgspec.DecodeError, RecursionError):
-        pass
-    try:  # the engine's reader takes what JSON does not have: NaN, Infinity, lone surrogates
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        return Wanted()
-    return Wanted(fields.get("model"), fields.get("prompt_cache_key")) if isinstance(fields, dict) else Wanted()
-
-
-async def read_form(scope: Scope, body: bytes) -> Wanted:
-    """The same fields of a form, as an audio file comes in; none of one that cannot be read."""
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    try:
-        async with Request(scope, receive).form() as form:
-            return Wanted(form.get("model"), form.get("prompt_cache_key"))
-    except (HTTPException, MultiPartException):
-        return Wanted()
-
-
-def is_form(scope: Scope) -> bool:
-    """Whether the body says that it is one."""
-    return Headers(scope=scope).get("content-type", "").lower().startswith("multipart/form-data")
-
-
 def read_session(scope: Scope, wanted: Wanted) -> str:
     """The session's name from the header, or else from OpenAI's field for requests that share a prefix."""
     for name, value in scope["headers"]:
         if name.lower().replace(b"_", b"-") == SESSION_HEADER:
             return bytes(value).decode("latin-1")
     return wanted.prompt_cache_key if isinstance(wanted.prompt_cache_key, str) else ""
-
-
-_decode_wanted = msgspec.json.Decoder(Wanted).decode

@@ -14,6 +14,7 @@ from uuid import uuid4
 import msgspec
 
 from serve_app.engine.protocol import ASGIApp
+from serve_app.openai.errors import ErrorAnswer
 from serve_app.openai.usage import usage_of
 from serve_app.schema import Chunk, Completion, HttpResponse
 from serve_app.serving.requests.piece import Answer, Piece, answer_piece
@@ -113,8 +114,8 @@ def _completion(answer: Answer, request_id: str, latency_ms: float) -> Completio
 
 def _refused(field: str, request_id: str) -> Completion:
     message = f"{field}: rows are answered whole; leave it out"
-    error = {"message": message, "type": "invalid_request_error", "param": field, "code": "unsupported_parameter"}
-    response = HttpResponse(400, request_id, _encode({"error": error}))
+    error = ErrorAnswer(status=400, message=message, param=field, code="unsupported_parameter")
+    response = HttpResponse(error.status, request_id, error.body)
     return Completion(status="invalid", error=message, response=response)
 
 

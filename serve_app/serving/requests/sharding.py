@@ -20,11 +20,11 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-import msgspec
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.dispatch.replicas import outside_request
 from serve_app.engine.protocol import ASGIApp
+from serve_app.openai.errors import unavailable
 from serve_app.schema import ReplicaInfo
 from serve_app.serving.gate import accounting
 from serve_app.serving.requests.piece import Answer, Piece, answer_piece
@@ -190,11 +190,8 @@ def _result(call: asyncio.Task[Answer], replica: str) -> Answer | None:
 
 
 def _unavailable(pieces: int) -> Answer:
-    message = f"no replica could answer one of the {pieces} parts of this list of prompts; try again"
-    error = {"message": message, "type": "ServiceUnavailableError", "param": None, "code": 503}
-    return Answer(
-        503, ((b"content-type", b"application/json"), (b"retry-after", b"5")), msgspec.json.encode({"error": error})
-    )
+    error = unavailable(f"no replica could answer one of the {pieces} parts of this list of prompts")
+    return Answer(error.status, ((b"content-type", b"application/json"), *error.headers), error.body)
 
 
 class HandlePeers:

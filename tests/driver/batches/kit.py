@@ -15,6 +15,7 @@ from serve_app.driver.batches.files import FileStore
 from serve_app.driver.batches.record import BatchRequest
 from serve_app.driver.batches.registry import BatchRegistry
 from serve_app.driver.jobs.registry import Jobs
+from serve_app.openai.errors import model_not_found
 from serve_app.schema import Chunk, ChunkResult, Completion
 from serve_app.serving.requests.http_rows import answer_requests
 from tests.fakes import FakePool
@@ -24,15 +25,14 @@ ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
 def engine_app() -> FastAPI:
-    """Answers as vLLM does, in what matters here; `status` in a body is what it is answered with."""
+    """Answers as a replica does, in what matters here; `status` in a body is what it is answered with."""
     app = FastAPI()
 
     @app.post(CHAT)
     async def chat(request: Request) -> JSONResponse:
         body = await request.json()
         if body["model"] != "fake":
-            error = {"message": f"The model `{body['model']}` does not exist.", "type": "NotFoundError", "code": 404}
-            return JSONResponse({"error": error}, status_code=404)
+            return JSONResponse(json.loads(model_not_found(body["model"]).body), status_code=404)
         text = body["messages"][-1]["content"]
         choice = {"index": 0, "message": {"role": "assistant", "content": text.upper()}, "finish_reason": "stop"}
         details = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}

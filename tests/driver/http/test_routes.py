@@ -21,16 +21,23 @@ async def test_the_control_routes_speak_of_errors_as_openai_does(make_jobs: Make
         missing = await client.get("/nope")
         assert missing.status_code == 404
         assert missing.json()["error"]["type"] == "invalid_request_error"
-        for body, told in (
-            ({"rows": [{}], "lables": ["Yes"]}, "lables"),
-            ({}, "give one of rows, source and generator"),
-            ({"source": "job:manifest.json"}, "source: 'job:' names an uploaded file"),
-            ({"source": "/nowhere/rows.csv"}, "/nowhere/rows.csv"),
-            ({"rows": [{"custom_id": "1", "prompt": "x"}], "prompt": "{custom_id.__class__}"}, "prompt"),
+        row = {"custom_id": "1", "prompt": "x"}
+        for body, told, param in (
+            ({"rows": [{}], "lables": ["Yes"]}, "lables", "lables"),
+            ({}, "give one of rows, source and generator", None),
+            ({"source": "job:manifest.json"}, "source: 'job:' names an uploaded file", "source"),
+            ({"source": "/nowhere/rows.csv"}, "/nowhere/rows.csv", "source"),
+            ({"rows": [row], "prompt": "{custom_id.__class__}"}, "prompt", "prompt"),
+            ({"rows": [row], "messages": [{"role": "user", "content": "{"}]}, "brace", "messages[0].content"),
+            ({"rows": [row], "messages": [{"role": "", "content": "x"}]}, "messages.0.role", "messages.0.role"),
+            ({"rows": [row], "job_id": "A"}, "'A' is no job id", "job_id"),
+            ({"rows": [row], "job_id": "replicas"}, "is the name of a route", "job_id"),
+            ({"generator": {"name": "none"}}, "'none' is not installed here", "generator.name"),
         ):
             wrong = await client.post("/", json=body)
             assert wrong.status_code == 400, body
             assert told in wrong.json()["error"]["message"]
+            assert wrong.json()["error"]["param"] == param
         assert (await client.post("/", content=b"{")).status_code == 400
         assert (await client.get("/")).json()["data"] == []
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from serve_app.serving.models.directory import read_wanted
+from serve_app.serving.requests.wanted import read_wanted
 from serve_app.settings import ModelsSettings
 
 

@@ -100,7 +100,7 @@ async def test_when_no_replica_is_left_the_answer_is_503_in_openais_shape() -> N
     answer = await post(sharding(FakePeers({"a": FakeApp()}, dead={"a"}), Dying()), {"prompt": MANY})
     assert answer.status_code == 503
     error = answer.json()["error"]
-    assert (error["code"], error["type"]) == (503, "ServiceUnavailableError")
+    assert (error["code"], error["type"], answer.headers["retry-after"]) == (None, "server_error", "5")
     assert "try again" in error["message"]
 
 
