@@ -16,8 +16,8 @@ from itertools import islice
 from typing import Any
 
 import msgspec
-import numpy as np
 
+from serve_app.driver.sources.repeats import find_repeats
 from serve_app.errors import BadSettings
 from serve_app.schema import Completion, HttpResponse, Row
 
@@ -131,23 +131,9 @@ class RequestRows:
 
     @cached_property
     def _scan(self) -> tuple[int, frozenset[int]]:
-        """How many rows there are, and which of them (from 0) repeat an earlier one's id.
-
-        One pass that keeps 8 bytes a row; a second one only where two hashes are equal.
-        """
-        hashes = np.fromiter((hash(custom_id) for custom_id in self._ids()), dtype=np.int64)
-        ordered = np.sort(hashes)
-        suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-        if not suspects:
-            return len(hashes), frozenset()
-        seen: set[str] = set()
-        repeated = set()
-        for row, custom_id in enumerate(self._ids()):
-            if hash(custom_id) in suspects:
-                if custom_id in seen:
-                    repeated.add(row)
-                seen.add(custom_id)
-        return len(hashes), frozenset(repeated)
+        """How many rows there are, and which of them (from 0) repeat an earlier one's id."""
+        rows, repeats = find_repeats(self._ids)
+        return rows, frozenset(repeat.row for repeat in repeats)
 
     def _ids(self) -> Iterator[str]:
         """The id of each row; a bad line has one that no other has, so that it takes no good one's."""

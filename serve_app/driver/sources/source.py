@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-import numpy as np
-
 from serve_app.driver.sources.files import SourceFile
 from serve_app.driver.sources.generated import Generated
 from serve_app.driver.sources.lines import CsvRows, JsonlRows
 from serve_app.driver.sources.parquet import ParquetRows
+from serve_app.driver.sources.repeats import find_repeats
 from serve_app.driver.sources.requests import RequestRows
 from serve_app.driver.sources.template import RowMaker
 from serve_app.errors import BadSettings
@@ -60,19 +59,10 @@ def _requests(file: SourceFile, endpoint: str) -> RequestRows:
 
 
 def check_ids(source: Source) -> None:
-    """Raise BadSettings naming the first custom_id that is given twice, and its rows (from 1).
-
-    One pass that keeps 8 bytes a row; a second one only where two hashes are equal.
-    """
-    hashes = np.fromiter(map(hash, source.ids()), dtype=np.int64)
-    hashes.sort()
-    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    if not suspects:
-        return
-    first: dict[str, int] = {}
-    for number, custom_id in enumerate(source.ids(), 1):
-        if hash(custom_id) in suspects and (before := first.setdefault(custom_id, number)) != number:
-            raise BadSettings(
-                f"custom_id '{custom_id}' is given twice, in rows {before} and {number}: "
-                "make ids unique, or name another id_column"
-            )
+    """Raise BadSettings naming the first custom_id that is given twice, and its rows (from 1)."""
+    _, repeats = find_repeats(source.ids)
+    if repeat := next(repeats, None):
+        raise BadSettings(
+            f"custom_id '{repeat.custom_id}' is given twice, in rows {repeat.first + 1} and {repeat.row + 1}: "
+            "make ids unique, or name another id_column"
+        )

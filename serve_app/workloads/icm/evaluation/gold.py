@@ -13,7 +13,7 @@ from scipy import stats
 from serve_app.errors import BadSettings
 from serve_app.workloads.icm.examples.dataset import Dataset
 from serve_app.workloads.icm.examples.labels import NONE, Labels
-from serve_app.workloads.icm.examples.testbeds import read_lines, row_name
+from serve_app.workloads.icm.examples.testbeds import new_id, read_lines
 from serve_app.workloads.icm.search.state import Step
 
 
@@ -31,16 +31,16 @@ class Gold:
         """
         labels: dict[str, int] = {}
         for number, line in read_lines(path):
-            where = f"{path}, line {number}"
             try:
                 row = msgspec.json.decode(line, type=_GoldRow)
+                if row.label not in (0, 1):
+                    raise BadSettings(f"label {row.label} is not 0 or 1")
+                labels[new_id(row.id, row.uid, number, labels)] = int(row.label)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise BadSettings(f'{where}: {error}; a gold row is {{"id": …, "label": 0 or 1}}') from None
-            if row.label not in (0, 1):
-                raise BadSettings(f"{where}: label {row.label} is not 0 or 1")
-            if (name := row_name(row.id, row.uid, number)) in labels:
-                raise BadSettings(f"{where}: id '{name}' is there twice")
-            labels[name] = int(row.label)
+                problem = f'{error}; a gold row is {{"id": …, "label": 0 or 1}}'
+                raise BadSettings(f"{path}, line {number}: {problem}") from None
+            except BadSettings as error:
+                raise BadSettings(f"{path}, line {number}: {error}") from None
         return cls(labels)
 
     def of(self, dataset: Dataset) -> Labels:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from importlib.resources import files
@@ -143,13 +143,11 @@ def load(name: str, data: Path | None = None, *, words: LabelWords | None = None
     rows: dict[str, Row] = {}
     examples = []
     for number, row in read_rows(path):
-        where = f"{path}, line {number}"
-        if (identity := row_name(row.id, row.uid, number)) in rows:
-            raise BadSettings(f"{where}: id '{identity}' is there twice: ids must differ")
         try:
+            identity = new_id(row.id, row.uid, number, rows)
             examples.append(testbed.example(row, identity))
         except BadSettings as error:
-            raise BadSettings(f"{where}: {error}") from None
+            raise BadSettings(f"{path}, line {number}: {error}") from None
         rows[identity] = row
     if not examples:
         raise BadSettings(f"{path} holds no rows")
@@ -189,9 +187,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def row_name(given: str | int | None, uid: str | int | None, number: int) -> str:
-    """A row's id, or one by its place in the file, from 1."""
-    return str(next((name for name in (given, uid) if name is not None), f"row-{number}"))
+def new_id(given: str | int | None, uid: str | int | None, number: int, earlier: Container[str]) -> str:
+    """A row's id, or one by its place in the file, from 1. Raises BadSettings if it is among those of `earlier` rows."""
+    identity = str(next((name for name in (given, uid) if name is not None), f"row-{number}"))
+    if identity in earlier:
+        raise BadSettings(f"id '{identity}' is there twice: ids must differ")
+    return identity
 
 
 def _relations(testbed: Testbed, rows: Sequence[Row], examples: Sequence[Example]) -> tuple[Relation, ...]:
