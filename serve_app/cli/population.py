@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from serve_app.atomic import atomic_write
 from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, console, goes_on_without_us
 from serve_app.errors import BadSettings, ServerUnavailable
 
@@ -136,15 +137,11 @@ def results(
         for block in blocks:
             sys.stdout.buffer.write(block)
         return
-    part = out.with_name(f".{out.name}.part")
     try:
-        with open(part, "wb") as file:
+        with atomic_write(out) as file:  # what was there stays until all of the new is
             file.writelines(blocks)
-        part.replace(out)  # what was there stays until all of the new is
     except OSError as error:
         raise BadSettings(f"--out {out}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @app.command()

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, cast
-from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
+from serve_app.atomic import atomic_write, sync_folder
 from serve_app.errors import BadSettings, StoreError
 
 # What `FileSystem.from_uri` knows, by its documentation; fsspec is asked for the others.
@@ -74,7 +74,7 @@ def open_atomically(filesystem: FileSystem, path: str) -> Iterator[BinaryIO]:
     """
     with store_errors("write", filesystem, path):
         if isinstance(filesystem, LocalFileSystem):
-            with _local(path) as local:
+            with atomic_write(path) as local:
                 yield local
             return
         # By default Arrow would compress where the name ends in .gz.
@@ -87,24 +87,6 @@ def open_atomically(filesystem: FileSystem, path: str) -> Iterator[BinaryIO]:
                 filesystem.delete_file(path)
             raise
         output.close()
-
-
-@contextmanager
-def _local(path: str) -> Iterator[BinaryIO]:
-    folder, name = os.path.split(path)
-    # A name of its own: writers that do not know of each other must not share one.
-    temporary = os.path.join(folder, f".{name}.{uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    _sync(folder)  # the rename itself
 
 
 def write_atomically(filesystem: FileSystem, path: str, data: bytes | pa.Buffer) -> None:
@@ -149,7 +131,7 @@ class Folder:
                 above = os.path.dirname(above)
             os.makedirs(self.path, exist_ok=True)
             for folder in missing:
-                _sync(os.path.dirname(folder))
+                sync_folder(os.path.dirname(folder))
 
     def read(self, name: str) -> bytes:
         """A small file, whole."""
@@ -208,11 +190,3 @@ def reason(error: BaseException) -> str:
     """What an error says, on one line."""
     said = str(getattr(error, "strerror", None) or error)
     return " ".join(said.split()) or type(error).__name__
-
-
-def _sync(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,7 @@ class Repeat(NamedTuple):
 
 
 def find_repeats(ids: Callable[[], Iterable[str]]) -> tuple[int, Iterator[Repeat]]:
-    """How many rows there are, and those that repeat an earlier id, in their order. `ids` gives all ids, anew each time.
+    """How many rows there are, and those that repeat an earlier id, in their order. `ids` gives all ids, at each call.
 
     One pass that keeps 8 bytes a row; a second one, as the repeats are read, only where two hashes are equal.
     """

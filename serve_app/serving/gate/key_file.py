@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ import msgspec
 import yaml
 from pydantic import ValidationError
 
+from serve_app.atomic import atomic_write
 from serve_app.errors import BadSettings
 from serve_app.serving.gate.keys import Key, hash_key, read_keys
 
@@ -71,17 +71,8 @@ def _write(file: Path, keys: Sequence[Key]) -> None:
     """Replace the file as a whole, readable by its owner only; comments in it are not kept."""
     entries = {"keys": [key.model_dump(mode="json", exclude_defaults=True) for key in keys]}
     if file.suffix == ".json":
-        text = msgspec.json.format(msgspec.json.encode(entries), indent=2).decode() + "\n"
+        content = msgspec.json.format(msgspec.json.encode(entries), indent=2) + b"\n"
     else:
-        text = yaml.safe_dump(entries, sort_keys=False)
-    target = file.resolve()  # a link stays a link
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # made with mode 0600
-    try:
-        with os.fdopen(descriptor, "w") as output:
-            output.write(text)
-            output.flush()
-            os.fsync(output.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        content = yaml.safe_dump(entries, sort_keys=False).encode()
+    with atomic_write(file.resolve(), mode=0o600) as output:  # a link stays a link
+        output.write(content)

@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
+from serve_app.atomic import atomic_write
 from serve_app.errors import StoreError
 from serve_app.workloads.icm.evaluation.gold import Accuracy
 from serve_app.workloads.icm.examples.dataset import Dataset
 from serve_app.workloads.icm.search.finding import Finding
-from serve_app.workloads.icm.search.runs import write_atomically
 from serve_app.workloads.icm.search.state import Step
 
 ICM = "ICM"
@@ -76,7 +76,8 @@ class Report:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, content in contents.items():
-                write_atomically(folder / name, content)
+                with atomic_write(folder / name) as file:
+                    file.write(content)
         except OSError as error:
             raise StoreError(f"--out: cannot write {folder}: {error.strerror or error}") from error
         return [folder / name for name in contents]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from serve_app.atomic import atomic_write
 from serve_app.errors import StoreError
 
 
@@ -75,7 +76,8 @@ def write_page(page: Page, path: Path) -> Path:
     """Render to `path`. Raises StoreError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render(page), encoding="utf-8")
+        with atomic_write(path) as file:
+            file.write(render(page).encode())
     except OSError as error:
         raise StoreError(f"--out: cannot write {path}: {error.strerror or error}") from error
     return path

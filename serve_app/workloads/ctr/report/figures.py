@@ -13,6 +13,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 from rich.table import Table
 
+from serve_app.atomic import atomic_write
 from serve_app.errors import StoreError
 from serve_app.spec import JobStatus
 from serve_app.workloads.ctr.asking.predict import HIGH_CONFIDENCE, Prediction, cost, rates
@@ -155,10 +156,13 @@ def write_files(folder: Path, tables: Mapping[str, pa.Table], name: str, report:
         folder.mkdir(parents=True, exist_ok=True)
         for title, table in tables.items():
             paths += [folder / f"{title}.parquet", folder / f"{title}.csv"]
-            pa_parquet.write_table(table, paths[-2])
-            pa_csv.write_csv(_flat(table), paths[-1])
+            with atomic_write(paths[-2]) as file:
+                pa_parquet.write_table(table, file)
+            with atomic_write(paths[-1]) as file:
+                pa_csv.write_csv(_flat(table), file)
         paths.append(folder / name)
-        paths[-1].write_text(json.dumps(report, indent=1) + "\n")
+        with atomic_write(paths[-1]) as file:
+            file.write(json.dumps(report, indent=1).encode() + b"\n")
     except OSError as error:
         raise StoreError(f"--out: cannot write {folder}: {error.strerror or error}") from error
     return paths

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import optimize, stats
 from scipy.special import expit, logit
 
+from serve_app.atomic import atomic_write
 from serve_app.errors import BadSettings, StoreError
 from serve_app.workloads.ctr.statistics.curve import FEWEST_ADS, Curve, Method, fit_curve
 from serve_app.workloads.ctr.statistics.estimate import Estimate, Floats, column, ctr, weights_of
@@ -232,7 +233,8 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     """Write it as JSON. Raises StoreError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(calibration.model_dump_json(indent=1) + "\n")
+        with atomic_write(path) as file:
+            file.write(calibration.model_dump_json(indent=1).encode() + b"\n")
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 

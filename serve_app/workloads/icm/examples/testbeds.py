@@ -188,7 +188,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def new_id(given: str | int | None, uid: str | int | None, number: int, earlier: Container[str]) -> str:
-    """A row's id, or one by its place in the file, from 1. Raises BadSettings if it is among those of `earlier` rows."""
+    """A row's id, or one by its place in the file, from 1. Raises BadSettings if an `earlier` row has it."""
     identity = str(next((name for name in (given, uid) if name is not None), f"row-{number}"))
     if identity in earlier:
         raise BadSettings(f"id '{identity}' is there twice: ids must differ")

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from serve_app.atomic import atomic_write
 from serve_app.errors import BadSettings, StoreError
 from serve_app.workloads.icm.examples.dataset import Dataset
 from serve_app.workloads.icm.schedule import SearchSettings
@@ -142,7 +143,8 @@ class Run:
             checkpoint = Checkpoint(
                 settings, data, asked, search.state, start, trace_bytes, search.settings.alphas, self.model
             )
-            write_atomically(self.folder / CHECKPOINT, msgspec.json.encode(checkpoint))
+            with atomic_write(self.folder / CHECKPOINT) as file:
+                file.write(msgspec.json.encode(checkpoint))
             self._trace_bytes = trace_bytes
         except OSError as error:
             raise StoreError(f"--out: cannot write {self.folder}: {error.strerror or error}") from error
@@ -156,16 +158,6 @@ class Run:
                 trace.truncate(self._trace_bytes)
         except OSError as error:
             raise StoreError(f"cannot write {self.folder / TRACE}: {error.strerror or error}") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file is there whole, or what was there before is."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def fingerprint(dataset: Dataset) -> str:
