@@ -42,6 +42,7 @@ from serve_app.serving.models.directory import (
     Served,
     read_session,
 )
+from serve_app.serving.requests.disconnect import until_disconnect
 from serve_app.serving.requests.piece import SCOPE, Answer, Piece, is_last
 from serve_app.serving.requests.wanted import read_request
 from serve_app.settings import REPLICA_DEPLOYMENT, ModelsSettings
@@ -174,29 +175,19 @@ class Relay:
                         started, whole = True, is_last(message)
                         await send(message)
 
-        working, watching = asyncio.create_task(pump()), asyncio.create_task(_gone(receive))
         try:
-            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if whole:  # servers say that the client left also when it has all
-                await asyncio.wait({working})
-            if not working.done():
-                return
-            if working.cancelled():  # not by us: Ray raises it for a call that was cancelled at the replica
-                raise EngineFailed("the request was cancelled at its replica")
-            working.result()
+            async with until_disconnect(receive, pump()) as working:
+                if whole:  # servers say that the client left also when it has all
+                    await asyncio.wait({working})
+                if not working.done():
+                    return
+                if working.cancelled():  # not by us: Ray raises it for a call that was cancelled at the replica
+                    raise EngineFailed("the request was cancelled at its replica")
+                working.result()
         except Exception as error:
             if started:
                 raise  # the server then breaks the connection, so that nobody takes the half for the whole
             await failure(error).response()(scope, receive, send)
-        finally:
-            working.cancel()
-            watching.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class HandleServed:

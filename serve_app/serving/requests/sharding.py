@@ -18,7 +18,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ray.serve.handle import DeploymentHandle
 
@@ -27,13 +27,13 @@ from serve_app.engine.protocol import ASGIApp
 from serve_app.openai.errors import unavailable
 from serve_app.schema import ReplicaInfo
 from serve_app.serving.gate import accounting
+from serve_app.serving.requests.disconnect import until_disconnect
 from serve_app.serving.requests.piece import Answer, Piece, answer_piece
 from serve_app.serving.requests.prompt_list import MAX_PROMPTS, MAX_PROMPTS_ENV, cut, merge, read_fields, read_prompts
 from serve_app.serving.router import TARGET
 from serve_app.settings import ShardingSettings
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 Receive = Callable[[], Awaitable[Any]]
 
 PATH = "/v1/completions"
@@ -75,7 +75,9 @@ class Sharding:
         if pieces:
             self._open += 1
             try:
-                answer = await _unless_disconnected(receive, spread(pieces, crew, self._complete, self._settings))
+                work = spread(pieces, crew, self._complete, self._settings)
+                async with until_disconnect(receive, work) as working:
+                    answer = working.result() if working.done() else None
             finally:
                 self._open -= 1
             if answer is None:
@@ -251,21 +253,6 @@ def _replay(messages: list[dict[str, Any]], receive: Receive) -> Receive:
         return left.popleft() if left else await receive()
 
     return replay
-
-
-async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of the work, or None, and the work cancelled, once the client left."""
-
-    async def disconnected() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    working, watching = asyncio.create_task(work), asyncio.create_task(disconnected())
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        await _cancel({working, watching})
 
 
 async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
