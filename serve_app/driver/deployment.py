@@ -30,6 +30,7 @@ from serve_app.driver.jobs.job import make_dispatcher
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.driver.metrics import PopulationMetrics
 from serve_app.driver.runner import RemotePart
+from serve_app.driver.store.retries import log_retries
 from serve_app.driver.threads import use_many_threads
 from serve_app.errors import BadSettings, JobNotFound, ServeAppError
 from serve_app.settings import DriverSettings
@@ -161,6 +162,7 @@ class Driver:
     ) -> None:
         """`guard` is put around the routes: keys and limits, which the driver does not know."""
         use_many_threads()
+        log_retries()
         self._guard = guard
         self._pool = HandlePool.of(settings.replicas)
         self._dispatcher = await make_dispatcher(self._pool, settings).__aenter__()

@@ -20,6 +20,7 @@ from serve_app.driver.jobs.part import PartRun
 from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally
 from serve_app.driver.sources.source import open_source
+from serve_app.driver.store.retries import log_retries
 from serve_app.driver.store.store import Store
 from serve_app.driver.threads import use_many_threads
 from serve_app.errors import EngineFailed
@@ -76,6 +77,7 @@ class Runner:
 
     async def _run(self) -> None:
         use_many_threads()
+        log_retries()
         store = Store(self._settings.store)
         job = store.open(self._job_id)
         spec = JobSpec.model_validate(job.spec())

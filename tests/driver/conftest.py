@@ -1,11 +1,13 @@
 """A real S3 server for the tests of stores, started once a module."""
 
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stamina
 
 from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.driver.jobs.job import dispatch_settings
@@ -14,6 +16,13 @@ from serve_app.settings import DriverSettings
 from serve_app.storage.filesystem import resolve
 from tests.driver.kit import MakeJobs, _fields
 from tests.fakes import FakePool
+
+
+@pytest.fixture
+def no_pauses() -> Iterator[None]:
+    """What is tried again is tried again at once, as often as it would be."""
+    with stamina.set_testing(True, attempts=sys.maxsize, cap=True):
+        yield
 
 
 @pytest.fixture(scope="module")

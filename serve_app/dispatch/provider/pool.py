@@ -3,9 +3,10 @@
 Knows HTTP, OpenAI's request and answer fields, retries and rate limits. Does not know rows, jobs or tokens: the
 provider has its own tokenizer, so a chunk's prompts are JSON here, messages (a list) or plain text (a string).
 
-Retries and limits are own code for two reasons. A pause that one answer asks for (Retry-After) holds all requests, and
-what a request costs is known only by its answer's `usage`: aiolimiter gives nothing back and serves small requests
-before large ones; tenacity's loop around these rules is longer than the loop. All waiting is by the event loop's clock.
+Retries and limits are own code for three reasons. A pause that one answer asks for (Retry-After) holds all requests. A
+refusal ends every pause at once, which no pause of stamina's does. What a request costs is known only by its answer's
+`usage`: aiolimiter gives nothing back and serves small requests before large ones. All waiting is by the event loop's
+clock.
 """
 
 from __future__ import annotations

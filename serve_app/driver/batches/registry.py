@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,12 +26,11 @@ from serve_app.driver.batches.record import (
     new_job_id,
 )
 from serve_app.driver.batches.run import BatchRun
-from serve_app.driver.jobs.registry import TAKE_OVER_S, Jobs
+from serve_app.driver.jobs.registry import Jobs
+from serve_app.driver.store.retries import while_store_is_away
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, NoSuchFile, StoreError
 from serve_app.spec import JobSpec
 from serve_app.storage.filesystem import Folder
-
-logger = logging.getLogger(__name__)
 
 PURPOSE = "batch"
 WORKLOAD = "openai-batch"
@@ -58,20 +56,17 @@ class BatchRegistry:
 
     async def recover(self) -> None:
         """Follow every batch that had not ended when its driver did. Tries until the store can be read."""
-        while True:
-            problem = ""
+        await while_store_is_away(self._recover_all)
+
+    async def _recover_all(self) -> None:
+        problem: StoreError | None = None
+        for job_id in await asyncio.to_thread(self._job_ids):
             try:
-                for job_id in await asyncio.to_thread(self._job_ids):
-                    try:
-                        await self._recover_one(job_id)
-                    except StoreError as error:  # the others need not wait for it
-                        problem = str(error)
-            except StoreError as error:
-                problem = str(error)
-            if not problem:
-                return
-            logger.warning("cannot look for open batches: %s", problem)
-            await asyncio.sleep(TAKE_OVER_S)
+                await self._recover_one(job_id)
+            except StoreError as error:  # the others need not wait for it
+                problem = error
+        if problem is not None:
+            raise problem
 
     async def _recover_one(self, job_id: str) -> None:
         if job_id in self._runs:

@@ -6,18 +6,12 @@ So a slow store gets few large segments and a fast one many small ones, and neit
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from serve_app.errors import StoreError
+from serve_app.driver.store.retries import while_store_is_away
 from serve_app.schema import Outcome
 
-logger = logging.getLogger(__name__)
-
-# A store that fails is tried again after a pause that doubles.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 # Finished rows may pile up to so many commits before whoever brings more must wait.
 PILE = 32
 
@@ -77,17 +71,12 @@ class Committer:
 
     async def _write_pending(self) -> None:
         outcomes, self._pending = self._pending, []
-        began, pause_s = time.monotonic(), FIRST_PAUSE_S
-        while True:
-            try:
-                await asyncio.to_thread(self._write, outcomes)
-                break
-            except Exception as error:
-                if not isinstance(error, StoreError) or time.monotonic() - began >= self.patience_s:
-                    self._broken = error
-                    raise
-                logger.warning("commit failed, trying again: %s", error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        try:
+            await while_store_is_away(
+                lambda: asyncio.to_thread(self._write, outcomes), patience_s=lambda: self.patience_s
+            )
+        except Exception as error:
+            self._broken = error
+            raise
         async with self._written:
             self._written.notify_all()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
@@ -22,16 +20,14 @@ from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally, total
 from serve_app.driver.sources.files import fingerprint
 from serve_app.driver.sources.source import check_ids, open_source
+from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore, Store
 from serve_app.driver.threads import to_its_end
-from serve_app.errors import JobConflict, StoreError
+from serve_app.errors import JobConflict
 from serve_app.settings import DriverSettings
 from serve_app.spec import JobSpec, JobState, JobStatus
 
-logger = logging.getLogger(__name__)
-
 Span = tuple[int, int]
-T = TypeVar("T")
 
 
 class Part(Protocol):
@@ -71,7 +67,8 @@ class JobRun:
     async def execute(self) -> None:
         """Plan and run the job to its end. Raises what ends it early, without writing that down."""
         self._state, self._message = JobState.RUNNING, "counting the rows"
-        spans = await self._patiently(self._plan)
+        patience_s = self._settings.store_wait_s
+        spans = await while_store_is_away(lambda: to_its_end(self._plan), patience_s=lambda: patience_s)
         async with AsyncExitStack() as stack:
             dispatcher = self._dispatcher
             if self.spec.provider is not None:
@@ -94,18 +91,6 @@ class JobRun:
         tally = total(part.tally for part in self._parts)
         unanswered = tally.failed or tally.invalid
         await self.end(JobState.COMPLETED_WITH_FAILURES if unanswered else JobState.COMPLETED, "")
-
-    async def _patiently(self, function: Callable[[], T]) -> T:
-        """Call it in a thread, again and again while the store does not answer."""
-        began, pause_s = time.monotonic(), 0.5
-        while True:
-            try:
-                return await to_its_end(function)
-            except StoreError:
-                if time.monotonic() - began >= self._settings.store_wait_s:
-                    raise
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, 15.0)
 
     def _check_source(self) -> None:
         if self.job.manifest()["report"].get("fingerprint") != fingerprint(self.spec):
@@ -176,12 +161,7 @@ class JobRun:
             report = {**self.job.manifest()["report"], **figures}
             self.job.update(state=state, message=message, report=report)
 
-        while True:
-            try:
-                await self._patiently(write)
-                break
-            except StoreError as error:
-                logger.warning("the end of job %s is not written yet: %s", self.job.job_id, error)
+        await while_store_is_away(lambda: to_its_end(write))
         self._state, self._message = state, message
 
     def status(self) -> JobStatus:

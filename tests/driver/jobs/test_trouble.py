@@ -17,7 +17,7 @@ from tests.fakes import FakePool, rows
 
 
 async def test_a_store_that_stops_taking_commits_is_tried_again_and_then_ends_the_job(
-    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch, no_pauses: None
 ) -> None:
     from serve_app.storage.filesystem import Folder
 
@@ -35,7 +35,6 @@ async def test_a_store_that_stops_taking_commits_is_tried_again_and_then_ends_th
             raise StoreError("disk on fire")
 
     monkeypatch.setattr(Folder, "write", flaky)
-    monkeypatch.setattr("serve_app.driver.jobs.commit.FIRST_PAUSE_S", 0.001)
     pool = FakePool(["a"])
     pool.hold_s = 0.01
     jobs = await make_jobs(pool)
@@ -116,7 +115,7 @@ def test_a_population_is_cut_into_as_few_equal_parts_as_fit() -> None:
 
 
 async def test_the_end_of_a_job_is_written_however_long_the_store_is_away(
-    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch, no_pauses: None
 ) -> None:
     from serve_app.storage.filesystem import Folder
 
@@ -128,7 +127,6 @@ async def test_the_end_of_a_job_is_written_however_long_the_store_is_away(
         write(self, name, data)
 
     monkeypatch.setattr(Folder, "write", maybe)
-    monkeypatch.setattr("serve_app.driver.jobs.commit.FIRST_PAUSE_S", 0.001)
     pool = FakePool(["a"])
     pool.hold_s = 0.01
     jobs = await make_jobs(pool, store_wait_s=0.05)
