@@ -180,7 +180,21 @@ class ModelsSettings(Frozen):
         return self
 
 
-class DriverSettings(Frozen):
+class DispatchSizes(Frozen):
+    """How rows are handed to replicas: the part of `DriverSettings` that dispatch knows (`dispatch.pool`)."""
+
+    chunk_rows: int = Field(64, ge=1, description="rows sent to a replica in one call")
+    min_chunk_rows: int = Field(4, ge=1, description="size to which chunks shrink near the end of a job")
+    window_rows: int = Field(192, ge=1, description="open rows of a replica at the start")
+    max_window_rows: int = Field(1024, ge=1, description="open rows of a replica at most")
+    backlog_rows: int = Field(16_384, ge=1, description="rows of a job that are held in memory at once")
+    max_attempts: int = Field(
+        5, ge=1, description="failures of a row before it is `failed`; losses of its replica do not count"
+    )
+    replica_wait_s: float = Field(900.0, gt=0, description="how long a job waits for a replica before it fails")
+
+
+class DriverSettings(DispatchSizes):
     """Arguments of the `populations` application.
 
     `chunk_rows` rows go to a replica in one call, and up to a window of rows is open to each replica, so that some
@@ -191,14 +205,6 @@ class DriverSettings(Frozen):
     replicas: str = Field(REPLICAS_APP, description="the `replicas` application whose replicas answer rows")
     store: str = Field("runs", min_length=1, description="folder or URL (s3://…) of the jobs; a folder is relative to "
                        "where Serve was started")  # fmt: skip
-    chunk_rows: int = Field(64, ge=1, description="rows sent to a replica in one call")
-    min_chunk_rows: int = Field(4, ge=1, description="size to which chunks shrink near the end of a job")
-    window_rows: int = Field(192, ge=1, description="open rows of a replica at the start")
-    max_window_rows: int = Field(1024, ge=1, description="open rows of a replica at most")
-    backlog_rows: int = Field(16_384, ge=1, description="rows of a job that are held in memory at once")
-    max_attempts: int = Field(
-        5, ge=1, description="failures of a row before it is `failed`; losses of its replica do not count"
-    )
     min_rows_per_replica: int = Field(
         128, ge=1, description="fewer rows than this are no reason to use one more replica"
     )
@@ -208,7 +214,6 @@ class DriverSettings(Frozen):
     priority: int = Field(
         10, description="vLLM's priority of population work; online requests have 0, lower goes first"
     )
-    replica_wait_s: float = Field(900.0, gt=0, description="how long a job waits for a replica before it fails")
     store_wait_s: float = Field(300.0, ge=0, description="how long a commit is retried before the job fails")
     max_running_jobs: int = Field(8, ge=1, description="jobs that run at once; further ones are queued")
     rows_per_runner: int = Field(1_000_000, ge=1, description="larger populations are split over several processes")

@@ -16,6 +16,10 @@ Format = Literal["csv", "jsonl", "parquet"]
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 
 
+# What a job says nothing about is sampled as a call that says nothing.
+DEFAULT = Sampling()
+
+
 class JobState(StrEnum):
     """Where a job stands.
 
@@ -139,12 +143,12 @@ class JobSpec(Body):
     model: str | None = Field(None, description="the served model's name; default: the one that is served")
     endpoint: Endpoint | None = Field(None, description="the rows are requests to this route of the engine")
     labels: tuple[str, ...] = Field((), max_length=128)
-    max_tokens: int = Field(16, ge=1)
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = None
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    structured: dict[str, Any] | None = None
+    max_tokens: int = Field(DEFAULT.max_tokens, ge=1)
+    temperature: float = Field(DEFAULT.temperature, ge=0)
+    top_p: float = Field(DEFAULT.top_p, gt=0, le=1)
+    seed: int | None = DEFAULT.seed
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = DEFAULT.stop
+    structured: dict[str, Any] | None = DEFAULT.structured
     priority: int | None = Field(None, description="vLLM's; lower goes first, online requests have 0")
     price: Price = Price()
     reuse: bool = Field(False, description="take answers to the same questions from the store's other jobs")

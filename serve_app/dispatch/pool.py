@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
+from pydantic import Field
 
 from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
+from serve_app.settings import DispatchSizes
 
 
 class ReplicaPool(Protocol):
@@ -39,18 +40,8 @@ class RowResult(msgspec.Struct, frozen=True):
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class DispatchSettings:
-    """Sizes, in rows; see `settings.DriverSettings`. `backlog_rows` bounds what a stream holds in memory.
+class DispatchSettings(DispatchSizes):
+    """`backlog_rows` bounds what a stream holds in memory. `max_attempts` are a row's own failures, or how often
+    replicas may be lost under it when the last was its alone."""
 
-    `max_attempts` are a row's own failures, or how often replicas may be lost under it when the last was its alone.
-    """
-
-    chunk_rows: int = 64
-    min_chunk_rows: int = 4
-    window_rows: int = 192
-    max_window_rows: int = 1024
-    backlog_rows: int = 16_384
-    max_attempts: int = 5
-    refresh_s: float = 0.5
-    replica_wait_s: float = 900.0
+    refresh_s: float = Field(0.5, gt=0, description="how often the replicas are asked for")

@@ -34,6 +34,4 @@ def prompts(count: int) -> list[bytes]:
 
 
 def resized(sizes: DispatchSettings, **changed: int) -> DispatchSettings:
-    from dataclasses import replace
-
-    return replace(sizes, **changed)
+    return sizes.model_copy(update=changed)

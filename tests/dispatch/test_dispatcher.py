@@ -23,8 +23,9 @@ def test_every_row_is_reported_once_whatever_replicas_lose(
 ) -> None:
     async def run() -> list[RowResult]:
         sizes = DispatchSettings(
-            chunk_rows, 1, 2 * chunk_rows, max_attempts=50, refresh_s=0.0001, replica_wait_s=1, backlog_rows=put_rows
-        )
+            chunk_rows=chunk_rows, min_chunk_rows=1, window_rows=2 * chunk_rows, max_attempts=50, refresh_s=0.0001,
+            replica_wait_s=1, backlog_rows=put_rows,
+        )  # fmt: skip
         async with Dispatcher(FakePool(["a", "b", "c"], faults=faults), sizes) as dispatcher:
             stream = dispatcher.stream(TEMPLATE)
             items = [(i, prompt, 0) for i, prompt in enumerate(prompts(count))]

@@ -163,7 +163,10 @@ def test_rows_under_killed_replicas_are_sent_again_and_never_fail(
                 lost.update(chunk.prompts)
                 raise
 
-    sizes = DispatchSettings(chunk_rows, 1, 2 * chunk_rows, max_attempts=most, refresh_s=0.0005, replica_wait_s=5)
+    sizes = DispatchSettings(
+        chunk_rows=chunk_rows, min_chunk_rows=1, window_rows=2 * chunk_rows, max_attempts=most, refresh_s=0.0005,
+        replica_wait_s=5,
+    )  # fmt: skip
     results = asyncio.run(dispatch(Struck(["a", "b"]), prompts(count), sizes))
     assert failures(results) == []
     assert {result.key: result.attempts for result in results} == {

@@ -14,7 +14,7 @@ from serve_app.driver.jobs.job import dispatch_settings
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.settings import DriverSettings
 from serve_app.storage.filesystem import resolve
-from tests.driver.kit import MakeJobs, _fields
+from tests.driver.kit import MakeJobs
 from tests.fakes import FakePool
 
 
@@ -52,8 +52,7 @@ async def make_jobs(tmp_path: Path) -> AsyncIterator[MakeJobs]:
         async def make(pool: FakePool, **settings: Any) -> Jobs:
             fast = {"chunk_rows": 8, "window_rows": 16, "max_window_rows": 16, "commit_seconds": 0.01}
             sizes = DriverSettings(**{"store": str(tmp_path / "runs"), **fast, **settings})
-            dispatch = dispatch_settings(sizes)
-            dispatcher = Dispatcher(pool, type(dispatch)(**{**_fields(dispatch), "refresh_s": 0.02}))
+            dispatcher = Dispatcher(pool, dispatch_settings(sizes).model_copy(update={"refresh_s": 0.02}))
             jobs = Jobs(sizes, await stack.enter_async_context(dispatcher))
             stack.push_async_callback(jobs.close)
             return jobs

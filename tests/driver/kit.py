@@ -15,10 +15,6 @@ MakeJobs = Callable[..., Awaitable[Jobs]]
 DONE = ("completed", "completed_with_failures", "cancelled", "failed")
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
 def spec(count: int, **values: Any) -> JobSpec:
     inline = [{"custom_id": row.custom_id, "messages": list(row.messages)} for row in rows(count)]
     return JobSpec.model_validate({"rows": inline, **values})

@@ -24,7 +24,7 @@ from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore, Store
 from serve_app.driver.threads import to_its_end
 from serve_app.errors import JobConflict
-from serve_app.settings import DriverSettings
+from serve_app.settings import DispatchSizes, DriverSettings
 from serve_app.spec import JobSpec, JobState, JobStatus
 
 Span = tuple[int, int]
@@ -237,8 +237,7 @@ def cut(rows: int, rows_per_part: int, most: int) -> list[Span]:
 
 def dispatch_settings(settings: DriverSettings, **changed: int) -> DispatchSettings:
     """The dispatcher's share of the driver's settings."""
-    names = DispatchSettings.__dataclass_fields__.keys() & DriverSettings.model_fields.keys()
-    return DispatchSettings(**{name: getattr(settings, name) for name in names} | changed)
+    return DispatchSettings(**{name: getattr(settings, name) for name in DispatchSizes.model_fields} | changed)
 
 
 def make_dispatcher(pool: ReplicaPool, settings: DriverSettings) -> Dispatcher:

@@ -24,7 +24,7 @@ class Plan:
         return -(-self.rows // self.chosen) if self.chosen else 0
 
 
-def replicas_wanted(rows: int, available: int, *, min_rows: int = 128, max_rows: int = 4096) -> int:
+def replicas_wanted(rows: int, available: int, *, min_rows: int, max_rows: int) -> int:
     """The original rule: at least `min_rows` and at most `max_rows` rows a replica, existing replicas first.
 
     With rows/available below `max_rows`: the largest n ≤ available with rows/n ≥ `min_rows`, else 1.
@@ -39,6 +39,6 @@ def replicas_wanted(rows: int, available: int, *, min_rows: int = 128, max_rows:
     return available + max(0, -(-rows // max_rows) - available)
 
 
-def make_plan(rows: int, available: int, *, min_rows: int = 128, max_rows: int = 4096) -> Plan:
+def make_plan(rows: int, available: int, *, min_rows: int, max_rows: int) -> Plan:
     """The plan for `rows` rows when `available` replicas run."""
     return Plan(rows, available, replicas_wanted(rows, available, min_rows=min_rows, max_rows=max_rows))

@@ -10,21 +10,21 @@ from serve_app.workloads.ctr.asking.frames import Swap
 from serve_app.workloads.ctr.asking.prompts import Mode
 from serve_app.workloads.ctr.people.bank import PACKAGED, Bank
 from serve_app.workloads.ctr.people.sample import Allocation
-from serve_app.workloads.ctr.study import Rows, Study
+from serve_app.workloads.ctr.study import SIZE, Rows, Study
 
 
 def rows(
     ad: str,
-    platform: str = "facebook",
-    size: PositiveInt = 1000,
-    seed: NonNegativeInt = 42,
+    platform: str = Study.platform,
+    size: PositiveInt = SIZE,
+    seed: NonNegativeInt = Study.seed,
     *,
-    context: str = "",
-    mode: Mode = "score",
-    swap: Swap = "none",
+    context: str = Study.context,
+    mode: Mode = Study.mode,
+    swap: Swap = Study.swap,
     bank: Bank | str = "default",
-    strata: tuple[str, ...] = (),
-    allocation: Allocation = "proportional",
+    strata: tuple[str, ...] = Study.strata,
+    allocation: Allocation = Study.allocation,
     start: NonNegativeInt = 0,
 ) -> Rows:
     """The rows of a `Study` of a bank's people, from number `start` (from 0) on.

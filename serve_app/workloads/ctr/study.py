@@ -58,10 +58,10 @@ class Study:
     """
 
     ad: str
-    platform: str = "facebook"
-    context: str = ""
-    mode: Mode = "score"
-    swap: Swap = "none"
+    platform: str = Question.platform
+    context: str = Question.context
+    mode: Mode = Question.mode
+    swap: Swap = Question.swap
     size: int | None = None
     seed: int = 42
     bank: str | Path | Inline | Bank = "default"

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ async def make(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
         async def driver(pool: FakePool, **settings: Any) -> Driver:
             fast = {"chunk_rows": 8, "window_rows": 16, "max_window_rows": 16, "commit_seconds": 0.01}
             sizes = DriverSettings(**{"store": store, **fast, **settings})
-            dispatcher = Dispatcher(pool, replace(dispatch_settings(sizes), refresh_s=0.02))
+            dispatcher = Dispatcher(pool, dispatch_settings(sizes).model_copy(update={"refresh_s": 0.02}))
             jobs = Jobs(sizes, await stack.enter_async_context(dispatcher))
             files = FileStore(store, now=clock)
             made = Driver(jobs, BatchRegistry(store, jobs, files=files, now=clock), files)

@@ -1,9 +1,16 @@
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.driver.jobs.plan import make_plan, replicas_wanted
+from serve_app.driver.jobs import plan as rules
+from serve_app.settings import DriverSettings
 
+DRIVER = DriverSettings()
+LOW, HIGH = DRIVER.min_rows_per_replica, DRIVER.max_rows_per_replica
+make_plan = partial(rules.make_plan, min_rows=LOW, max_rows=HIGH)
+replicas_wanted = partial(rules.replicas_wanted, min_rows=LOW, max_rows=HIGH)
 SIZES = st.integers(1, 10_000_000)
 REPLICAS = st.integers(1, 500)
 
