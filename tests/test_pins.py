@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 # Its CPU build is in PyTorch's own index; cluster/lock.sh says why it has no hash.
@@ -42,6 +44,13 @@ def test_every_line_is_an_exact_pin_and_names_no_place() -> None:
     assert [text for text in pins() if not pin.fullmatch(text)] == []
     rest = [line for block in pins().values() for line in block.splitlines()[1:]]
     assert [line for line in rest if not re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line)] == []
+
+
+def test_everything_that_the_project_asks_for_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = {Requirement(text).name.lower() for text in [*project["dependencies"], *extras["cpu"], *extras["dev"]]}
+    assert asked - {name(pin) for pin in pins()} == set(), "run cluster/lock.sh"
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.13"])
