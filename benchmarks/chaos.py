@@ -169,7 +169,7 @@ async def begin(jobs: Any, spec: Any) -> None:
 
 
 def _answer(prompt: str) -> dict[str, float]:
-    """What `engine/simulated.py` answers: the labels' log-probabilities from a hash of the prompt's tokens."""
+    """What `engine/simulated/` answers: the labels' log-probabilities from a hash of the prompt's tokens."""
     digest = hashlib.sha256(prompt.encode("utf-32-be")).digest()
     weights = [1 + digest[i % len(digest)] for i in range(len(LABELS))]
     return {label: math.log(0.9 * w / sum(weights)) for label, w in zip(LABELS, weights, strict=True)}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from serve_app.engine.simulated import TOKEN_BYTES, SimulatedEngine
+from serve_app.engine.simulated.device import TOKEN_BYTES
+from serve_app.engine.simulated.engine import SimulatedEngine
 from serve_app.errors import ReplicaLost
 from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo
 from serve_app.settings import SimulatedSettings

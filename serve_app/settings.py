@@ -21,6 +21,8 @@ MODELS_APP = "models"
 API_KEY_ENV = "SERVE_APP_API_KEY"
 # vLLM's priority of a health probe: lower goes first, so it does not wait behind anything.
 PROBE_PRIORITY = -1000
+# `owned_by` of a model that a simulated engine serves.
+SIMULATED_OWNER = "simulated"
 # Where vLLM's `additional_config` has SharingSettings, which our scheduler in EngineCore's process reads.
 SHARING_KEY = "serve_app_sharing"
 
@@ -40,13 +42,15 @@ class Frozen(BaseModel):
 
 
 class SimulatedSettings(Frozen):
-    """Roofline latency of a simulated engine. The defaults were measured; see `engine/simulated.py`."""
+    """Roofline latency of a simulated engine. The defaults were measured; see `engine/simulated/engine.py`."""
 
     prefill_ms_per_token: float = Field(0.88, ge=0, description="time of a prompt token that is not cached")
     step_ms: float = Field(12.0, ge=0, description="fixed time of one engine step")
     max_num_seqs: int = Field(128, ge=1, description="prompts of one engine step")
     block_size: int = Field(32, ge=1, description="tokens of one block of the prefix cache")
     kv_blocks: int = Field(1092, ge=1, description="blocks that the prefix cache holds; config.yaml's 34,944 tokens")
+    embedding_dimensions: int = Field(384, ge=1, le=8192, description="length of the vectors of `/v1/embeddings`, "
+                                      "where a request does not say")  # fmt: skip
     fail_after_chunks: int | None = Field(
         None, ge=0, description="the engine fails after this many chunks; null: never"
     )

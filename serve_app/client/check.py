@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from serve_app.settings import api_key, api_key_headers
+from serve_app.settings import SIMULATED_OWNER, api_key, api_key_headers
 
 # Long enough to fill several blocks of the prefix cache, and unlike any other prompt.
 REPEATED = "serve-app check " + "counts one, two, three, four, five, six, seven, eight, nine, ten; " * 12
@@ -78,11 +78,12 @@ class _Checks:
             return "the driver does not answer either"
 
     def model_listed(self) -> str:
-        models = [model.id for model in self._client.models.list().data]
+        models = self._client.models.list().data
         if not models:
             raise _Problem("GET /v1/models lists no model")
-        self._model = models[0]
-        return ", ".join(models)
+        self._model = models[0].id
+        marks = {model.id: " (SIMULATED)" if model.owned_by == SIMULATED_OWNER else "" for model in models}
+        return ", ".join(f"{name}{mark}" for name, mark in marks.items())
 
     def completion(self) -> str:
         answer = self._client.completions.create(model=self._model, prompt="The sky is", max_tokens=5)
@@ -138,6 +139,5 @@ class _Checks:
         if len(found) < self._replicas:
             raise _Problem(f"{len(found)} replica(s) are ready, {self._replicas} wanted")
         engine = found[0]["engine"] if found else {}
-        return (
-            f"{len(found)} ready, tensor parallel {engine.get('tensor_parallel_size')}, {engine.get('engine_version')}"
-        )
+        version = "SIMULATED: no model runs" if engine.get("simulated") else engine.get("engine_version")
+        return f"{len(found)} ready, tensor parallel {engine.get('tensor_parallel_size')}, {version}"

@@ -119,9 +119,9 @@ def build_engine(settings: ReplicaSettings, *, assigned_cpus: float, replicas: i
     Raises BadSettings or UnknownOption for options that vLLM does not have.
     """
     if settings.simulated is not None:
-        from serve_app.engine.simulated import SimulatedEngine
+        from serve_app.engine.simulated.engine import SimulatedEngine
 
-        return SimulatedEngine(settings.engine, settings.simulated)
+        return SimulatedEngine(settings.engine, settings.simulated, count=accounting.count)
     from serve_app.engine.vllm import VLLMEngine
 
     return VLLMEngine(

@@ -18,6 +18,7 @@ from serve_app.client.replicas import ReplicaClient
 from serve_app.dispatch.render import CharacterRenderer
 from serve_app.serving.launch.config import set_store
 from serve_app.serving.launch.local import local_serve
+from serve_app.serving.launch.simulated import simulate
 from tests.conftest import unused_port
 from tests.docs.blocks import LANGUAGES, PROSE, ROOT, Block, Reader, blocks, pages
 from tests.fakes import FakePool
@@ -33,12 +34,8 @@ def simulated_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     document = yaml.safe_load((ROOT / "config.yaml").read_text())
     document["http_options"]["port"] = unused_port()
     set_store(document, str(folder / "runs"))
-    replicas = document["applications"][0]
-    replicas["args"] = {
-        "engine": {"served_model_name": "smollm2-135m-instruct", "tensor_parallel_size": 2},
-        "simulated": {"step_ms": 1, "prefill_ms_per_token": 0.001},
-    }
-    replicas["deployments"][0] |= {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
+    simulate(document)
+    document["applications"][0]["deployments"][0]["num_replicas"] = 1
     (folder / "config.yaml").write_text(yaml.safe_dump(document))
     with local_serve(folder / "config.yaml", log=folder / "serve.log", on_wait=print) as base_url:
         yield base_url

@@ -14,7 +14,7 @@ Knows the engine's outputs by the names of their fields (vLLM's RequestOutput); 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -119,6 +119,17 @@ def use(account: Account) -> Iterator[Account]:
 
 
 # --- the engine's side ---
+
+
+def count(prompts: Sequence[int], completion_tokens: int) -> None:
+    """For an engine that counts by itself, once a request: the tokens of each prompt, and of all answers.
+
+    Raises PromptTooLong before anything is counted.
+    """
+    if (account := _account.get()) is not None:
+        for tokens in prompts:
+            account.check_prompt(tokens)
+        account.add(sum(prompts), completion_tokens)
 
 
 class _Tally:

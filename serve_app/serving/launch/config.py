@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import socket
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,11 +49,7 @@ class EngineConfig:
     @property
     def models(self) -> tuple[str, ...]:
         """The names that it serves, adapters too."""
-        options = self.settings.engine
-        served = options.get("served_model_name") or options.get("model") or ()
-        adapters = [one["name"] if isinstance(one, dict) else one.partition("=")[0]
-                    for one in options.get("lora_modules") or ()]  # fmt: skip
-        return (*([served] if isinstance(served, str) else served), *adapters)
+        return served_names(self.settings.engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +196,14 @@ class ServeConfig:
                     f"http_options.port {self.port} on {self.host} cannot be used ({error.strerror}): stop what "
                     "listens there, or set another port in the config file"
                 ) from error
+
+
+def served_names(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names under which an engine with these options serves its model and adapters."""
+    served = options.get("served_model_name") or options.get("model") or ()
+    adapters = [one["name"] if isinstance(one, dict) else one.partition("=")[0]
+                for one in options.get("lora_modules") or ()]  # fmt: skip
+    return (*([served] if isinstance(served, str) else served), *adapters)
 
 
 def set_store(document: dict[str, Any], store: str) -> None:

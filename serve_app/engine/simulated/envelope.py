@@ -1,0 +1,57 @@
+"""What all answers have in common: which model is meant, how long they may be, ids, and token counts as vLLM's."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+from serve_app.engine.simulated.device import Served
+from serve_app.engine.simulated.requests import RequestRefused
+
+SYSTEM_FINGERPRINT = "simulated"
+
+
+def check_model(served: Served, model: str | None) -> str:
+    """The name to answer with. Raises RequestRefused (404) for a model that is not served."""
+    if not model or model in served.names:
+        return model or served.names[0]
+    message = f"The model `{model}` does not exist."
+    raise RequestRefused(message, "model", status=404, code="model_not_found")
+
+
+def room(served: Served, prompt_tokens: int, max_tokens: int | None, field: str = "messages") -> int:
+    """How many tokens an answer may have. Raises RequestRefused when the context is too short for what is asked."""
+    left = served.max_model_len - prompt_tokens
+    if left < (max_tokens or 1):
+        raise RequestRefused(
+            f"This model's maximum context length is {served.max_model_len} tokens. However, you requested "
+            f"{max_tokens or 0} output tokens and your prompt contains {prompt_tokens} input tokens. Please reduce the "
+            "length of the input prompt or the number of requested output tokens.",
+            field,
+            code="context_length_exceeded",
+        )
+    return left if max_tokens is None else max_tokens
+
+
+def new_id(prefix: str) -> str:
+    """An id as OpenAI's, `chatcmpl-…`."""
+    return f"{prefix}{uuid4().hex}"
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    """`usage` of an answer that comes whole."""
+    details = {"cached_tokens": cached_tokens, "created_cache_tokens": None, "multimodal_tokens": None}
+    return {
+        "prompt_tokens": prompt_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "completion_tokens": completion_tokens,
+        "prompt_tokens_details": details,
+        "completion_tokens_details": None,
+    }
+
+
+def streamed_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    """`usage` in a stream, where vLLM leaves out what is null."""
+    whole = usage(prompt_tokens, completion_tokens, cached_tokens)
+    details = {"cached_tokens": cached_tokens}
+    return {**{name: value for name, value in whole.items() if value is not None}, "prompt_tokens_details": details}

@@ -1,0 +1,44 @@
+"""A server without a model, for the tests of applications: `simulated.yaml` beside this file, or one's own config file.
+
+Both keep everything but the engine: routes, populations, files and batches, keys and limits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from serve_app.serving.launch.config import served_names
+from serve_app.settings import REPLICA_DEPLOYMENT
+
+# One replica, which answers at once. Needs neither vLLM nor a model.
+SIMULATED_CONFIG = Path(__file__).with_name("simulated.yaml")
+REPLICAS_PATH = "serve_app.serving.apps:replicas"
+AT_ONCE = {"step_ms": 0, "prefill_ms_per_token": 0}
+# Where the config file leaves it to the model's files, which nobody reads here.
+MAX_MODEL_LEN = 131_072
+
+
+def simulate(document: dict[str, Any]) -> None:
+    """Give every replica of a config document a simulated engine, under the names of its model, and no device.
+
+    Settings of a simulated engine that are there stay.
+    """
+    for application in document.get("applications") or []:
+        if application.get("import_path") == REPLICAS_PATH:
+            _simulate(application)
+
+
+def _simulate(application: dict[str, Any]) -> None:
+    args = application.setdefault("args", {})
+    options = args.get("engine") or {}
+    engine = {
+        "max_model_len": options.get("max_model_len") or MAX_MODEL_LEN,
+        "tensor_parallel_size": options.get("tensor_parallel_size") or 1,
+    }
+    if names := served_names(options):
+        engine["served_model_name"] = list(names)
+    args.update(engine=engine, simulated=args.get("simulated") or dict(AT_ONCE))
+    for deployment in application.get("deployments") or []:
+        if deployment.get("name") == REPLICA_DEPLOYMENT:
+            deployment["ray_actor_options"] = {"num_cpus": 0}
