@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from serve_app.driver.sources.requests import refused_line, value_and_error
-from serve_app.engine.simulated import SimulatedEngine
+from serve_app.engine.simulated.engine import SimulatedEngine
 from serve_app.openai.errors import model_not_found
 from serve_app.schema import Chunk
 from serve_app.serving.models.directory import Directory

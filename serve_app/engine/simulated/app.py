@@ -27,10 +27,10 @@ from serve_app.engine.simulated.requests import (
     RequestRefused,
     ResponsesRequest,
     TokenizeRequest,
-    error_body,
 )
 from serve_app.engine.simulated.tokens import chat_tokens, decode, encode
-from serve_app.errors import EngineFailed, PromptTooLong
+from serve_app.errors import ServeAppError
+from serve_app.openai.errors import ErrorAnswer, of_exception
 from serve_app.settings import SIMULATED_OWNER
 
 HEADER = "x-serve-app-simulated"
@@ -153,27 +153,26 @@ def _add_tokens(app: FastAPI, served: Served) -> None:
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestRefused)
     async def on_refused(request: Request, error: RequestRefused) -> Response:
-        body = error_body(error.message, error.param, status=error.status, code=error.code)
-        return Json(body, error.status)
+        return error.answer.response()
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        param = ".".join(_written(first, error.body)) or None
-        return Json(error_body(f"{param}: {first['msg']}" if param else first["msg"], param), 400)
+        return _wrong_value(".".join(_written(first, error.body)), first["msg"])
 
     @app.exception_handler(ValidationError)
     async def on_wrong_item(request: Request, error: ValidationError) -> Response:
         first = error.errors()[0]
-        return Json(error_body(first["msg"], ".".join(map(str, first["loc"]))), 400)
+        return _wrong_value(".".join(map(str, first["loc"])), first["msg"])
 
-    @app.exception_handler(PromptTooLong)
-    async def on_too_long(request: Request, error: PromptTooLong) -> Response:
-        return Json(error_body(str(error)), 400)
+    @app.exception_handler(ServeAppError)
+    async def on_error(request: Request, error: ServeAppError) -> Response:
+        return of_exception(error).response()
 
-    @app.exception_handler(EngineFailed)
-    async def on_failed(request: Request, error: EngineFailed) -> Response:
-        return Json(error_body(str(error), status=500), 500)
+
+def _wrong_value(param: str, problem: str) -> Response:
+    message = f"{param}: {problem}" if param else problem
+    return ErrorAnswer(status=400, message=message, param=param or None).response()
 
 
 def _written(error: Any, body: Any) -> Iterator[str]:

@@ -6,7 +6,8 @@ from typing import Any
 from uuid import uuid4
 
 from serve_app.engine.simulated.device import Served
-from serve_app.engine.simulated.requests import RequestRefused
+from serve_app.engine.simulated.requests import RequestRefused, refused
+from serve_app.openai.errors import model_not_found
 
 SYSTEM_FINGERPRINT = "simulated"
 
@@ -15,15 +16,14 @@ def check_model(served: Served, model: str | None) -> str:
     """The name to answer with. Raises RequestRefused (404) for a model that is not served."""
     if not model or model in served.names:
         return model or served.names[0]
-    message = f"The model `{model}` does not exist."
-    raise RequestRefused(message, "model", status=404, code="model_not_found")
+    raise RequestRefused(model_not_found(model))
 
 
 def room(served: Served, prompt_tokens: int, max_tokens: int | None, field: str = "messages") -> int:
     """How many tokens an answer may have. Raises RequestRefused when the context is too short for what is asked."""
     left = served.max_model_len - prompt_tokens
     if left < (max_tokens or 1):
-        raise RequestRefused(
+        raise refused(
             f"This model's maximum context length is {served.max_model_len} tokens. However, you requested "
             f"{max_tokens or 0} output tokens and your prompt contains {prompt_tokens} input tokens. Please reduce the "
             "length of the input prompt or the number of requested output tokens.",

@@ -1,7 +1,6 @@
 """What the simulated HTTP application may be asked: the fields that it obeys, by vLLM's names and bounds.
 
-Further fields are passed over, as vLLM does. `RequestRefused` is what a client did wrong; `error_body` is the one place
-that knows how that looks in JSON.
+Further fields are passed over, as vLLM does. `RequestRefused` is what a client did wrong.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from serve_app.openai.errors import ErrorAnswer
+
 # vLLM's `max_logprobs`.
 MOST_LOGPROBS = 20
 
@@ -18,20 +19,14 @@ MOST_LOGPROBS = 20
 class RequestRefused(Exception):
     """Raised when a request cannot be answered for what it says."""
 
-    def __init__(self, message: str, param: str | None = None, *, status: int = 400, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.param, self.status, self.code = message, param, status, code
+    def __init__(self, answer: ErrorAnswer) -> None:
+        super().__init__(answer.message)
+        self.answer = answer
 
 
-def refused(message: str, param: str | None = None) -> RequestRefused:
+def refused(message: str, param: str | None = None, *, status: int = 400, code: str | None = None) -> RequestRefused:
     """The error of a wrong value."""
-    return RequestRefused(message, param)
-
-
-def error_body(message: str, param: str | None = None, *, status: int = 400, code: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return RequestRefused(ErrorAnswer(status=status, message=message, param=param, code=code))
 
 
 class Body(BaseModel):
@@ -278,5 +273,5 @@ class ResponsesRequest(Body):
             raise refused("The simulated engine stores no responses: background has no effect here.", "background")
         if self.previous_response_id:
             message = f"Response with id '{self.previous_response_id}' not found: the simulated engine stores none."
-            raise RequestRefused(message, "previous_response_id", status=404)
+            raise refused(message, "previous_response_id", status=404)
         return self

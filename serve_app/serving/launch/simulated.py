@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from serve_app.serving.launch.config import served_names
+import yaml
+
+from serve_app.serving.launch.config import ServeConfig, served_names
 from serve_app.settings import REPLICA_DEPLOYMENT
 
 # One replica, which answers at once. Needs neither vLLM nor a model.
@@ -17,6 +19,19 @@ REPLICAS_PATH = "serve_app.serving.apps:replicas"
 AT_ONCE = {"step_ms": 0, "prefill_ms_per_token": 0}
 # Where the config file leaves it to the model's files, which nobody reads here.
 MAX_MODEL_LEN = 131_072
+
+
+def write_simulated(config: Path, target: Path) -> Path:
+    """Write the config file anew with simulated engines, to `target`, which is given back.
+
+    Raises BadSettings for a file that `ServeConfig` would refuse.
+    """
+    ServeConfig.load(config)
+    document = yaml.safe_load(config.read_text())
+    simulate(document)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(yaml.safe_dump(document, sort_keys=False))
+    return target
 
 
 def simulate(document: dict[str, Any]) -> None:

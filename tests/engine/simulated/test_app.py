@@ -51,7 +51,7 @@ async def test_an_unknown_model_is_404_everywhere(http: httpx.AsyncClient, path:
     answer = await http.post(path, json={"model": "gpt-9", **body})
     assert answer.status_code == 404
     assert answer.json()["error"] == {
-        "message": "The model `gpt-9` does not exist.",
+        "message": "The model `gpt-9` does not exist",
         "type": "invalid_request_error",
         "param": "model",
         "code": "model_not_found",

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.errors import BadSettings
 from serve_app.serving.launch.config import ServeConfig, set_store
-from serve_app.serving.launch.simulated import SIMULATED_CONFIG, simulate
+from serve_app.serving.launch.simulated import SIMULATED_CONFIG, simulate, write_simulated
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,6 +41,14 @@ def test_a_simulated_config_keeps_its_names_and_needs_no_device(name: str, tmp_p
     actors = [deployment.get("ray_actor_options") for app in document["applications"]
               for deployment in app["deployments"] if deployment["name"] == "Replica"]  # fmt: skip
     assert actors == [{"num_cpus": 0}] * len(real.engines)
+
+
+def test_a_config_file_is_written_anew(tmp_path: Path) -> None:
+    target = tmp_path / "runs" / "simulated.yaml"
+    assert write_simulated(ROOT / "config.yaml", target) == target
+    assert ServeConfig.load(target).worked.settings.simulated is not None
+    with pytest.raises(BadSettings, match=r"none\.yaml"):
+        write_simulated(tmp_path / "none.yaml", target)
 
 
 def test_adapters_are_models_and_settings_of_the_simulation_stay() -> None:
