@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from serve_app.dispatch.pool import DispatchSettings, RowResult
-from serve_app.dispatch.queue import Item, RowQueue
-from serve_app.dispatch.stream import Stream
+from serve_app.dispatch.pool import DispatchSettings
+from serve_app.dispatch.queue import RowQueue
+from serve_app.dispatch.rows import QueuedRow, RowResult, Sender
 from serve_app.dispatch.suspects import Death, convicts, verdict
 from serve_app.dispatch.worker import Worker
 from serve_app.schema import ChunkResult, Completion
@@ -25,13 +25,15 @@ PIECES = 4
 class Attempts:
     """Over the dispatcher's queues and streams."""
 
-    def __init__(self, queues: Mapping[bytes, RowQueue], streams: Container[Any], settings: DispatchSettings) -> None:
+    def __init__(
+        self, queues: Mapping[bytes, RowQueue], streams: Container[Sender], settings: DispatchSettings
+    ) -> None:
         self._queues = queues
         self._streams = streams
         self._settings = settings
 
-    def finish(self, queue: RowQueue, items: Sequence[Item], result: ChunkResult) -> None:
-        done: dict[Stream, list[RowResult]] = defaultdict(list)
+    def finish(self, queue: RowQueue, items: Sequence[QueuedRow], result: ChunkResult) -> None:
+        done: dict[Sender, list[RowResult[Any]]] = defaultdict(list)
         for item, completion in zip(items, result.completions, strict=True):
             if completion.status == "failed":
                 self.retry(queue, [item], f"{result.replica.replica_id}: {completion.error or 'unknown error'}")
@@ -40,7 +42,7 @@ class Attempts:
         for stream, results in done.items():
             stream.report(results)
 
-    def retry(self, queue: RowQueue, items: Sequence[Item], reason: str) -> None:
+    def retry(self, queue: RowQueue, items: Sequence[QueuedRow], reason: str) -> None:
         """Queue the rows again, in pieces after a while; a single one only until it had all attempts."""
         _note_attempt(items, reason)
         if len(items) == 1:
@@ -74,7 +76,7 @@ class Attempts:
         for item in on_board:
             item.deaths = (*item.deaths, death)
 
-    def rescue(self, queue: RowQueue, items: Sequence[Item], reason: str) -> None:
+    def rescue(self, queue: RowQueue, items: Sequence[QueuedRow], reason: str) -> None:
         """Queue the rows of a lost replica again, or convict the one that ended it."""
         _note_attempt(items, reason)
         item = items[0]
@@ -87,15 +89,15 @@ class Attempts:
         else:
             self.give_back(queue, items)
 
-    def _fail(self, item: Item, *reasons: str) -> None:
+    def _fail(self, item: QueuedRow, *reasons: str) -> None:
         failed = Completion(status="failed", error="; ".join((*item.errors, *reasons)))
         item.stream.report([RowResult(item.key, failed, None, item.attempts)])
 
-    def give_back(self, queue: RowQueue, items: Sequence[Item]) -> None:
+    def give_back(self, queue: RowQueue, items: Sequence[QueuedRow]) -> None:
         queue.give_back([item for item in items if item.stream in self._streams])
 
 
-def _note_attempt(items: Sequence[Item], reason: str) -> None:
+def _note_attempt(items: Sequence[QueuedRow], reason: str) -> None:
     for item in items:
         item.attempts += 1
         item.errors = (*item.errors, reason)

@@ -18,14 +18,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import msgspec
 
 from serve_app.dispatch.attempts import Attempts
 from serve_app.dispatch.membership import follow
-from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
-from serve_app.dispatch.queue import Item, RowQueue
-from serve_app.dispatch.shares import Shares, served
+from serve_app.dispatch.pool import DispatchSettings, ReplicaPool, ServedModel
+from serve_app.dispatch.queue import RowQueue
+from serve_app.dispatch.rows import QueuedRow
+from serve_app.dispatch.shares import Shares
 from serve_app.dispatch.stream import Stream
 from serve_app.dispatch.suspects import DEATHS
 from serve_app.dispatch.worker import Worker
@@ -43,7 +45,7 @@ class Dispatcher:
         self._settings = settings
         self._workers: dict[str, Worker] = {}
         self._queues: dict[bytes, RowQueue] = {}
-        self._streams: set[Stream] = set()
+        self._streams: set[Stream[Any]] = set()
         self._shares = Shares(self._workers, self._queues, settings)
         self._attempts = Attempts(self._queues, self._streams, settings)
         self._waiting: set[asyncio.Future[ReplicaInfo]] = set()
@@ -89,7 +91,7 @@ class Dispatcher:
         *,
         limit: Callable[[int], int] = lambda available: available,
         engine: EngineInfo | None = None,
-    ) -> Stream:
+    ) -> Stream[Any]:
         """Open a stream of rows that are all asked as `template` says; at most `limit(available)` replicas work.
 
         With `engine`, only replicas of that model and tokenizer do: the prompts were made for them. Rows of streams
@@ -97,10 +99,10 @@ class Dispatcher:
         """
         if self._closed:
             raise EngineFailed("the dispatcher was closed")
-        made_for = served(engine) if engine is not None else None
+        made_for = ServedModel.of(engine) if engine is not None else None
         kind = msgspec.json.encode((template, made_for))
         queue = self._queues.setdefault(kind, RowQueue(template, made_for))
-        stream = Stream(self, queue, limit)
+        stream: Stream[Any] = Stream(self, queue, limit)
         now = time.monotonic()
         if not self._streams:
             self._last_seen = now
@@ -134,7 +136,7 @@ class Dispatcher:
         finally:
             self._watchers -= 1
 
-    def drop(self, stream: Stream) -> None:
+    def drop(self, stream: Stream[Any]) -> None:
         """Forget a stream; see `Stream.close`."""
         if stream not in self._streams:
             return
@@ -149,7 +151,7 @@ class Dispatcher:
                 if all(item.stream not in self._streams for item in items):
                     call.cancel()
 
-    def _leave(self, stream: Stream) -> None:
+    def _leave(self, stream: Stream[Any]) -> None:
         stream.queue.streams.discard(stream)
         if not stream.queue.streams:
             for kind in [kind for kind, queue in self._queues.items() if not queue.streams]:
@@ -177,7 +179,7 @@ class Dispatcher:
                 return True
         return False
 
-    def _start(self, worker: Worker, queue: RowQueue, items: list[Item]) -> None:
+    def _start(self, worker: Worker, queue: RowQueue, items: list[QueuedRow]) -> None:
         worker.open_rows += len(items)
         worker.alone = len(items) == 1 and items[0].suspected
         # In a context of its own: a call made in an HTTP request of Serve would carry that request's id, and Serve's
@@ -196,7 +198,7 @@ class Dispatcher:
                 stream.report(EngineFailed(f"defect in dispatch: {error!r}"))
         self.pump()
 
-    async def _call(self, worker: Worker, queue: RowQueue, items: list[Item], *, trying: bool) -> None:
+    async def _call(self, worker: Worker, queue: RowQueue, items: list[QueuedRow], *, trying: bool) -> None:
         replica_id = worker.replica.replica_id
         self._chunk_id += 1
         prompts = tuple(item.prompt for item in items)
@@ -217,8 +219,7 @@ class Dispatcher:
                 self._attempts.rescue(queue, items, reason)
             else:
                 self._attempts.retry(queue, items, reason)
-            pause_s = worker.back_off(time.monotonic(), self._settings)
-            asyncio.get_running_loop().call_later(pause_s, self.pump)
+            asyncio.get_running_loop().call_later(worker.back_off(time.monotonic(), self._settings), self.pump)
             self._kick.set()  # is it still there?
         else:
             if trying and result.replica.replica_id == replica_id:  # it is no corpse
@@ -240,10 +241,9 @@ class Dispatcher:
                     logger.exception("defect in dispatch")
             self._kick.clear()
             # Idle, ask nobody; a new stream or a lost chunk asks at once.
+            timeout_s = None if self._idle else self._settings.refresh_s
             with suppress(TimeoutError):
-                async with asyncio.timeout(
-                    self._settings.refresh_s if not self._idle else None
-                ):  # not wait_for, which can swallow a cancel (cpython#86296)
+                async with asyncio.timeout(timeout_s):  # not wait_for, which can swallow a cancel (cpython#86296)
                     await self._kick.wait()
 
     async def _refresh(self) -> None:
@@ -278,12 +278,12 @@ class Dispatcher:
 
     def _refuse_other_models(self) -> None:
         """Tell streams whose prompts no replica takes any more; while old and new ones run, the old ones work on."""
-        models = {served(worker.replica.engine) for worker in self.workers}
+        models = {ServedModel.of(worker.replica.engine) for worker in self.workers}
         for stream in self._streams:
             made_for = stream.queue.made_for
             if made_for is not None and made_for not in models:
-                now = ", ".join(sorted({model for model, _ in models}))
-                stream.report(EngineFailed(f"the replicas serve '{now}' now, and this began with '{made_for[0]}'"))
+                now = ", ".join(sorted({served.model for served in models}))
+                stream.report(EngineFailed(f"the replicas serve '{now}' now, and this began with '{made_for.model}'"))
 
     def _tell(self, error: EngineFailed) -> None:
         for stream in self._streams:

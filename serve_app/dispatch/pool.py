@@ -1,13 +1,12 @@
-"""What dispatch needs of replicas, what it gives back for a row, and its sizes."""
+"""What dispatch needs of replicas, and its sizes."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
-import msgspec
 from pydantic import Field
 
-from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
+from serve_app.schema import Chunk, ChunkResult, EngineInfo, ReplicaInfo
 from serve_app.settings import DispatchSizes
 
 
@@ -28,16 +27,15 @@ class ReplicaPool(Protocol):
         """
 
 
-class RowResult(msgspec.Struct, frozen=True):
-    """What became of the row put in as `key`: a completion by `replica`, or no replica could compute it (`error`).
+class ServedModel(NamedTuple):
+    """What a prompt is made for: its token ids mean nothing to another model or tokenizer."""
 
-    `attempts` is how often it was sent, also to replicas that died under it.
-    """
+    model: str
+    tokenizer: str
 
-    key: Any
-    completion: Completion
-    replica: ReplicaInfo | None
-    attempts: int
+    @classmethod
+    def of(cls, engine: EngineInfo) -> ServedModel:
+        return cls(engine.model, engine.tokenizer)
 
 
 class DispatchSettings(DispatchSizes):

@@ -13,11 +13,17 @@ from serve_app.errors import BadSettings
 from serve_app.schema import EngineInfo, Row, pack_tokens
 
 
+class NotRendered(msgspec.Struct, frozen=True):
+    """Why a row has no prompt."""
+
+    error: str
+
+
 class Renderer(Protocol):
     """Makes prompts (`schema.Chunk.prompts`) of rows."""
 
-    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
-        """One prompt a row, or (a str) why there is none."""
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
+        """One prompt a row, or why there is none."""
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
         """What stands for the labels in a chunk. Raises BadSettings for labels that cannot be told apart."""
@@ -56,9 +62,9 @@ class TokenRenderer:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
         self._lock = threading.Lock()  # the library's tokenizers set themselves up anew in each call
 
-    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
         """Plain text gets the tokenizer's special tokens, a chat those that its template writes."""
-        prompts: list[bytes | str] = [""] * len(rows)
+        prompts: list[bytes | NotRendered] = [b""] * len(rows)
         chats: list[tuple[int, str]] = []
         texts: list[tuple[int, str]] = []
         for i, row in enumerate(rows):
@@ -68,13 +74,13 @@ class TokenRenderer:
             try:
                 chats.append((i, self._chat(row)))
             except Exception as error:  # whatever the model's template raises: one row's matter, not the job's
-                prompts[i] = f"chat template: {error}"
+                prompts[i] = NotRendered(f"chat template: {error}")
         for some, special in ((chats, False), (texts, True)):
             if some:
                 with self._lock:
                     encoded = self._tokenizer([text for _, text in some], add_special_tokens=special)["input_ids"]
                 for (i, _), ids in zip(some, encoded, strict=True):
-                    prompts[i] = pack_tokens(ids) if ids else "the prompt is empty"
+                    prompts[i] = pack_tokens(ids) if ids else NotRendered("the prompt is empty")
         return prompts
 
     def _chat(self, row: Row) -> str:
@@ -101,7 +107,7 @@ class TokenRenderer:
 class RequestRenderer:
     """Requests as they came."""
 
-    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
         return [(row.prompt or "").encode() for row in rows]
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
@@ -111,7 +117,7 @@ class RequestRenderer:
 class MessageRenderer:
     """Messages or text as JSON, for an external provider that has its own tokenizer."""
 
-    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
         return [msgspec.json.encode(row.messages if row.prompt is None else row.prompt) for row in rows]
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
@@ -123,7 +129,7 @@ class MessageRenderer:
 class CharacterRenderer:
     """A token a character (its code point), for simulated engines that name no tokenizer."""
 
-    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
         # UTF-32 in big-endian order is what `pack_tokens` makes of code points.
         return [(_text(row) or "?").encode("utf-32-be", "replace") for row in rows]
 

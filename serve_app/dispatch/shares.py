@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from serve_app.dispatch.pool import DispatchSettings
-from serve_app.dispatch.queue import Item, RowQueue
+from serve_app.dispatch.pool import DispatchSettings, ServedModel
+from serve_app.dispatch.queue import RowQueue
+from serve_app.dispatch.rows import QueuedRow
 from serve_app.dispatch.worker import Worker
-from serve_app.schema import EngineInfo
 
 
 class Shares:
@@ -44,14 +44,14 @@ class Shares:
         for worker in self._workers.values():
             worker.reserved = worker in kept
 
-    def take(self, queue: RowQueue, worker: Worker) -> list[Item]:
+    def take(self, queue: RowQueue, worker: Worker) -> list[QueuedRow]:
         if worker.reserved or (worker.lost and not queue.rows):
             return queue.pull_suspect(worker.replica.replica_id)
         rows = self._chunk_size(queue, worker) if queue.rows else 0
         return queue.pull(worker.replica.replica_id, rows) if rows else []
 
     def may_use(self, queue: RowQueue, worker: Worker) -> bool:
-        if queue.made_for is not None and queue.made_for != served(worker.replica.engine):
+        if queue.made_for is not None and queue.made_for != ServedModel.of(worker.replica.engine):
             return False
         if worker.replica.replica_id in queue.users:
             return True
@@ -76,8 +76,3 @@ class Shares:
         # all replicas end together. One alone has nobody to wait for.
         guided = -(-queue.rows // (2 * workers)) if workers > 1 else queue.rows
         return min(sizes.chunk_rows, max(sizes.min_chunk_rows, min(guided, share)))
-
-
-def served(engine: EngineInfo) -> tuple[str, str]:
-    """What a prompt is made for: model and tokenizer."""
-    return engine.model, engine.tokenizer

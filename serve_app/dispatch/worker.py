@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from serve_app.dispatch.pool import DispatchSettings
-from serve_app.dispatch.queue import Item
+from serve_app.dispatch.rows import QueuedRow
 from serve_app.schema import ReplicaInfo
 
 # Longest pause of a replica after failures. Serve replaces one that is really lost well within it.
@@ -38,7 +38,7 @@ class Worker:
     reserved: bool = False
     alone: bool = False
     rows_done: int = 0
-    calls: dict[asyncio.Task[None], Sequence[Item]] = field(default_factory=dict)
+    calls: dict[asyncio.Task[None], Sequence[QueuedRow]] = field(default_factory=dict)
 
     @property
     def available(self) -> bool:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from typing import NamedTuple
 
 import ray
 from ray.exceptions import RayActorError
 
 from serve_app.dispatch.pool import ReplicaPool
 from serve_app.dispatch.replicas import HandlePool
-from serve_app.driver.jobs.job import Span, make_dispatcher
-from serve_app.driver.jobs.part import PartRun
+from serve_app.driver.jobs.job import make_dispatcher
+from serve_app.driver.jobs.part import PartRun, Span
 from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally
 from serve_app.driver.sources.source import open_source
@@ -58,6 +59,13 @@ class Share:
         return await self._pool.run(replica_id, chunk)
 
 
+class Progress(NamedTuple):
+    """A part's counts so far, and what it waits for."""
+
+    tally: Tally
+    message: str
+
+
 class Runner:
     """Body of the actor."""
 
@@ -95,9 +103,9 @@ class Runner:
             )
             await self._part.execute()
 
-    async def progress(self) -> tuple[Tally, str]:
-        """Counts so far, and what it waits for."""
-        return (self._part.tally, self._part.message) if self._part else (Tally(), "starting")
+    async def progress(self) -> Progress:
+        """How far the part is."""
+        return Progress(self._part.tally, self._part.message) if self._part else Progress(Tally(), "starting")
 
     async def stop(self) -> None:
         """Commit what is finished and end."""

@@ -21,7 +21,7 @@ from serve_app.serving import telemetry
 from serve_app.serving.gate import accounting
 from serve_app.serving.gate.middleware import Gate
 from serve_app.serving.requests.http_rows import answer_requests
-from serve_app.serving.requests.piece import Answer, Piece, answer_piece, forward
+from serve_app.serving.requests.piece import Answer, Piece, TokenCounts, answer_piece, forward
 from serve_app.serving.requests.sharding import HandlePeers, Sharding
 from serve_app.serving.routes import add_routes, close_admin_routes
 from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
@@ -89,7 +89,7 @@ class Replica:
         """Answer a part of a peer's HTTP request (`requests/sharding.py`). `replica_id` is for the router."""
         with accounting.use(accounting.Account(self._access.max_prompt_tokens)) as account:
             answer = await answer_piece(self._engine.app(), piece, self._replica_id)
-        return msgspec.structs.replace(answer, tokens=(account.prompt_tokens, account.completion_tokens))
+        return msgspec.structs.replace(answer, tokens=TokenCounts(account.prompt_tokens, account.completion_tokens))
 
     async def forward(self, request: Piece) -> AsyncIterator[list[Message]]:
         """Answer an HTTP request that came by handle (`models/deployment.py`)."""

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,8 +29,12 @@ BATCH_ROWS = 256
 # Rows whose ids are looked up together.
 LOOKUP_ROWS = 8192
 
-# A code and a message for rows that were not answered.
-Lost = tuple[str, str]
+
+class Lost(NamedTuple):
+    """What the error file says of a row that was not answered."""
+
+    code: str
+    message: str
 
 
 class BatchOutput:
@@ -53,7 +58,7 @@ class BatchOutput:
         def lines() -> Iterator[bytes]:
             yield from self._failures()
             if lost is not None:
-                yield from self._lost(open_source, *lost)
+                yield from self._lost(open_source, lost)
 
         return self._write(file_id, "error", lines())
 
@@ -81,7 +86,7 @@ class BatchOutput:
             for custom_id, error in _pairs(table.filter(pc.not_equal(table["status"], pa.scalar("ok"))), "error"):
                 yield refused_line(self._batch_id, custom_id, error)
 
-    def _lost(self, open_source: Callable[[], Source], code: str, message: str) -> Iterator[bytes]:
+    def _lost(self, open_source: Callable[[], Source], lost: Lost) -> Iterator[bytes]:
         committed = [log.committed() for log in self._job.parts()]
         try:
             rows = open_source().rows()
@@ -94,7 +99,7 @@ class BatchOutput:
                     if row.error is not None:
                         yield refused_line(self._batch_id, row.custom_id, row.error)
                     else:
-                        yield lost_line(self._batch_id, row.custom_id, code, message)
+                        yield lost_line(self._batch_id, row.custom_id, lost.code, lost.message)
         except BadSettings as error:  # the input was deleted: what is answered is still worth its file
             logger.warning("%s: the rows without an answer cannot be listed: %s", self._batch_id, error)
 

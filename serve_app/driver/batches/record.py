@@ -74,6 +74,15 @@ class Asked(msgspec.Struct, frozen=True):
     output_expires_after_s: int | None = None
 
 
+class BatchError(msgspec.Struct, frozen=True):
+    """Why a batch has failed, as OpenAI's `errors` have it. `line` of the input counts from 1."""
+
+    code: str
+    message: str
+    param: str | None = "input_file_id"
+    line: int | None = None
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """How far the batch is. `completed` and `failed` count the lines of its files, once it has ended."""
 
@@ -89,7 +98,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     completed: int = 0
     failed: int = 0
     usage: Usage | None = None
-    errors: tuple[dict[str, Any], ...] = ()
+    errors: tuple[BatchError, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -159,7 +168,7 @@ def batch_object(job_id: str, asked: Asked, record: Record, job: JobStatus) -> d
         "object": "batch",
         "endpoint": asked.endpoint,
         "model": job.model or None,
-        "errors": {"object": "list", "data": list(record.errors)} if record.errors else None,
+        "errors": {"object": "list", "data": list(msgspec.to_builtins(record.errors))} if record.errors else None,
         "input_file_id": asked.input_file_id,
         "completion_window": asked.completion_window,
         "status": record.status,

@@ -18,7 +18,7 @@ import msgspec
 
 from serve_app.driver.batches.files import FileStore, output_file_id
 from serve_app.driver.batches.output import BatchOutput, Lost
-from serve_app.driver.batches.record import Asked, End, Record, batch_id_of, load, save
+from serve_app.driver.batches.record import Asked, BatchError, End, Record, batch_id_of, load, save
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.driver.sources.requests import RequestRows
 from serve_app.driver.sources.source import open_source
@@ -36,12 +36,12 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 MOST_ERRORS = 100
 # OpenAI's codes for rows without an answer.
 LOST: dict[End, Lost] = {
-    "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
-    "cancelled": ("batch_cancelled", "This request was not executed before the batch was cancelled."),
-    "failed": ("batch_failed", "This request was not executed before the batch failed."),
+    "expired": Lost("batch_expired", "This request could not be executed before the completion window expired."),
+    "cancelled": Lost("batch_cancelled", "This request was not executed before the batch was cancelled."),
+    "failed": Lost("batch_failed", "This request was not executed before the batch failed."),
 }
 
-Errors = tuple[dict[str, Any], ...]
+Errors = tuple[BatchError, ...]
 
 
 class BatchRun:
@@ -161,7 +161,7 @@ class BatchRun:
         try:
             self._files.get(self.asked.input_file_id)
         except NoSuchFile as error:
-            return (_error("input_file_not_found", str(error)),)
+            return (BatchError("input_file_not_found", str(error)),)
         if counted:
             return ()
         try:
@@ -170,9 +170,9 @@ class BatchRun:
         except BadSettings as error:
             with suppress(BadSettings):
                 problems = self._source().problems()
-                found = tuple(_error(p.code, p.message, p.line, p.param) for p in islice(problems, MOST_ERRORS))
-                return found or (_error("empty_file", "the input file is empty: give a request a line"),)
-            return (_error("invalid_input_file", str(error)),)
+                found = tuple(BatchError(p.code, p.message, p.param, p.line) for p in islice(problems, MOST_ERRORS))
+                return found or (BatchError("empty_file", "the input file is empty: give a request a line"),)
+            return (BatchError("invalid_input_file", str(error)),)
         return ()
 
     def _source(self) -> RequestRows:
@@ -191,7 +191,3 @@ class BatchRun:
         record = msgspec.structs.replace(self.record, **changed)
         await to_its_end(save, self._job, record)
         self.record = record
-
-
-def _error(code: str, message: str, line: int | None = None, param: str | None = "input_file_id") -> dict[str, Any]:
-    return {"code": code, "line": line, "message": message, "param": param}

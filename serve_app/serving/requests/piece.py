@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
@@ -37,15 +37,24 @@ class Piece(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class TokenCounts(NamedTuple):
+    """Tokens that an engine read and gave."""
+
+    prompt: int = 0
+    completion: int = 0
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """The HTTP answer to a piece, or to the whole, and the replica that gave it."""
+    """The HTTP answer to a piece, or to the whole, and the replica that gave it.
+
+    `tokens` are those of a peer's engine.
+    """
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
     replica_id: str = ""
-    # Prompt and completion tokens that a peer's engine gave for it.
-    tokens: tuple[int, int] = (0, 0)
+    tokens: TokenCounts = TokenCounts()
 
 
 async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answer:

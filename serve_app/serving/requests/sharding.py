@@ -18,7 +18,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ray.serve.handle import DeploymentHandle
 
@@ -50,6 +50,13 @@ class Peers(Protocol):
 
     async def complete(self, replica_id: str, piece: Piece) -> Answer:
         """Have a replica answer. Any exception means that it did not; cancelling aborts the piece there."""
+
+
+class Call(NamedTuple):
+    """Which piece, by its place in the list, is open on which replica."""
+
+    piece: int
+    replica_id: str
 
 
 class Sharding:
@@ -137,7 +144,7 @@ async def spread(
     crew, waiting = list(crew), deque(range(len(pieces)))
     answers: dict[int, Answer] = {}
     attempts: Counter[int] = Counter()
-    calls: dict[asyncio.Task[Answer], tuple[int, str]] = {}
+    calls: dict[asyncio.Task[Answer], Call] = {}
     failure = _unavailable(len(pieces))
     try:
         while len(answers) < len(pieces):
@@ -148,7 +155,7 @@ async def spread(
                 if replica is None:
                     break
                 piece = waiting.popleft()
-                calls[asyncio.create_task(complete(replica, pieces[piece]))] = piece, replica
+                calls[asyncio.create_task(complete(replica, pieces[piece]))] = Call(piece, replica)
             if not calls:
                 return failure
             done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -172,9 +179,9 @@ async def spread(
     return merge([answers[piece] for piece in range(len(pieces))])
 
 
-def _idlest(crew: Sequence[str], calls: Collection[tuple[int, str]], most: int) -> str | None:
+def _idlest(crew: Sequence[str], calls: Collection[Call], most: int) -> str | None:
     """The replica with the fewest pieces open, if it may take one more."""
-    busy = Counter(replica for _, replica in calls)
+    busy = Counter(call.replica_id for call in calls)
     replica = min(crew, key=lambda name: busy[name], default=None)
     return replica if replica is not None and busy[replica] < most else None
 
