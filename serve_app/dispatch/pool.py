@@ -14,21 +14,21 @@ class ReplicaPool(Protocol):
     """The replicas, seen from the driver."""
 
     async def replicas(self) -> list[ReplicaInfo]:
-        """Those that can work now. Any exception means that it could not be found out."""
+        """Those that can work now. Raises if that is unknown."""
 
     async def failure(self) -> str:
-        """Why there will be no replica without a change of settings; empty if that is not known."""
+        """Why no replica will come without a change of settings; empty if unknown."""
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        """Have a replica compute the chunk. Any exception means that nothing of it was done.
+        """Have a replica compute the chunk: all of it, or an exception.
 
-        Raises EngineFailed when the replica's engine died or hung, and ReplicaLost when the replica itself is gone.
-        Anything else is the chunk's own failure.
+        Raises EngineFailed when the engine died or hung, ReplicaLost when the replica is gone, anything else for the
+        chunk's own failure.
         """
 
 
 class ServedModel(NamedTuple):
-    """What a prompt is made for: its token ids mean nothing to another model or tokenizer."""
+    """What a prompt was made for: token ids mean nothing to others."""
 
     model: str
     tokenizer: str

@@ -1,8 +1,8 @@
 """Rows that wait for a replica, in groups that share a prefix.
 
-Knows prompts as bytes whose order puts shared prefixes side by side. A group stays with the replica that began
-it, whose prefix cache then holds its prefix; a replica without a group begins the next one, and takes from the
-largest when none is left. Rows that may have ended a replica wait apart, to run alone.
+Prompts are bytes whose order puts shared prefixes side by side. A group stays with the replica that began it and has
+the prefix in its cache; a replica without one begins the next, or steals from the largest. Suspects wait apart, to run
+alone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from serve_app.schema import Chunk
 class RowQueue:
     """Rows of one kind (same labels, sampling and priority).
 
-    `users` are the replicas that took some, `streams` whose rows they are; `made_for` is the model and tokenizer that
-    the prompts need, if that is known. `rows` does not count the `suspects`.
+    `users` are the replicas that took some; `made_for` what the prompts need, if known. `rows` does not count
+    `suspects`.
     """
 
     def __init__(self, template: Chunk, made_for: ServedModel | None = None) -> None:
@@ -44,7 +44,7 @@ class RowQueue:
             self._push(deque(group))
 
     def pull(self, replica_id: str, rows: int) -> list[QueuedRow]:
-        """Up to `rows` rows for the replica: returned ones, else of its own groups, else of another's."""
+        """Up to `rows` rows for the replica: returned ones, else of its own group, else of another's."""
         self.users.add(replica_id)
         if self._returned:
             items = self._returned.popleft()
@@ -62,21 +62,21 @@ class RowQueue:
         self.users.add(replica_id)
         return [self.suspects.popleft()]
 
-    def give_back(self, items: Sequence[QueuedRow]) -> None:
-        """Rows that were pulled and not answered: they go together again, and first, but for suspects."""
+    def requeue(self, items: Sequence[QueuedRow]) -> None:
+        """Put back rows that were not answered. They go first, and together, except suspects."""
         self.suspects += [item for item in items if item.suspected]
         if others := [item for item in items if not item.suspected]:
             self.rows += len(others)
             self._returned.append(others)
 
     def clear_suspects(self) -> None:
-        """Those that are suspected no longer go into chunks again, as if they were new."""
+        """Move rows that are no longer suspects back into the groups."""
         cleared = [item for item in self.suspects if not item.suspected]
         self.suspects = deque(item for item in self.suspects if item.suspected)
         self.add(cleared)
 
     def forget(self, replica_id: str) -> None:
-        """The replica left: its group is anybody's."""
+        """The replica left: anybody may take its group."""
         self.users.discard(replica_id)
         group = self._begun.pop(replica_id, None)
         if group and all(group is not other for other in self._begun.values()):
@@ -110,11 +110,8 @@ class RowQueue:
 
 
 def prefix_groups(items: Sequence[QueuedRow]) -> list[list[QueuedRow]]:
-    """Cut rows into groups in which each row shares at least half of its prompt with the next one.
-
-    Less sharing than that is not worth waiting for a particular replica. Within a group, rows are in the order of
-    their expected answers, the longest first, and then of their prompts.
-    """
+    """Cut rows into groups in which each row shares at least half of its prompt with the next one; less is not worth
+    waiting for a replica. Within a group: longest expected answer first, then by prompt."""
     ordered = sorted(items, key=attrgetter("prompt"))
     groups: list[list[QueuedRow]] = []
     before = None

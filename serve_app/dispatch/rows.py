@@ -13,18 +13,16 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from serve_app.dispatch.suspects import Death, suspicious
+from serve_app.dispatch.suspects import Death, is_suspect
 from serve_app.schema import Completion, ReplicaInfo
 
-# What the caller knows a row by: `schema.RowKey` in the driver, a position in a list of prompts in a client.
+# `schema.RowKey` in the driver, a position in a list in a client.
 K = TypeVar("K")
 
 
 class RenderedRow(msgspec.Struct, Generic[K], frozen=True):
-    """A row that can be sent: its `prompt` as `schema.Chunk` has it, and the caller's `key`, which comes back with it.
-
-    `expected_tokens` is `schema.Row`'s.
-    """
+    """A row that can be sent: its `prompt` as in `schema.Chunk`, and the caller's `key`, which comes back with the
+    result."""
 
     key: K
     prompt: bytes
@@ -32,9 +30,9 @@ class RenderedRow(msgspec.Struct, Generic[K], frozen=True):
 
 
 class RowResult(msgspec.Struct, Generic[K], frozen=True):
-    """What became of the row put in as `key`: a completion by `replica`, or no replica could compute it (`error`).
+    """The result of the row `key`: a completion by `replica`, or why no replica could compute it.
 
-    `attempts` is how often it was sent, also to replicas that died under it.
+    `attempts` counts how often it was sent, also to replicas that died.
     """
 
     key: K
@@ -44,20 +42,20 @@ class RowResult(msgspec.Struct, Generic[K], frozen=True):
 
 
 class Sender(Protocol):
-    """Whose rows they are, seen from the queue: `stream.Stream`."""
+    """Owner of queued rows: `stream.Stream`."""
 
     limit: Callable[[int], int]
     finished: bool
 
     def report(self, results: list[RowResult[Any]] | Exception) -> None:
-        """Hand results, or why there will be none, to whoever put the rows."""
+        """Hand over results, or why there will be none."""
 
 
 class QueuedRow(msgspec.Struct, eq=False):
-    """A row that waits for a replica or is open on one, and what went wrong so far.
+    """A row that waits for a replica or is open on one.
 
-    `attempts` is how often it was sent without an answer, and `errors` why. `failures` are those of its own, and
-    `shared_failures` those of a chunk that it was in with others.
+    `attempts` counts sends without an answer, `errors` says why. `failures` are its own, `shared_failures` those of
+    chunks with others.
     """
 
     stream: Sender
@@ -73,4 +71,4 @@ class QueuedRow(msgspec.Struct, eq=False):
     @property
     def suspected(self) -> bool:
         """Whether it has to run alone."""
-        return suspicious(self.deaths)
+        return is_suspect(self.deaths)

@@ -1,4 +1,4 @@
-"""The rows of one caller on their way, and their results."""
+"""The rows of one caller, and their results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Stream(Generic[K]):
     async def put(self, rows: Iterable[RenderedRow[K]], *, last: bool = False) -> None:
         """Add rows. Waits while the backlog is full; one put is never cut.
 
-        `last` is a `finish` that is known in time to size the chunks by it.
+        `last` implies `finish`, early enough to size the last chunks.
         """
         items = [QueuedRow(self, row.key, row.prompt, row.expected_tokens) for row in rows]
         while self.outstanding and self.outstanding + len(items) > self._dispatcher.backlog_rows:
@@ -57,7 +57,7 @@ class Stream(Generic[K]):
         self._results.put_nowait([])
 
     def report(self, results: list[RowResult[Any]] | Exception) -> None:
-        """For the dispatcher: hand results, or why there will be none, to whoever iterates."""
+        """For the dispatcher: hand over results, or why there will be none."""
         self._results.put_nowait(results)
 
     async def __aiter__(self) -> AsyncIterator[list[RowResult[K]]]:
@@ -72,5 +72,5 @@ class Stream(Generic[K]):
                 self._room.set()
 
     def close(self) -> None:
-        """Drop what is left: queued rows are forgotten, and chunks that hold no other stream's rows cancelled."""
+        """Forget queued rows, and cancel chunks without other streams' rows."""
         self._dispatcher.drop(self)

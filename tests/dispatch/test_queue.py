@@ -106,11 +106,11 @@ class QueueMachine(RuleBasedStateMachine):
             self.out.append(items)
 
     @rule()
-    def give_back(self) -> None:
+    def requeue(self) -> None:
         if self.out:
             items = self.out.pop()
             self.waiting.update(item.key for item in items)
-            self.queue.give_back(items)
+            self.queue.requeue(items)
 
     @rule(replica=REPLICAS)
     def lose(self, replica: str) -> None:
@@ -118,7 +118,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.deaths.append(Death(replica, by_engine=True, alone=False))
             for item in self.out[-1]:
                 item.deaths = (*item.deaths, self.deaths[-1])
-            self.give_back()
+            self.requeue()
 
     @rule(replica=REPLICAS)
     def pull_suspect(self, replica: str) -> None:
