@@ -1,7 +1,7 @@
-"""Parts of one large job in processes of their own, for populations that one process cannot feed.
+"""Parts of a large job in processes of their own, for populations that one process cannot feed.
 
-A runner is a Ray actor without devices that runs one part (`run.PartRun`) and commits to the part's own log. It dies
-with the driver that made it; the driver's successor makes new ones, and they go on from what is committed.
+A runner is a Ray actor without devices that runs one part (`jobs.part.PartRun`) and commits to the part's own log. It
+dies with its driver; the next driver makes new ones, which go on from what is committed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve_app.driver.jobs.tally import Tally
 from serve_app.driver.sources.source import open_source
 from serve_app.driver.store.retries import log_retries
 from serve_app.driver.store.store import Store
-from serve_app.driver.threads import use_many_threads
+from serve_app.driver.threads import use_large_thread_pool
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
 from serve_app.settings import DriverSettings
@@ -32,16 +32,14 @@ from serve_app.spec import JobSpec
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
-# A runner that died this often in a row without a commit in between has a reason that another start does not mend.
+# Deaths in a row, without a commit in between, after which another start would not help.
 MAX_DEATHS = 3
 STOP_TIMEOUT_S = 15.0
 
 
-class Share:
-    """Every `of`-th replica of a pool, beginning with `number`: runners of a job do not queue behind each other.
-
-    All of them, where there are fewer replicas than runners.
-    """
+class PoolShare:
+    """Every `of`-th replica of a pool, beginning with `number`, so that a job's runners do not queue behind each other;
+    all, where there are fewer replicas than runners."""
 
     def __init__(self, pool: ReplicaPool, number: int, of: int) -> None:
         self._pool = pool
@@ -84,12 +82,12 @@ class Runner:
         await self._task
 
     async def _run(self) -> None:
-        use_many_threads()
+        use_large_thread_pool()
         log_retries()
         store = Store(self._settings.store)
         job = store.open(self._job_id)
         spec = JobSpec.model_validate(job.spec())
-        pool = Share(HandlePool.of(self._settings.replicas), self._number, self._parts)
+        pool = PoolShare(HandlePool.of(self._settings.replicas), self._number, self._parts)
         async with make_dispatcher(pool, self._settings) as dispatcher:
             self._part = PartRun(
                 spec,
@@ -115,7 +113,7 @@ class Runner:
 
 
 class RemotePart:
-    """See `job.Part`: a part in an actor, which is replaced when it dies."""
+    """See `jobs.job.Part`: a part in an actor, which is replaced when it dies."""
 
     def __init__(self, settings: DriverSettings, job_id: str, number: int, parts: int, span: Span) -> None:
         self._arguments = (settings, job_id, number, parts, span)

@@ -122,7 +122,7 @@ class Store:
 def test_the_policy_reads_what_the_driver_leaves() -> None:
     store, wish = Store(), Wish(EXPIRES_S)
     wish.saw(None)
-    Demand(leave=store.leave).set(5)
+    Demand(put=store.leave).set(5)
     ((key, value),) = store.wait(1)
     wish.saw(value.encode())
     assert wish.replicas() == 5
@@ -131,7 +131,7 @@ def test_the_policy_reads_what_the_driver_leaves() -> None:
 
 def test_a_renewal_of_the_same_number_is_another_text() -> None:
     store = Store()
-    demand = Demand(leave=store.leave)
+    demand = Demand(put=store.leave)
     demand.set(2)
     store.wait(1)
     demand.set(2)
@@ -141,19 +141,19 @@ def test_a_renewal_of_the_same_number_is_another_text() -> None:
 
 def test_an_idle_driver_withdraws_its_wish_once_and_leaves_another_driver_s_alone() -> None:
     store = Store()
-    demand = Demand(leave=store.leave)
+    demand = Demand(put=store.leave)
     demand.set(0)
     demand.set(2)
     store.wait(1)
     for _ in range(3):
         demand.set(0)
-    demand._teller.shutdown()
+    demand._writer.shutdown()
     assert [value.split()[0] for _, value in store.written] == ["2", "0"]
 
 
 def test_a_store_that_fails_is_tried_again_at_the_next_renewal() -> None:
     store = Store(broken=True)
-    demand = Demand(leave=store.leave)
+    demand = Demand(put=store.leave)
     demand.set(2)
     store.wait(1)
     demand.set(2)
@@ -166,7 +166,7 @@ def test_setting_a_wish_does_not_wait_for_the_store() -> None:
     def leave(key: str, value: str) -> None:
         gate.wait(5)
 
-    demand = Demand(leave=leave)
+    demand = Demand(put=leave)
     started = time.perf_counter()
     for _ in range(10):
         demand.set(1)
@@ -176,4 +176,4 @@ def test_setting_a_wish_does_not_wait_for_the_store() -> None:
 
 def test_a_wish_below_0_is_refused() -> None:
     with pytest.raises(ValueError, match="0 or more, got -1"):
-        Demand(leave=lambda key, value: None).set(-1)
+        Demand(put=lambda key, value: None).set(-1)

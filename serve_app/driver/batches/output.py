@@ -1,7 +1,7 @@
-"""The output and error files of a batch that has ended, out of its job's committed outcomes.
+"""The output and error files of an ended batch, made of its job's committed outcomes.
 
 Knows how outcomes, and rows without one, become lines. Does not know why the batch ended. Both files are streamed; a
-driver that dies on the way leaves none, and the next one writes them again.
+driver that dies while writing leaves none, and the next one starts over.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class BatchOutput:
         self.usage = Usage()
 
     def write_answers(self, file_id: str) -> int:
-        """The output file: a line an answered request; how many there are. Without any there is no file."""
+        """The output file: a line an answered request. Returns their number; no file without any."""
         return self._write(file_id, "output", self._answers())
 
     def write_errors(self, file_id: str, open_source: Callable[[], Source], lost: Lost | None) -> int:
-        """The error file: a line a request that was refused or has failed, and with `lost` each that has no outcome;
-        how many there are. Without any there is no file."""
+        """The error file: a line each refused or failed request, and with `lost` each request without an outcome.
+        Returns their number; no file without any."""
 
         def lines() -> Iterator[bytes]:
             yield from self._failures()
@@ -100,7 +100,7 @@ class BatchOutput:
                         yield refused_line(self._batch_id, row.custom_id, row.error)
                     else:
                         yield lost_line(self._batch_id, row.custom_id, lost.code, lost.message)
-        except BadSettings as error:  # the input was deleted: what is answered is still worth its file
+        except BadSettings as error:  # the input was deleted: the answers still get their file
             logger.warning("%s: the rows without an answer cannot be listed: %s", self._batch_id, error)
 
 

@@ -1,9 +1,9 @@
 """What is kept of a batch beside its job, and the batch object that OpenAI's clients see.
 
-    <store>/<job id>/job.json       the job, with what was asked of the batch in its metadata
+    <store>/<job id>/job.json       the job, with the batch's request in its metadata
     <store>/<job id>/batch.json     when the batch reached which state, and its files
 
-Knows a batch's fields and states. Does not know who moves it from one to the next (see `run.py`).
+Knows a batch's fields and states. Does not know who changes them (see `run.py`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class BatchRequest(Body):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """What the job's metadata holds of its batch. Times are Unix times in seconds."""
+    """The batch's request, in the job's metadata. Times are Unix times in seconds."""
 
     input_file_id: str
     endpoint: str
@@ -126,7 +126,7 @@ def new_job_id() -> str:
 
 
 def job_id_of(batch_id: str) -> str:
-    """The job of a batch. Raises JobNotFound for what is no batch's id."""
+    """The job of a batch. Raises JobNotFound for a malformed id."""
     if found := BATCH_ID.fullmatch(batch_id):
         return f"batch-{found[1]}"
     raise JobNotFound(f"no batch '{batch_id[:80]}': ids are 'batch_' and 24 hex digits")
@@ -157,7 +157,7 @@ def save(job: JobStore, record: Record) -> None:
 
 
 def batch_object(job_id: str, asked: Asked, record: Record, job: JobStatus) -> dict[str, Any]:
-    """OpenAI's batch object. Its files are named once it has ended, as until then they are not whole."""
+    """OpenAI's batch object. Its files are named once it has ended: before, they are incomplete."""
     times = {
         name: getattr(record, f"{name}_at")
         for name in ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")

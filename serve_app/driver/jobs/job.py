@@ -22,7 +22,7 @@ from serve_app.driver.sources.files import fingerprint
 from serve_app.driver.sources.source import check_ids, open_source
 from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore, Store
-from serve_app.driver.threads import to_its_end
+from serve_app.driver.threads import finish_in_thread
 from serve_app.errors import JobConflict
 from serve_app.settings import DispatchSizes, DriverSettings
 from serve_app.spec import JobSpec, JobState, JobStatus
@@ -66,7 +66,7 @@ class JobRun:
         """Plan and run the job to its end. Raises what ends it early, without writing that down."""
         self._state, self._message = JobState.RUNNING, "counting the rows"
         patience_s = self._settings.store_wait_s
-        spans = await while_store_is_away(lambda: to_its_end(self._plan), patience_s=lambda: patience_s)
+        spans = await while_store_is_away(lambda: finish_in_thread(self._plan), patience_s=lambda: patience_s)
         async with AsyncExitStack() as stack:
             dispatcher = self._dispatcher
             if self.spec.provider is not None:
@@ -77,7 +77,7 @@ class JobRun:
             reuse = None
             if self.spec.reuse:
                 self._message = "looking for answers of other jobs"
-                reuse = await to_its_end(Reuse, self._store, self.job.job_id, self.spec.workload)
+                reuse = await finish_in_thread(Reuse, self._store, self.job.job_id, self.spec.workload)
             for number, span in enumerate(spans):
                 self._parts.append(self._part(number, span, len(spans), dispatcher, reuse))
             self._message = ""
@@ -85,7 +85,7 @@ class JobRun:
             async with asyncio.TaskGroup() as tasks:
                 for part in self._parts:
                     tasks.create_task(part.execute())
-        await to_its_end(self._check_source)
+        await finish_in_thread(self._check_source)
         tally = total(part.tally for part in self._parts)
         unanswered = tally.failed or tally.invalid
         await self.end(JobState.COMPLETED_WITH_FAILURES if unanswered else JobState.COMPLETED, "")
@@ -159,7 +159,7 @@ class JobRun:
             report = {**self.job.manifest()["report"], **figures}
             self.job.update(state=state, message=message, report=report)
 
-        await while_store_is_away(lambda: to_its_end(write))
+        await while_store_is_away(lambda: finish_in_thread(write))
         self._state, self._message = state, message
 
     def status(self) -> JobStatus:

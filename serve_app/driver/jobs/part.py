@@ -1,7 +1,7 @@
 """One run of one part of a job: read, render, dispatch and commit the rows that have no outcome yet.
 
-Knows rows and outcomes. Does not know jobs, their states or who asked (see `job.py`); runs in the driver or in a
-process of its own (see `driver/runner.py`).
+Knows rows and outcomes. Does not know jobs or their states (see `job.py`). Runs in the driver or in a process of its
+own (see `driver/runner.py`).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from serve_app.driver.sources.requests import value_and_error
 from serve_app.driver.sources.source import Source
 from serve_app.driver.store.idmap import IdMap
 from serve_app.driver.store.log import OutcomeLog
-from serve_app.driver.threads import to_its_end
+from serve_app.driver.threads import finish_in_thread
 from serve_app.errors import BadSettings, JobConflict
 from serve_app.schema import Chunk, Completion, Identity, Outcome, ReplicaInfo, Request, Row, RowKey
 from serve_app.settings import DriverSettings
 from serve_app.spec import JobSpec
 
-# How long the last commit of a cancelled or failed run is tried again.
+# How long a cancelled or failed run retries its last commit.
 LAST_PATIENCE_S = 10.0
-# Rows are read and rendered in blocks: the first is small, so that the replicas begin at once, and later ones large,
-# so that shared prefixes meet.
+# Rows are read and rendered in blocks: first a small one, so that replicas begin at once, then large ones, so that
+# shared prefixes meet.
 FIRST_BLOCK, LARGEST_BLOCK, GROWTH = 256, 8192, 4
-# A block of images in text ends earlier.
+# Ends a block early, of images as text say.
 LARGEST_BLOCK_CHARACTERS = 32 << 20
 
 
@@ -50,10 +50,7 @@ class Span(NamedTuple):
 
 
 class Block(msgspec.Struct, frozen=True):
-    """Rows ready for dispatch, and outcomes that need none (unreadable or refused rows, reused answers).
-
-    `last` is the part's last block.
-    """
+    """Rows ready for dispatch, and outcomes that need none (unreadable or refused rows, reused answers)."""
 
     rows: list[RenderedRow[RowKey]]
     known: list[Outcome]
@@ -61,10 +58,7 @@ class Block(msgspec.Struct, frozen=True):
 
 
 class PartRun:
-    """Runs the rows `span` of `source`.
-
-    `limit(available)` is how many replicas may work on it, `tally` what runs before it have counted.
-    """
+    """Runs the rows `span` of `source` on up to `limit(available)` replicas; `tally` has what earlier runs counted."""
 
     def __init__(
         self,
@@ -90,7 +84,7 @@ class PartRun:
         self._committed: IdMap | None = None
         self._run_before_s = 0.0
         self._started: float | None = None
-        self._unsure = False
+        self._commit_uncertain = False
         self._committer = Committer(
             self._commit, rows=settings.commit_rows, seconds=settings.commit_seconds, patience_s=settings.store_wait_s
         )
@@ -100,10 +94,10 @@ class PartRun:
     async def execute(self) -> None:
         """Return when every row of the part has a committed outcome.
 
-        Raises EngineFailed without replicas, BadSettings for what the model cannot be asked, JobConflict when
-        another driver took the part over or the rows changed since the last run, StoreError.
+        Raises EngineFailed without replicas, BadSettings for what the model cannot be asked, JobConflict when another
+        driver took over or the rows changed since the last run, StoreError.
         """
-        await to_its_end(self._open)
+        await finish_in_thread(self._open)
         start, stop = self._span
         if self.tally.done >= stop - start:
             return
@@ -123,7 +117,7 @@ class PartRun:
             raise errors.exceptions[0] from None
         finally:
             stream.close()
-            # Whoever ends early has somebody waiting.
+            # Somebody waits for a run that ends early.
             self._committer.patience_s = min(self._committer.patience_s, LAST_PATIENCE_S)
             await self._committer.flush()
         if self.tally.done != stop - start:
@@ -151,7 +145,7 @@ class PartRun:
         self.tally.tensor_parallel_size = engine.tensor_parallel_size
         priority = self._settings.priority if spec.priority is None else spec.priority
         template = Chunk(0, (), renderer.label_ids(spec.labels), spec.sampling, priority, spec.endpoint or "")
-        workload = spec.workload + template.path  # the same body is another question on another route
+        workload = spec.workload + template.path  # the same body asks something else on another route
         return Request(served, workload, spec.labels, spec.sampling), renderer, template
 
     # --- rows in ---
@@ -173,7 +167,7 @@ class PartRun:
         largest = min(LARGEST_BLOCK, max(1, self._settings.backlog_rows // 2))
         last = False
         while not last:
-            some, last = _take(rows, min(size, largest))
+            some, last = _next_rows(rows, min(size, largest))
             if some:
                 yield self._block(some, identity, request, renderer, last=last)
             size *= GROWTH
@@ -223,15 +217,15 @@ class PartRun:
         if self._started is not None:
             tally.now_s = time.monotonic() - self._started
             tally.run_s = self._run_before_s + tally.now_s
-        # After an error it is not known whether the commit has reached the store: an answer may have been lost.
-        if not (self._unsure and self._log.begin_again()):
-            self._unsure = True
+        # After an error the commit may still have reached the store.
+        if not (self._commit_uncertain and self._log.begin_again()):
+            self._commit_uncertain = True
             self._log.append(outcomes, msgspec.to_builtins(tally))
-        self._unsure = False
+        self._commit_uncertain = False
         self.tally = tally  # only what is on disk counts
 
 
-def _take(rows: Iterator[Row], most: int) -> tuple[list[Row], bool]:
+def _next_rows(rows: Iterator[Row], most: int) -> tuple[list[Row], bool]:
     """The next rows of a block, and whether they are the last."""
     taken: list[Row] = []
     characters = 0

@@ -1,7 +1,6 @@
 """Answers that other jobs of the store have already committed to the same question.
 
-The question is the content hash; only `ok` answers are taken. Sampled text is taken like any other: a caller who
-wants it drawn again does not ask for reuse.
+The question is the content hash; only `ok` answers count, sampled text like any other.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from serve_app.driver.store.store import Store
 from serve_app.driver.store.table import from_table
 from serve_app.schema import Outcome
 
-# Tables kept at hand: answers to neighbouring questions lie in the same ones.
+# Cached tables: neighbouring questions have their answers in the same ones.
 TABLES = 16
 
 
 class TablePlace(NamedTuple):
-    """Where a table of outcomes lies: the job, its log, and the log's row that it begins with."""
+    """Where a table of outcomes begins: the job, its log, and the row in the log."""
 
     job_id: str
     log: OutcomeLog
@@ -34,7 +33,7 @@ class TablePlace(NamedTuple):
 
 
 class Reuse:
-    """An index over all jobs of `workload` but `job_id` itself. Raises StoreError when one cannot be read."""
+    """An index over all other jobs of `workload`. Raises StoreError when one cannot be read."""
 
     def __init__(self, store: Store, job_id: str, workload: str) -> None:
         self._index = IdMap()
@@ -68,7 +67,7 @@ class Reuse:
         return next(place.log.tables(after=place.start), None)
 
     def find(self, content_hashes: Sequence[str]) -> dict[str, Outcome]:
-        """Content hash -> answer, for those that are known."""
+        """Content hash -> answer, where known."""
         wanted: dict[int, list[int]] = defaultdict(list)
         for place in self._index.lookup([bytes.fromhex(content_hash) for content_hash in content_hashes]):
             if place is not None:
