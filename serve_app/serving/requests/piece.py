@@ -1,8 +1,7 @@
-"""An HTTP request as a value, which a handle can send, and an ASGI application's answer to it: whole, or as it comes.
+"""An HTTP request as a value, which a handle can send, and calling an ASGI application with it.
 
-Both have the application see its client leave when the caller is gone. httpx.ASGITransport would cancel it instead,
-which vLLM does not notice: its handler runs in a task of its own, and stops on `http.disconnect` only
-(`with_cancellation`).
+The application sees its client leave when the caller is gone. httpx.ASGITransport would cancel it, which vLLM does not
+notice: its handler runs in a task of its own, and stops only on `http.disconnect` (`with_cancellation`).
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from serve_app.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
 
-# What a piece keeps of its request's ASGI scope: plain values, which the handle can send.
+# What is kept of the ASGI scope: plain values, which a handle can send.
 SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "client")
-# How long an engine's application may take to abort what a cancelled piece asked.
+# How long an application may take to abort a cancelled request.
 ABORT_S = 5.0
 MAX_UNSENT_MESSAGES = 64
 BODY = "http.response.body"
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """An HTTP request for a part of the prompts: its ASGI scope and its body."""
+    """An HTTP request: its ASGI scope and its body."""
 
     scope: dict[str, Any]
     body: bytes
@@ -45,10 +44,7 @@ class TokenCounts(NamedTuple):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The HTTP answer to a piece, or to the whole, and the replica that gave it.
-
-    `tokens` are those of a peer's engine.
-    """
+    """A whole HTTP answer, and the replica that gave it. `tokens` are those of a peer's engine."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -58,9 +54,9 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answer:
-    """Ask an ASGI application in process. When cancelled it sees its client leave, and the piece is aborted.
+    """The whole answer of an ASGI application in process. When cancelled, the application sees its client leave.
 
-    Raises EngineFailed if it gave no answer, and whatever it raised before it gave one.
+    Raises EngineFailed if it gave no answer, or what it raised before one.
     """
     left = asyncio.Event()
     start: dict[str, Any] = {}
@@ -98,8 +94,8 @@ async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answ
 async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message], None]:
     """An ASGI application's messages as they come, those that wait together at once. Runs in the replica.
 
-    When it is cancelled or closed, the application sees its client leave, as vLLM stops on nothing else. Raises
-    EngineFailed when the application ends without a whole answer, and whatever it raised before that.
+    When cancelled or closed, the application sees its client leave. Raises EngineFailed when it ends without a whole
+    answer, or what it raised before that.
     """
     outbox, inbox = anyio.create_memory_object_stream[Message](MAX_UNSENT_MESSAGES)
     left = asyncio.Event()
@@ -108,7 +104,7 @@ async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message],
         try:
             await outbox.send(message)
         except anyio.BrokenResourceError:
-            raise OSError("the client left") from None  # the error that ASGI has for it
+            raise OSError("the client left") from None  # ASGI's error for it
 
     async def answer() -> None:
         with outbox:
@@ -138,7 +134,7 @@ async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message],
 
 
 def _client(body: bytes, left: asyncio.Event) -> Receive:
-    """A client that sends its body in one message, and stays until it has `left`."""
+    """A client that sends its body in one message, and stays until `left` is set."""
     unsent = [body]
 
     async def receive() -> Message:
@@ -157,7 +153,7 @@ def _waiting(inbox: MemoryObjectReceiveStream[Message]) -> Iterator[Message]:
 
 
 def joined(messages: Iterable[Message]) -> list[Message]:
-    """The same messages, parts of the body that follow one another made one."""
+    """The same messages, with consecutive parts of the body joined."""
     result: list[Message] = []
     for message in messages:
         if result and message["type"] == result[-1]["type"] == BODY:

@@ -1,13 +1,13 @@
 """A long list of prompts in one `/v1/completions` call, answered by all replicas as if by one.
 
-Does not know the engine, only its HTTP application, nor what of a request is cut (`prompt_list.py`).
+Knows the engine's HTTP application; what is split is up to `prompt_list.py`.
 
-    client ─ HTTP ─> replica ┬ piece ─> its own engine
-                             └ piece ─ handle ─> a peer's engine      pieces are pulled: a slow replica takes fewer
+    client ─ HTTP ─> replica ┬ part ─> its own engine
+                             └ part ─ handle ─> a peer's engine       parts are pulled: a slow replica takes fewer
 
-Why the answer is the same (vLLM 0.32, `OpenAIServingCompletion`): each prompt of a list is an engine request of its
-own, with the same sampling parameters, and so the same `seed`; and `index` counts the choices, prompt by prompt.
-What vLLM refuses (4xx) it is asked again with the whole list, so that the refusal too is its own, word for word.
+Why the answer is the same (vLLM 0.32, `OpenAIServingCompletion`): each prompt of a list is its own engine request with
+the same sampling parameters and `seed`, and `index` counts choices prompt by prompt. What vLLM refuses (4xx) is asked
+again as a whole, so that the refusal is vLLM's own.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 Receive = Callable[[], Awaitable[Any]]
 
 PATH = "/v1/completions"
-# Replicas are asked who they are at most once in REFRESH_S, and not for FAILED_S after one took LIST_TIMEOUT_S: one
-# that hangs must not delay every request until Serve replaces it.
+# Replicas are listed at most once in REFRESH_S, and not for FAILED_S after a listing took LIST_TIMEOUT_S: one that
+# hangs must not delay every request.
 REFRESH_S, LIST_TIMEOUT_S, FAILED_S = 1.0, 2.0, 10.0
 
 
@@ -46,14 +46,14 @@ class Peers(Protocol):
     """The deployment's replicas, seen from one of them."""
 
     async def replicas(self) -> Sequence[str]:
-        """Ids of the running replicas, this one too."""
+        """Ids of the running replicas, including this one."""
 
     async def complete(self, replica_id: str, piece: Piece) -> Answer:
-        """Have a replica answer. Any exception means that it did not; cancelling aborts the piece there."""
+        """Have a replica answer, or raise. Cancelling aborts there."""
 
 
 class Call(NamedTuple):
-    """Which piece, by its place in the list, is open on which replica."""
+    """Which part, by its place in the list, is open on which replica."""
 
     piece: int
     replica_id: str
@@ -71,7 +71,7 @@ class Sharding:
         self._open = 0
 
     def __getattr__(self, name: str) -> Any:
-        # Serve reads the application's routes, to label its metrics, and adds exception handlers to it.
+        # Serve reads the application's routes, and adds exception handlers to it.
         return getattr(self._app, name)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -94,7 +94,7 @@ class Sharding:
         return await self._app(scope, _replay(messages, receive), send)
 
     def _may_be_long(self, scope: Any) -> bool:
-        """Whether the body is worth a look: cheap, as every request passes here."""
+        """Cheap test for a long body, as every request passes here."""
         threshold = self._settings.threshold
         if threshold is None or scope["type"] != "http" or scope["method"] != "POST":
             return False
@@ -104,7 +104,7 @@ class Sharding:
         return not length.isdigit() or int(length) > 3 * threshold  # no prompt takes less than `"",` or `[],`
 
     async def _cut(self, scope: Any, body: bytes) -> tuple[Sequence[str], list[Piece]]:
-        """Who may work, and the pieces; no pieces if the request is not one to cut."""
+        """Replicas that may work, and the parts; no parts if the request is not to be split."""
         fields = read_fields(body)
         prompts = read_prompts(fields)
         if not (self._settings.threshold or 0) < len(prompts) <= self._max_prompts:
@@ -135,11 +135,11 @@ async def spread(
     complete: Callable[[str, Piece], Coroutine[Any, Any, Answer]],
     settings: ShardingSettings,
 ) -> Answer:
-    """Have the crew answer the pieces, each replica a few at a time, and merge; or the first answer of 4xx.
+    """Have the replicas answer the parts, each a few at a time, and merge; or the first 4xx answer.
 
-    A piece whose replica is lost, or answers 5xx (its engine is), goes to another, and that replica gets no more of
-    this request. After `max_attempts`, or when none is left, the answer is the last 5xx, or else a 503. Whatever is
-    still open at the end, or when cancelled, is cancelled.
+    A part whose replica is lost or answers 5xx goes to another, and that replica gets no more of this request. After
+    `max_attempts`, or when none is left, the answer is the last 5xx, or a 503. What is still open at the end is
+    cancelled.
     """
     crew, waiting = list(crew), deque(range(len(pieces)))
     answers: dict[int, Answer] = {}
@@ -149,7 +149,7 @@ async def spread(
     try:
         while len(answers) < len(pieces):
             while waiting:
-                # A piece that was lost goes to the first of the crew, which is the caller: it is alive.
+                # A lost part goes to the first replica, the caller: it is alive.
                 able = crew[:1] if attempts[waiting[0]] else crew
                 replica = _idlest(able, calls.values(), settings.open_pieces)
                 if replica is None:
@@ -180,14 +180,14 @@ async def spread(
 
 
 def _idlest(crew: Sequence[str], calls: Collection[Call], most: int) -> str | None:
-    """The replica with the fewest pieces open, if it may take one more."""
+    """The replica with the fewest open parts, if it may take one more."""
     busy = Counter(call.replica_id for call in calls)
     replica = min(crew, key=lambda name: busy[name], default=None)
     return replica if replica is not None and busy[replica] < most else None
 
 
 def _result(call: asyncio.Task[Answer], replica: str) -> Answer | None:
-    # Ray raises CancelledError also for a call that was cancelled on the replica.
+    # Ray raises CancelledError also when the replica cancelled the call.
     error = asyncio.CancelledError() if call.cancelled() else call.exception()
     if error is not None:
         logger.warning("a piece of a completion request was lost on %s: %r", replica, error)
@@ -204,7 +204,7 @@ def _unavailable(pieces: int) -> Answer:
 
 
 class HandlePeers:
-    """See `Peers`. `handle` is that of the deployment itself."""
+    """See `Peers`. `handle` is the deployment's own."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -245,7 +245,7 @@ class HandlePeers:
 
 
 async def _read(receive: Receive) -> list[dict[str, Any]]:
-    """The messages that hold the body; the last is `http.disconnect` if the client left before its end."""
+    """The messages that hold the body; the last is `http.disconnect` if the client left early."""
     messages = [await receive()]
     while messages[-1].get("more_body", False):
         messages.append(await receive())
