@@ -1,9 +1,9 @@
-"""A deterministic engine without a model, for tests and for clusters larger than the machine at hand.
+"""A deterministic engine without a model, for tests and for clusters larger than this machine.
 
-Answers are a hash of the prompt, so they are the same on every replica. Latency is a roofline: a fixed time
-a step plus a time a token that the prefix cache does not hold. Whatever it answers is marked simulated.
-The default coefficients were measured on vLLM 0.32 at TP=2 on two cores with SmolLM2-135M: 384 prompts of
-205 tokens (160 shared) at 24-26 rows/s, that is 40 ms a row of 45 uncached tokens, or 0.88 ms a token.
+Answers are a hash of the prompt, the same on every replica, and marked simulated. Latency is a roofline: a fixed time a
+step plus a time a token that the prefix cache does not hold. The default coefficients were measured on vLLM 0.32 at
+TP=2 on two cores with SmolLM2-135M: 384 prompts of 205 tokens (160 shared) at 24-26 rows/s, that is 40 ms a row of 45
+uncached tokens, or 0.88 ms a token.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ TOKEN_BYTES = 4
 
 
 class SimulatedEngine:
-    """See `engine.protocol.Engine`. `options` are those a vLLM engine would get; only names and sizes are read."""
+    """See `engine.protocol.Engine`. `options` are a vLLM engine's; only names and sizes are read."""
 
     def __init__(self, options: Mapping[str, Any], settings: SimulatedSettings) -> None:
         self._options = options
         self._settings = settings
-        self._blocks: OrderedDict[int, None] = OrderedDict()  # the least recently used first
+        self._blocks: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._waiting = 0
         self._device = asyncio.Lock()
         self._chunks = 0
@@ -116,7 +116,7 @@ class SimulatedEngine:
         return self._waiting
 
     def _cached_tokens(self, prompt: bytes) -> int:
-        """Tokens of the leading blocks that are in the cache; afterwards all of the prompt's whole blocks are."""
+        """Tokens of the leading cached blocks; then caches all of the prompt's whole blocks."""
         size, hit, unbroken = self._settings.block_size * TOKEN_BYTES, 0, True
         for end in range(size, len(prompt), size):
             block = hash(prompt[:end])
