@@ -20,8 +20,8 @@ from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
 from serve_app.serving import telemetry
 from serve_app.serving.gate import accounting
 from serve_app.serving.gate.middleware import Gate
+from serve_app.serving.requests.asgi import Answer, HttpRequest, TokenCounts, call_app, forward
 from serve_app.serving.requests.http_rows import answer_requests
-from serve_app.serving.requests.piece import Answer, Piece, TokenCounts, answer_piece, forward
 from serve_app.serving.requests.sharding import HandlePeers, Sharding
 from serve_app.serving.routes import add_routes, close_admin_routes
 from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
@@ -85,13 +85,13 @@ class Replica:
         engine = self._engine
         return await answer_requests(engine.app(), chunk, model=engine.info.model, check_health=engine.check_health)
 
-    async def complete(self, piece: Piece, *, replica_id: str | None = None) -> Answer:
+    async def complete(self, request: HttpRequest, *, replica_id: str | None = None) -> Answer:
         """Answer a part of a peer's request (`requests/sharding.py`). `replica_id` is for the router."""
         with accounting.use(accounting.Account(self._access.max_prompt_tokens)) as account:
-            answer = await answer_piece(self._engine.app(), piece, self._replica_id)
+            answer = await call_app(self._engine.app(), request, self._replica_id)
         return msgspec.structs.replace(answer, tokens=TokenCounts(account.prompt_tokens, account.completion_tokens))
 
-    async def forward(self, request: Piece) -> AsyncIterator[list[Message]]:
+    async def forward(self, request: HttpRequest) -> AsyncIterator[list[Message]]:
         """Answer a request that came by handle (`models/deployment.py`)."""
         async with aclosing(forward(self._asgi, request)) as answer:  # closing aborts at once
             async for messages in answer:

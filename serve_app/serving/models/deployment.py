@@ -41,8 +41,8 @@ from serve_app.serving.models.directory import (
     Served,
     read_session,
 )
+from serve_app.serving.requests.asgi import SCOPE, Answer, HttpRequest, is_last
 from serve_app.serving.requests.disconnect import until_disconnect
-from serve_app.serving.requests.piece import SCOPE, Answer, Piece, is_last
 from serve_app.serving.requests.wanted import read_request
 from serve_app.settings import REPLICA_DEPLOYMENT, ModelsSettings
 
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 # Key in the scope for the name of a model that nobody serves.
 UNKNOWN = "serve_app.unknown_model"
-LIST_MODELS = Piece(
+LIST_MODELS = HttpRequest(
     {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -157,7 +157,7 @@ class Relay:
             name = await self._directory.find(wanted.model)
         if name is None:
             return await self._unknown({**scope, UNKNOWN: wanted.model}, receive, send)
-        request = Piece({key: scope[key] for key in (*SCOPE, "headers") if key in scope}, body)
+        request = HttpRequest({key: scope[key] for key in (*SCOPE, "headers") if key in scope}, body)
         await self._relay(self._served[name].forward(request, read_session(scope, wanted)), scope, receive, send)
 
     async def _relay(
@@ -196,7 +196,7 @@ class HandleServed:
         self._application = application
         self._handle: DeploymentHandle | None = None
 
-    async def forward(self, request: Piece, session: str) -> AsyncGenerator[list[Message], None]:
+    async def forward(self, request: HttpRequest, session: str) -> AsyncGenerator[list[Message], None]:
         handle = await self._found()
         response = handle.options(stream=True, session_id=session).forward.remote(request)
         try:

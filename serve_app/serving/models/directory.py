@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from starlette.types import Message, Scope
 
 from serve_app.openai.errors import ErrorAnswer, model_not_found, unavailable
-from serve_app.serving.requests.piece import Piece
+from serve_app.serving.requests.asgi import HttpRequest
 from serve_app.serving.requests.wanted import Wanted
 from serve_app.settings import ModelsSettings
 
@@ -29,7 +29,7 @@ Card = dict[str, Any]
 class Served(Protocol):
     """The replicas of one application."""
 
-    def forward(self, request: Piece, session: str) -> AsyncGenerator[list[Message], None]:
+    def forward(self, request: HttpRequest, session: str) -> AsyncGenerator[list[Message], None]:
         """A replica's answer, as it comes. Closing the generator aborts the request."""
 
     async def models(self) -> list[Card]:

@@ -17,7 +17,7 @@ from serve_app.engine.protocol import ASGIApp
 from serve_app.openai.errors import ErrorAnswer
 from serve_app.openai.usage import usage_of
 from serve_app.schema import Chunk, Completion, HttpResponse
-from serve_app.serving.requests.piece import Answer, Piece, answer_piece
+from serve_app.serving.requests.asgi import Answer, HttpRequest, call_app
 
 # The engine takes no more for now (vLLM's admission control, a limit in front): retried after these pauses.
 BUSY = (429, 503)
@@ -56,9 +56,9 @@ async def _complete(app: ASGIApp, chunk: Chunk, body: bytes, model: str, headers
     asked = prepare(body, model=model, priority=chunk.priority)
     if isinstance(asked, str):
         return _refused(asked, request_id)
-    piece = Piece(_scope(chunk.path, request_id, len(asked), headers), asked)
+    request = HttpRequest(_scope(chunk.path, request_id, len(asked), headers), asked)
     try:
-        answer = await _ask(app, piece)
+        answer = await _ask(app, request)
     except Exception as error:  # raised instead of an answer
         return Completion(status="failed", error=f"{type(error).__name__}: {error}")
     return _completion(answer, request_id, (time.perf_counter() - started) * 1000)
@@ -82,13 +82,13 @@ def prepare(body: bytes, *, model: str, priority: int) -> bytes | str:
     return _encode(fields)
 
 
-async def _ask(app: ASGIApp, piece: Piece) -> Answer:
+async def _ask(app: ASGIApp, request: HttpRequest) -> Answer:
     for pause_s in PAUSES_S:
-        answer = await answer_piece(app, piece)
+        answer = await call_app(app, request)
         if answer.status not in BUSY:
             return answer
         await asyncio.sleep(pause_s)
-    return await answer_piece(app, piece)
+    return await call_app(app, request)
 
 
 def _completion(answer: Answer, request_id: str, latency_ms: float) -> Completion:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from serve_app.serving.requests.piece import SCOPE, Answer, Piece
+from serve_app.serving.requests.asgi import SCOPE, Answer, HttpRequest
 
 # How many replicas answered a split list.
 REPLICAS_HEADER = b"x-serve-app-replicas"
@@ -43,21 +43,21 @@ def read_prompts(fields: dict[str, msgspec.Raw]) -> list[msgspec.Raw]:
     return prompts if kinds in ({b'"'}, {b"["}) else []
 
 
-def cut(scope: Any, fields: dict[str, msgspec.Raw], prompts: Sequence[msgspec.Raw], size: int) -> list[Piece]:
+def split(scope: Any, fields: dict[str, msgspec.Raw], prompts: Sequence[msgspec.Raw], size: int) -> list[HttpRequest]:
     """Requests for `size` prompts each, in order. All but the first get their own request ids, if there is one."""
     starts = range(0, len(prompts), size)
     bodies = [_encode({**fields, "prompt": prompts[start : start + size]}) for start in starts]
     headers = [(name.lower(), value) for name, value in scope["headers"] if name.lower() not in OWN_HEADERS]
     request_id = dict(headers).get(b"x-request-id") or _text(fields.get("request_id")).encode("latin-1", "replace")
     plain = {name: scope[name] for name in SCOPE if name in scope}
-    pieces = []
+    parts = []
     for number, body in enumerate(bodies):
         own = [*headers, (b"content-length", b"%d" % len(body))]
         if number and request_id:  # vLLM takes the header before the body's field
             own = [item for item in own if item[0] != b"x-request-id"]
             own.append((b"x-request-id", b"%b-%d" % (request_id, number)))
-        pieces.append(Piece({**plain, "headers": own}, body))
-    return pieces
+        parts.append(HttpRequest({**plain, "headers": own}, body))
+    return parts
 
 
 def merge(answers: Sequence[Answer]) -> Answer:

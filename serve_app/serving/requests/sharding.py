@@ -27,9 +27,9 @@ from serve_app.engine.protocol import ASGIApp
 from serve_app.openai.errors import unavailable
 from serve_app.schema import ReplicaInfo
 from serve_app.serving.gate import accounting
+from serve_app.serving.requests.asgi import Answer, HttpRequest, call_app
 from serve_app.serving.requests.disconnect import until_disconnect
-from serve_app.serving.requests.piece import Answer, Piece, answer_piece
-from serve_app.serving.requests.prompt_list import MAX_PROMPTS, MAX_PROMPTS_ENV, cut, merge, read_fields, read_prompts
+from serve_app.serving.requests.prompt_list import MAX_PROMPTS, MAX_PROMPTS_ENV, merge, read_fields, read_prompts, split
 from serve_app.serving.router import TARGET
 from serve_app.settings import ShardingSettings
 
@@ -48,14 +48,14 @@ class Peers(Protocol):
     async def replicas(self) -> Sequence[str]:
         """Ids of the running replicas, including this one."""
 
-    async def complete(self, replica_id: str, piece: Piece) -> Answer:
+    async def complete(self, replica_id: str, part: HttpRequest) -> Answer:
         """Have a replica answer, or raise. Cancelling aborts there."""
 
 
 class Call(NamedTuple):
     """Which part, by its place in the list, is open on which replica."""
 
-    piece: int
+    part: int
     replica_id: str
 
 
@@ -78,11 +78,11 @@ class Sharding:
         if not self._may_be_long(scope):
             return await self._app(scope, receive, send)
         messages = await _read(receive)
-        crew, pieces = await self._cut(scope, b"".join(message.get("body", b"") for message in messages))
-        if pieces:
+        replicas, parts = await self._split(scope, b"".join(message.get("body", b"") for message in messages))
+        if parts:
             self._open += 1
             try:
-                work = spread(pieces, crew, self._complete, self._settings)
+                work = spread(parts, replicas, self._complete, self._settings)
                 async with until_disconnect(receive, work) as working:
                     answer = working.result() if working.done() else None
             finally:
@@ -103,36 +103,36 @@ class Sharding:
         length = dict(scope["headers"]).get(b"content-length", b"")
         return not length.isdigit() or int(length) > 3 * threshold  # no prompt takes less than `"",` or `[],`
 
-    async def _cut(self, scope: Any, body: bytes) -> tuple[Sequence[str], list[Piece]]:
+    async def _split(self, scope: Any, body: bytes) -> tuple[Sequence[str], list[HttpRequest]]:
         """Replicas that may work, and the parts; no parts if the request is not to be split."""
         fields = read_fields(body)
         prompts = read_prompts(fields)
         if not (self._settings.threshold or 0) < len(prompts) <= self._max_prompts:
             return [], []
-        crew = [self._me, *(replica for replica in await self._peers.replicas() if replica != self._me)]
-        if len(crew) == 1:
+        replicas = [self._me, *(replica for replica in await self._peers.replicas() if replica != self._me)]
+        if len(replicas) == 1:
             return [], []
-        return crew, cut(scope, fields, prompts, self._settings.piece_size(len(prompts), len(crew)))
+        return replicas, split(scope, fields, prompts, self._settings.piece_size(len(prompts), len(replicas)))
 
-    async def _complete(self, replica_id: str, piece: Piece) -> Answer:
+    async def _complete(self, replica_id: str, part: HttpRequest) -> Answer:
         if replica_id == self._me:
-            return await answer_piece(self._app, piece, self._me)
-        answer = await self._peers.complete(replica_id, piece)
+            return await call_app(self._app, part, self._me)
+        answer = await self._peers.complete(replica_id, part)
         if (account := accounting.current()) is not None:
             account.add(*answer.tokens)
         return answer
 
 
-# --- cut and merge ---
+# --- split and merge ---
 
 
 # --- doing it ---
 
 
 async def spread(
-    pieces: Sequence[Piece],
-    crew: Collection[str],
-    complete: Callable[[str, Piece], Coroutine[Any, Any, Answer]],
+    parts: Sequence[HttpRequest],
+    replicas: Collection[str],
+    complete: Callable[[str, HttpRequest], Coroutine[Any, Any, Answer]],
     settings: ShardingSettings,
 ) -> Answer:
     """Have the replicas answer the parts, each a few at a time, and merge; or the first 4xx answer.
@@ -141,48 +141,48 @@ async def spread(
     `max_attempts`, or when none is left, the answer is the last 5xx, or a 503. What is still open at the end is
     cancelled.
     """
-    crew, waiting = list(crew), deque(range(len(pieces)))
+    replicas, waiting = list(replicas), deque(range(len(parts)))
     answers: dict[int, Answer] = {}
     attempts: Counter[int] = Counter()
     calls: dict[asyncio.Task[Answer], Call] = {}
-    failure = _unavailable(len(pieces))
+    failure = _unavailable(len(parts))
     try:
-        while len(answers) < len(pieces):
+        while len(answers) < len(parts):
             while waiting:
                 # A lost part goes to the first replica, the caller: it is alive.
-                able = crew[:1] if attempts[waiting[0]] else crew
+                able = replicas[:1] if attempts[waiting[0]] else replicas
                 replica = _idlest(able, calls.values(), settings.open_pieces)
                 if replica is None:
                     break
-                piece = waiting.popleft()
-                calls[asyncio.create_task(complete(replica, pieces[piece]))] = Call(piece, replica)
+                part = waiting.popleft()
+                calls[asyncio.create_task(complete(replica, parts[part]))] = Call(part, replica)
             if not calls:
                 return failure
             done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
             for call in done:
-                piece, replica = calls.pop(call)
+                part, replica = calls.pop(call)
                 answer = _result(call, replica)
                 if answer and answer.status < 400:
-                    answers[piece] = answer
+                    answers[part] = answer
                     continue
                 if answer and answer.status < 500:
                     return answer
                 failure = answer or failure
-                attempts[piece] += 1
-                if attempts[piece] == settings.max_attempts:
+                attempts[part] += 1
+                if attempts[part] == settings.max_attempts:
                     return failure
-                waiting.append(piece)
-                if replica in crew:
-                    crew.remove(replica)
+                waiting.append(part)
+                if replica in replicas:
+                    replicas.remove(replica)
     finally:
         await _cancel(calls)
-    return merge([answers[piece] for piece in range(len(pieces))])
+    return merge([answers[part] for part in range(len(parts))])
 
 
-def _idlest(crew: Sequence[str], calls: Collection[Call], most: int) -> str | None:
+def _idlest(replicas: Sequence[str], calls: Collection[Call], most: int) -> str | None:
     """The replica with the fewest open parts, if it may take one more."""
     busy = Counter(call.replica_id for call in calls)
-    replica = min(crew, key=lambda name: busy[name], default=None)
+    replica = min(replicas, key=lambda name: busy[name], default=None)
     return replica if replica is not None and busy[replica] < most else None
 
 
@@ -190,11 +190,11 @@ def _result(call: asyncio.Task[Answer], replica: str) -> Answer | None:
     # Ray raises CancelledError also when the replica cancelled the call.
     error = asyncio.CancelledError() if call.cancelled() else call.exception()
     if error is not None:
-        logger.warning("a piece of a completion request was lost on %s: %r", replica, error)
+        logger.warning("a part of a completion request was lost on %s: %r", replica, error)
         return None
     answer = call.result()
     if answer.status >= 500:
-        logger.warning("a piece of a completion request failed on %s: status %d", replica, answer.status)
+        logger.warning("a part of a completion request failed on %s: status %d", replica, answer.status)
     return answer
 
 
@@ -228,11 +228,11 @@ class HandlePeers:
             return [], FAILED_S
         return [answer.replica_id for answer in answers if isinstance(answer, ReplicaInfo)], REFRESH_S
 
-    async def complete(self, replica_id: str, piece: Piece) -> Answer:
-        return await outside_request(self._call(replica_id, piece))
+    async def complete(self, replica_id: str, part: HttpRequest) -> Answer:
+        return await outside_request(self._call(replica_id, part))
 
-    async def _call(self, replica_id: str, piece: Piece) -> Answer:
-        response = self._handle.complete.remote(piece, **{TARGET: replica_id})
+    async def _call(self, replica_id: str, part: HttpRequest) -> Answer:
+        response = self._handle.complete.remote(part, **{TARGET: replica_id})
         try:
             answer: Answer = await response
         except asyncio.CancelledError:

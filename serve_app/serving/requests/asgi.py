@@ -29,7 +29,7 @@ MAX_UNSENT_MESSAGES = 64
 BODY = "http.response.body"
 
 
-class Piece(msgspec.Struct, frozen=True):
+class HttpRequest(msgspec.Struct, frozen=True):
     """An HTTP request: its ASGI scope and its body."""
 
     scope: dict[str, Any]
@@ -53,7 +53,7 @@ class Answer(msgspec.Struct, frozen=True):
     tokens: TokenCounts = TokenCounts()
 
 
-async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answer:
+async def call_app(app: ASGIApp, request: HttpRequest, replica_id: str = "") -> Answer:
     """The whole answer of an ASGI application in process. When cancelled, the application sees its client leave.
 
     Raises EngineFailed if it gave no answer, or what it raised before one.
@@ -71,7 +71,7 @@ async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answ
             parts.append(message.get("body", b""))
             complete = not message.get("more_body", False)
 
-    call = asyncio.ensure_future(app({**piece.scope, "state": {}}, _client(piece.body, left), send))
+    call = asyncio.ensure_future(app({**request.scope, "state": {}}, _client(request.body, left), send))
     try:
         await asyncio.shield(call)
     except asyncio.CancelledError:
@@ -81,7 +81,7 @@ async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answ
     except Exception:
         if not complete:
             raise
-        logger.exception("after its answer to a piece of a completion request")  # Starlette raises what it answered
+        logger.exception("after its answer to a request")  # Starlette raises what it answered
     finally:
         call.cancel()
     if not complete:
@@ -91,7 +91,7 @@ async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answ
     return Answer(start["status"], kept, b"".join(parts), replica_id)
 
 
-async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message], None]:
+async def forward(app: ASGIApp, request: HttpRequest) -> AsyncGenerator[list[Message], None]:
     """An ASGI application's messages as they come, those that wait together at once. Runs in the replica.
 
     When cancelled or closed, the application sees its client leave. Raises EngineFailed when it ends without a whole
