@@ -17,7 +17,7 @@ from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.dispatch.render import TokenRenderer
 from serve_app.dispatch.replicas import HandlePool
 from serve_app.driver.jobs.job import make_dispatcher
-from serve_app.driver.jobs.part import PartRun
+from serve_app.driver.jobs.part import PartRun, Span
 from serve_app.driver.store.idmap import IdMap
 from serve_app.driver.store.store import Store
 from serve_app.schema import Chunk, Outcome, Row
@@ -89,7 +89,9 @@ async def durability_cost(folder: Path, populations: Sequence[Sequence[Row]]) ->
 
 async def _rate(log: Any, rows: Sequence[Row], dispatcher: Dispatcher, settings: DriverSettings) -> float:
     spec = JobSpec(rows=({"custom_id": "unused"},), workload=WORKLOAD, labels=(YES, NO))
-    part = PartRun(spec, Rows(rows), log, dispatcher, settings, span=(0, len(rows)), limit=lambda available: available)
+    part = PartRun(
+        spec, Rows(rows), log, dispatcher, settings, span=Span(0, len(rows)), limit=lambda available: available
+    )
     started = time.perf_counter()
     await part.execute()
     if part.tally.ok != len(rows):

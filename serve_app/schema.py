@@ -1,7 +1,8 @@
 """The plain frozen values that cross a process: rows, chunks, completions, outcomes.
 
-Knows shapes and units. Does not know who sends or who computes. msgspec structs: they hash, compare, pickle and
-become JSON as they are, several times faster than dataclasses do; a population has millions of them.
+Knows shapes and units. Does not know who sends or who computes; what a row is called between them is in
+`dispatch/rows.py`. msgspec structs: they hash, compare, pickle and become JSON as they are, several times faster than
+dataclasses do; a population has millions of them.
 """
 
 from __future__ import annotations
@@ -43,6 +44,13 @@ class Row(msgspec.Struct, frozen=True):
     prompt: str | None = None
     expected_tokens: int = 0
     error: str | None = None
+
+
+class RowKey(msgspec.Struct, frozen=True):
+    """Which row it is, wherever it is: the caller's id, and the hash of what is asked (see `Identity`)."""
+
+    custom_id: str
+    content_hash: str
 
 
 class Request(msgspec.Struct, frozen=True):

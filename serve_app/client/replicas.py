@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 
 from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
-from serve_app.dispatch.render import Renderer, make_renderer
+from serve_app.dispatch.render import NotRendered, Renderer, make_renderer
+from serve_app.dispatch.rows import RenderedRow
+from serve_app.dispatch.stream import Stream
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, Completion, EngineInfo, Row, Sampling
 from serve_app.settings import REPLICAS_APP
@@ -94,13 +96,13 @@ class ReplicaClient:
         renderer = await self._prepared()
         rendered = await asyncio.to_thread(renderer.prompts, [_row(prompt) for prompt in prompts])
         answers: list[Completion] = [
-            Completion(status="invalid", error=prompt) if isinstance(prompt, str) else Completion()
+            Completion(status="invalid", error=prompt.error) if isinstance(prompt, NotRendered) else Completion()
             for prompt in rendered
         ]
-        good = [(i, prompt, 0) for i, prompt in enumerate(rendered) if isinstance(prompt, bytes)]
+        good = [RenderedRow(i, prompt) for i, prompt in enumerate(rendered) if isinstance(prompt, bytes)]
         if not good:
             return answers
-        stream = self._dispatcher.stream(template, engine=self._engine)
+        stream: Stream[int] = self._dispatcher.stream(template, engine=self._engine)
         try:
             await stream.put(good, last=True)
             async for results in stream:

@@ -1,1 +1,1 @@
-"""From rows to replicas and back: no disk and no HTTP of our own."""
+"""From rows to replicas and back, without files or HTTP."""

@@ -1,7 +1,4 @@
-"""What becomes of rows that were sent: answered, sent again, or failed after all attempts.
-
-A row's own failure uses up an attempt, and so does a death that was its alone; see `suspects.py`.
-"""
+"""What becomes of rows that were sent: answered, sent again, or failed after all attempts."""
 
 from __future__ import annotations
 
@@ -9,29 +6,30 @@ from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from serve_app.dispatch.pool import DispatchSettings, RowResult
-from serve_app.dispatch.queue import Item, RowQueue
-from serve_app.dispatch.stream import Stream
-from serve_app.dispatch.suspects import Death, convicts, verdict
+from serve_app.dispatch.pool import DispatchSettings
+from serve_app.dispatch.queue import RowQueue
+from serve_app.dispatch.rows import QueuedRow, RowResult, Sender
+from serve_app.dispatch.suspects import Death, culprit_message, is_culprit
 from serve_app.dispatch.worker import Worker
 from serve_app.schema import ChunkResult, Completion
 
-# After so many failures of a chunk it is cut into this many pieces at each further one, so that one bad row
-# takes no good rows with it: 64 rows are single after three cuts.
-WHOLE_ATTEMPTS = 2
-PIECES = 4
+# From this failure on a chunk is split by SPLIT_FACTOR each time: 64 rows are single after three splits.
+ATTEMPTS_BEFORE_SPLIT = 2
+SPLIT_FACTOR = 4
 
 
 class Attempts:
     """Over the dispatcher's queues and streams."""
 
-    def __init__(self, queues: Mapping[bytes, RowQueue], streams: Container[Any], settings: DispatchSettings) -> None:
+    def __init__(
+        self, queues: Mapping[bytes, RowQueue], streams: Container[Sender], settings: DispatchSettings
+    ) -> None:
         self._queues = queues
         self._streams = streams
         self._settings = settings
 
-    def finish(self, queue: RowQueue, items: Sequence[Item], result: ChunkResult) -> None:
-        done: dict[Stream, list[RowResult]] = defaultdict(list)
+    def finish(self, queue: RowQueue, items: Sequence[QueuedRow], result: ChunkResult) -> None:
+        done: dict[Sender, list[RowResult[Any]]] = defaultdict(list)
         for item, completion in zip(items, result.completions, strict=True):
             if completion.status == "failed":
                 self.retry(queue, [item], f"{result.replica.replica_id}: {completion.error or 'unknown error'}")
@@ -40,62 +38,62 @@ class Attempts:
         for stream, results in done.items():
             stream.report(results)
 
-    def retry(self, queue: RowQueue, items: Sequence[Item], reason: str) -> None:
-        """Queue the rows again, in pieces after a while; a single one only until it had all attempts."""
-        _note_attempt(items, reason)
+    def retry(self, queue: RowQueue, items: Sequence[QueuedRow], reason: str) -> None:
+        """Queue the rows again, later in smaller chunks; a single row while it has attempts left."""
+        _record_attempt(items, reason)
         if len(items) == 1:
             (item,) = items
             item.failures += 1
             if item.failures < self._settings.max_attempts:
-                self.give_back(queue, items)
+                self.requeue(queue, items)
             else:
                 self._fail(item)
             return
         for item in items:
             item.shared_failures += 1
-        whole = max(item.shared_failures for item in items) < WHOLE_ATTEMPTS
-        step = len(items) if whole else -(-len(items) // PIECES)
+        whole = max(item.shared_failures for item in items) < ATTEMPTS_BEFORE_SPLIT
+        step = len(items) if whole else -(-len(items) // SPLIT_FACTOR)
         for start in range(0, len(items), step):
-            self.give_back(queue, items[start : start + step])
+            self.requeue(queue, items[start : start + step])
 
-    def lose(self, worker: Worker, *, by_engine: bool) -> None:
-        """Note that the worker died, once: the calls open on it raise one after the other."""
+    def mark_lost(self, worker: Worker, *, by_engine: bool) -> None:
+        """Mark the worker as lost, once: its open calls raise one after the other."""
         replica_id = worker.replica.replica_id
         if worker.lost:
             return
         worker.lost = True
         for queue in self._queues.values():
             queue.forget(replica_id)
-        # One that left, and was ended before it was done, was to be ended.
+        # Stopped on purpose.
         if worker.left_at is not None and not by_engine:
             return
-        on_board = [item for items in worker.calls.values() for item in items]
-        death = Death(replica_id, by_engine, alone=worker.alone and len(on_board) == 1)
-        for item in on_board:
+        open_rows = [item for items in worker.calls.values() for item in items]
+        death = Death(replica_id, by_engine, alone=worker.alone and len(open_rows) == 1)
+        for item in open_rows:
             item.deaths = (*item.deaths, death)
 
-    def rescue(self, queue: RowQueue, items: Sequence[Item], reason: str) -> None:
-        """Queue the rows of a lost replica again, or convict the one that ended it."""
-        _note_attempt(items, reason)
+    def requeue_lost(self, queue: RowQueue, items: Sequence[QueuedRow], reason: str) -> None:
+        """Queue the rows of a lost replica again, or fail the one that ended it."""
+        _record_attempt(items, reason)
         item = items[0]
-        if len(items) == 1 and item.deaths and convicts(item.deaths, self._settings.max_attempts):
-            self._fail(item, verdict(item.deaths))
+        if len(items) == 1 and item.deaths and is_culprit(item.deaths, self._settings.max_attempts):
+            self._fail(item, culprit_message(item.deaths))
             for death in item.deaths:
                 death.explained = True
             for other in self._queues.values():
                 other.clear_suspects()
         else:
-            self.give_back(queue, items)
+            self.requeue(queue, items)
 
-    def _fail(self, item: Item, *reasons: str) -> None:
+    def _fail(self, item: QueuedRow, *reasons: str) -> None:
         failed = Completion(status="failed", error="; ".join((*item.errors, *reasons)))
         item.stream.report([RowResult(item.key, failed, None, item.attempts)])
 
-    def give_back(self, queue: RowQueue, items: Sequence[Item]) -> None:
-        queue.give_back([item for item in items if item.stream in self._streams])
+    def requeue(self, queue: RowQueue, items: Sequence[QueuedRow]) -> None:
+        queue.requeue([item for item in items if item.stream in self._streams])
 
 
-def _note_attempt(items: Sequence[Item], reason: str) -> None:
+def _record_attempt(items: Sequence[QueuedRow], reason: str) -> None:
     for item in items:
         item.attempts += 1
         item.errors = (*item.errors, reason)

@@ -1,12 +1,8 @@
-"""Dispatch: the window of every running replica is kept full of small chunks, pulled from whatever streams are open.
+"""Dispatch: keeps the window of every running replica full of small chunks, pulled from all open streams.
 
-Knows rows, chunks, replicas and attempts. Does not know Ray (see `replicas.py`), what a prompt means, or files. Durable
-jobs and interactive calls are streams of the same dispatcher: each row put into a stream comes out of it exactly
-once, as a completion or as failed, in any order.
-
-A replica's death is not its rows' fault. They are sent again; of those that may have ended it (see `suspects.py`),
-one at a time goes alone to a replica that has nothing else, while the others go on. Only what a row does by itself
-uses up its attempts.
+Knows rows, chunks, replicas and attempts. Does not know Ray (see `replicas.py`), what a prompt means, or files. Each
+row put into a stream comes out exactly once, completed or failed, in any order. Rows of a replica that died are sent
+again; those that may have ended it (see `suspects.py`) run alone.
 """
 
 from __future__ import annotations
@@ -18,14 +14,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import msgspec
 
 from serve_app.dispatch.attempts import Attempts
-from serve_app.dispatch.membership import follow
-from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
-from serve_app.dispatch.queue import Item, RowQueue
-from serve_app.dispatch.shares import Shares, served
+from serve_app.dispatch.membership import update_workers
+from serve_app.dispatch.pool import DispatchSettings, ReplicaPool, ServedModel
+from serve_app.dispatch.queue import RowQueue
+from serve_app.dispatch.rows import QueuedRow
+from serve_app.dispatch.shares import Shares
 from serve_app.dispatch.stream import Stream
 from serve_app.dispatch.suspects import DEATHS
 from serve_app.dispatch.worker import Worker
@@ -36,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Use as an async context manager. All methods run in the event loop that entered it."""
+    """Async context manager. All methods run in the event loop that entered it."""
 
     def __init__(self, pool: ReplicaPool, settings: DispatchSettings) -> None:
         self._pool = pool
         self._settings = settings
         self._workers: dict[str, Worker] = {}
         self._queues: dict[bytes, RowQueue] = {}
-        self._streams: set[Stream] = set()
+        self._streams: set[Stream[Any]] = set()
         self._shares = Shares(self._workers, self._queues, settings)
         self._attempts = Attempts(self._queues, self._streams, settings)
         self._waiting: set[asyncio.Future[ReplicaInfo]] = set()
@@ -52,20 +50,20 @@ class Dispatcher:
         self._closed = False
         self._chunk_id = 0
         self._supervisor: asyncio.Task[None] | None = None
-        self._kick = asyncio.Event()
+        self._wake = asyncio.Event()
         self._last_seen = self._refreshed = -math.inf
-        # Why there are not more replicas, if somebody knows: for people to read.
+        # For people: why there are not more replicas, if known.
         self.note = ""
 
     async def __aenter__(self) -> Dispatcher:
-        self._kick = asyncio.Event()
-        # In a context of its own: see `_start`.
+        self._wake = asyncio.Event()
+        # Own context: see `_start`.
         self._supervisor = asyncio.create_task(self._supervise(), context=contextvars.Context())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._closed = True
-        self._tell(EngineFailed("the dispatcher was closed"))
+        self._fail_all(EngineFailed("the dispatcher was closed"))
         calls = [call for worker in self._workers.values() for call in worker.calls]
         tasks = [task for task in (self._supervisor, *calls) if task is not None]
         for task in tasks:
@@ -80,7 +78,7 @@ class Dispatcher:
 
     @property
     def backlog_rows(self) -> int:
-        """What one stream may hold: enough that no window runs dry while the caller prepares more rows."""
+        """What one stream may hold: enough that no window runs dry while more rows are prepared."""
         return max(self._settings.backlog_rows, int(4 * sum(worker.window for worker in self.workers)))
 
     def stream(
@@ -89,26 +87,24 @@ class Dispatcher:
         *,
         limit: Callable[[int], int] = lambda available: available,
         engine: EngineInfo | None = None,
-    ) -> Stream:
-        """Open a stream of rows that are all asked as `template` says; at most `limit(available)` replicas work.
-
-        With `engine`, only replicas of that model and tokenizer do: the prompts were made for them. Rows of streams
-        with equal templates share chunks.
-        """
+    ) -> Stream[Any]:
+        """Open a stream of rows asked as `template` says, on at most `limit(available)` replicas; with `engine`, only
+        on those of that model and tokenizer. Streams with equal templates share chunks. Raises EngineFailed once
+        closed."""
         if self._closed:
             raise EngineFailed("the dispatcher was closed")
-        made_for = served(engine) if engine is not None else None
+        made_for = ServedModel.of(engine) if engine is not None else None
         kind = msgspec.json.encode((template, made_for))
         queue = self._queues.setdefault(kind, RowQueue(template, made_for))
-        stream = Stream(self, queue, limit)
+        stream: Stream[Any] = Stream(self, queue, limit)
         now = time.monotonic()
         if not self._streams:
             self._last_seen = now
         self._streams.add(stream)
         queue.streams.add(stream)
-        # Interactive calls open streams by the thousand: only after a while, and never while nobody listens.
+        # There may be thousands of streams: refresh only after a while, or when idle.
         if self._idle or now - self._refreshed > self._settings.refresh_s:
-            self._kick.set()
+            self._wake.set()
         return stream
 
     async def replica(self) -> ReplicaInfo:
@@ -118,7 +114,7 @@ class Dispatcher:
         self._last_seen = time.monotonic() if not self._waiting and not self._streams else self._last_seen
         waiter: asyncio.Future[ReplicaInfo] = asyncio.get_running_loop().create_future()
         self._waiting.add(waiter)
-        self._kick.set()
+        self._wake.set()
         try:
             return await waiter
         finally:
@@ -126,30 +122,30 @@ class Dispatcher:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Keep knowing the replicas, though no stream of this dispatcher may need them."""
+        """Keep the list of replicas fresh without an open stream."""
         self._watchers += 1
-        self._kick.set()
+        self._wake.set()
         try:
             yield
         finally:
             self._watchers -= 1
 
-    def drop(self, stream: Stream) -> None:
+    def drop(self, stream: Stream[Any]) -> None:
         """Forget a stream; see `Stream.close`."""
         if stream not in self._streams:
             return
         self._streams.remove(stream)
-        if not stream.outstanding:  # it ended well, as nearly all do: nothing of it is left anywhere
-            self._leave(stream)
+        if not stream.outstanding:  # ended normally: nothing of it is left
+            self._remove_from_queue(stream)
             return
         stream.queue.discard(stream)
-        self._leave(stream)
+        self._remove_from_queue(stream)
         for worker in self._workers.values():
             for call, items in worker.calls.items():
                 if all(item.stream not in self._streams for item in items):
                     call.cancel()
 
-    def _leave(self, stream: Stream) -> None:
+    def _remove_from_queue(self, stream: Stream[Any]) -> None:
         stream.queue.streams.discard(stream)
         if not stream.queue.streams:
             for kind in [kind for kind, queue in self._queues.items() if not queue.streams]:
@@ -158,11 +154,11 @@ class Dispatcher:
     # --- giving work ---
 
     def pump(self) -> None:
-        """Give chunks to replicas that have room, the idlest first and one at a time, so that all get some."""
+        """Give chunks to replicas with room, one each a round, the least busy first."""
         self._shares.reserve()
         while not self._closed and any(queue.rows or queue.suspects for queue in self._queues.values()):
             now = time.monotonic()
-            ready = sorted((w for w in self._workers.values() if w.room(now)), key=lambda worker: worker.open_rows)
+            ready = sorted((w for w in self._workers.values() if w.has_room(now)), key=lambda worker: worker.open_rows)
             if not sum([self._give(worker) for worker in ready]):
                 return
 
@@ -177,16 +173,16 @@ class Dispatcher:
                 return True
         return False
 
-    def _start(self, worker: Worker, queue: RowQueue, items: list[Item]) -> None:
+    def _start(self, worker: Worker, queue: RowQueue, items: list[QueuedRow]) -> None:
         worker.open_rows += len(items)
         worker.alone = len(items) == 1 and items[0].suspected
-        # In a context of its own: a call made in an HTTP request of Serve would carry that request's id, and Serve's
-        # router tells calls apart by it (seen: calls never routed, the router spinning).
-        call = asyncio.create_task(self._call(worker, queue, items, trying=worker.lost), context=contextvars.Context())
+        # Own context: a call made inside a Serve HTTP request carries that request's id, and Serve's router tells calls
+        # apart by it (seen: calls never routed).
+        call = asyncio.create_task(self._call(worker, queue, items, probing=worker.lost), context=contextvars.Context())
         worker.calls[call] = items
-        call.add_done_callback(lambda done: self._ended(worker, done))
+        call.add_done_callback(lambda done: self._on_done(worker, done))
 
-    def _ended(self, worker: Worker, call: asyncio.Task[None]) -> None:
+    def _on_done(self, worker: Worker, call: asyncio.Task[None]) -> None:
         items = worker.calls.pop(call)
         worker.open_rows -= len(items)
         worker.alone = False
@@ -196,7 +192,7 @@ class Dispatcher:
                 stream.report(EngineFailed(f"defect in dispatch: {error!r}"))
         self.pump()
 
-    async def _call(self, worker: Worker, queue: RowQueue, items: list[Item], *, trying: bool) -> None:
+    async def _call(self, worker: Worker, queue: RowQueue, items: list[QueuedRow], *, probing: bool) -> None:
         replica_id = worker.replica.replica_id
         self._chunk_id += 1
         prompts = tuple(item.prompt for item in items)
@@ -207,30 +203,29 @@ class Dispatcher:
                 raise ValueError(f"{len(result.completions)} answers to {len(items)} prompts")
         except (Exception, asyncio.CancelledError) as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
-                self._attempts.give_back(queue, items)
+                self._attempts.requeue(queue, items)
                 raise
             reason = f"{replica_id}: {_first_line(error)}"
             logger.warning("chunk %d failed on %s", chunk.chunk_id, reason)
-            queue.users.discard(replica_id)  # let another one try, though the job wants no more than these
+            queue.users.discard(replica_id)  # let another replica try, whatever the limit
             if isinstance(error, DEATHS):
-                self._attempts.lose(worker, by_engine=isinstance(error, EngineFailed))
-                self._attempts.rescue(queue, items, reason)
+                self._attempts.mark_lost(worker, by_engine=isinstance(error, EngineFailed))
+                self._attempts.requeue_lost(queue, items, reason)
             else:
                 self._attempts.retry(queue, items, reason)
-            pause_s = worker.back_off(time.monotonic(), self._settings)
-            asyncio.get_running_loop().call_later(pause_s, self.pump)
-            self._kick.set()  # is it still there?
+            asyncio.get_running_loop().call_later(worker.back_off(time.monotonic(), self._settings), self.pump)
+            self._wake.set()  # is it still there?
         else:
-            if trying and result.replica.replica_id == replica_id:  # it is no corpse
+            if probing and result.replica.replica_id == replica_id:  # alive after all
                 worker.lost = False
             worker.rows_done += len(items)
-            worker.adapt(result.waiting, self._settings)
+            worker.adapt_window(result.waiting, self._settings)
             self._attempts.finish(queue, items, result)
 
     # --- knowing the replicas ---
 
     async def _supervise(self) -> None:
-        """Learn of replicas that came and went, and tell the streams when there is none for too long."""
+        """Refresh the list of replicas; fail the streams when there was none for too long."""
         while True:
             self._idle = not (self._streams or self._waiting or self._watchers)
             if not self._idle:
@@ -238,13 +233,12 @@ class Dispatcher:
                     await self._refresh()
                 except Exception:
                     logger.exception("defect in dispatch")
-            self._kick.clear()
-            # Idle, ask nobody; a new stream or a lost chunk asks at once.
+            self._wake.clear()
+            # Idle: sleep until a stream opens.
+            timeout_s = None if self._idle else self._settings.refresh_s
             with suppress(TimeoutError):
-                async with asyncio.timeout(
-                    self._settings.refresh_s if not self._idle else None
-                ):  # not wait_for, which can swallow a cancel (cpython#86296)
-                    await self._kick.wait()
+                async with asyncio.timeout(timeout_s):  # not wait_for: it can swallow a cancel (cpython#86296)
+                    await self._wake.wait()
 
     async def _refresh(self) -> None:
         now = self._refreshed = time.monotonic()
@@ -253,10 +247,10 @@ class Dispatcher:
         except (Exception, asyncio.CancelledError) as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            # No answer is not a no: what works goes on, and a lost replica fails its chunks.
+            # The controller is away: go on; a lost replica fails its chunks.
             logger.warning("cannot ask for replicas: %s", error)
         else:
-            follow(running, self._workers, self._queues.values(), self._settings, now)
+            update_workers(running, self._workers, self._queues.values(), self._settings, now)
         if self.workers:
             self._last_seen = now
             for waiter in self._waiting:
@@ -265,9 +259,9 @@ class Dispatcher:
             self._refuse_other_models()
             self.pump()
         elif reason := await self._failure():
-            self._tell(EngineFailed(f"the replicas cannot start: {reason}"))
+            self._fail_all(EngineFailed(f"the replicas cannot start: {reason}"))
         elif now - self._last_seen > self._settings.replica_wait_s:
-            self._tell(EngineFailed(f"no replica was ready for {self._settings.replica_wait_s:g} s"))
+            self._fail_all(EngineFailed(f"no replica was ready for {self._settings.replica_wait_s:g} s"))
 
     async def _failure(self) -> str:
         try:
@@ -277,15 +271,15 @@ class Dispatcher:
             return ""
 
     def _refuse_other_models(self) -> None:
-        """Tell streams whose prompts no replica takes any more; while old and new ones run, the old ones work on."""
-        models = {served(worker.replica.engine) for worker in self.workers}
+        """Fail streams whose model no running replica serves."""
+        models = {ServedModel.of(worker.replica.engine) for worker in self.workers}
         for stream in self._streams:
             made_for = stream.queue.made_for
             if made_for is not None and made_for not in models:
-                now = ", ".join(sorted({model for model, _ in models}))
-                stream.report(EngineFailed(f"the replicas serve '{now}' now, and this began with '{made_for[0]}'"))
+                now = ", ".join(sorted({served.model for served in models}))
+                stream.report(EngineFailed(f"the replicas serve '{now}' now, and this began with '{made_for.model}'"))
 
-    def _tell(self, error: EngineFailed) -> None:
+    def _fail_all(self, error: EngineFailed) -> None:
         for stream in self._streams:
             stream.report(error)
         for waiter in self._waiting:
@@ -294,7 +288,7 @@ class Dispatcher:
 
 
 def _first_line(error: BaseException) -> str:
-    """The cause that a remote call carried, without Ray's traceback around it."""
+    """The cause of a remote error, without Ray's traceback."""
     cause = getattr(error, "cause", None)
     text = str(cause if isinstance(cause, BaseException) else error).strip()
     return f"{type(error).__name__}: {text.splitlines()[-1] if text else ''}"[:300]

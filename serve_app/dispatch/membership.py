@@ -1,4 +1,4 @@
-"""Replicas that came and went since the pool was last asked."""
+"""Replicas that came and went."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from serve_app.dispatch.queue import RowQueue
 from serve_app.dispatch.worker import Worker
 from serve_app.schema import ReplicaInfo
 
-# A replica that left the cluster finishes what it has, unless it takes longer than this.
+# For a replica that left to finish its calls.
 LEAVE_TIMEOUT_S = 60.0
 
 
-def follow(
+def update_workers(
     running: Mapping[str, ReplicaInfo],
     workers: dict[str, Worker],
     queues: Collection[RowQueue],
     settings: DispatchSettings,
     now: float,
 ) -> None:
-    """Have `workers` be those that run, and those that left and are not done yet."""
+    """Update `workers` to those that run, plus those that left and have calls open."""
     for replica_id, replica in running.items():
         if replica_id not in workers:
             workers[replica_id] = Worker(replica, float(settings.window_rows))
@@ -36,5 +36,5 @@ def follow(
             if now - worker.left_at > LEAVE_TIMEOUT_S:
                 for call in worker.calls:
                     call.cancel()
-        elif not worker.lost or now >= worker.paused_until:  # a corpse may come back on the list
+        elif not worker.lost or now >= worker.paused_until:  # a dead one may be listed again
             del workers[replica_id]

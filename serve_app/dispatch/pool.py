@@ -1,13 +1,12 @@
-"""What dispatch needs of replicas, what it gives back for a row, and its sizes."""
+"""What dispatch needs of replicas, and its sizes."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
-import msgspec
 from pydantic import Field
 
-from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
+from serve_app.schema import Chunk, ChunkResult, EngineInfo, ReplicaInfo
 from serve_app.settings import DispatchSizes
 
 
@@ -15,29 +14,28 @@ class ReplicaPool(Protocol):
     """The replicas, seen from the driver."""
 
     async def replicas(self) -> list[ReplicaInfo]:
-        """Those that can work now. Any exception means that it could not be found out."""
+        """Those that can work now. Raises if that is unknown."""
 
     async def failure(self) -> str:
-        """Why there will be no replica without a change of settings; empty if that is not known."""
+        """Why no replica will come without a change of settings; empty if unknown."""
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        """Have a replica compute the chunk. Any exception means that nothing of it was done.
+        """Have a replica compute the chunk: all of it, or an exception.
 
-        Raises EngineFailed when the replica's engine died or hung, and ReplicaLost when the replica itself is gone.
-        Anything else is the chunk's own failure.
+        Raises EngineFailed when the engine died or hung, ReplicaLost when the replica is gone, anything else for the
+        chunk's own failure.
         """
 
 
-class RowResult(msgspec.Struct, frozen=True):
-    """What became of the row put in as `key`: a completion by `replica`, or no replica could compute it (`error`).
+class ServedModel(NamedTuple):
+    """What a prompt was made for: token ids mean nothing to others."""
 
-    `attempts` is how often it was sent, also to replicas that died under it.
-    """
+    model: str
+    tokenizer: str
 
-    key: Any
-    completion: Completion
-    replica: ReplicaInfo | None
-    attempts: int
+    @classmethod
+    def of(cls, engine: EngineInfo) -> ServedModel:
+        return cls(engine.model, engine.tokenizer)
 
 
 class DispatchSettings(DispatchSizes):

@@ -1,8 +1,8 @@
 """Rows that wait for a replica, in groups that share a prefix.
 
-Knows prompts as bytes whose order puts shared prefixes side by side. A group stays with the replica that began
-it, whose prefix cache then holds its prefix; a replica without a group begins the next one, and takes from the
-largest when none is left. Rows that may have ended a replica wait apart, to run alone.
+Prompts are bytes whose order puts shared prefixes side by side. A group stays with the replica that began it and has
+the prefix in its cache; a replica without one begins the next, or steals from the largest. Suspects wait apart, to run
+alone.
 """
 
 from __future__ import annotations
@@ -12,65 +12,39 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import count
 from operator import attrgetter
-from typing import Any
 
-from serve_app.dispatch.suspects import Death, suspicious
+from serve_app.dispatch.pool import ServedModel
+from serve_app.dispatch.rows import QueuedRow, Sender
 from serve_app.schema import Chunk
-
-
-class Item:
-    """A row in dispatch: where it came from, what is asked, and what went wrong so far.
-
-    `attempts` is how often it was sent without an answer, and `errors` why. `failures` are those of its own, and
-    `shared_failures` those of a chunk that it was in with others.
-    """
-
-    __slots__ = ("attempts", "deaths", "errors", "expected", "failures", "key", "prompt", "shared_failures", "stream")
-
-    def __init__(self, stream: Any, key: Any, prompt: bytes, expected: int = 0) -> None:
-        self.stream = stream
-        self.key = key
-        self.prompt = prompt
-        self.expected = expected
-        self.attempts = 0
-        self.failures = 0
-        self.shared_failures = 0
-        self.errors: tuple[str, ...] = ()
-        self.deaths: tuple[Death, ...] = ()
-
-    @property
-    def suspected(self) -> bool:
-        """Whether it has to run alone."""
-        return suspicious(self.deaths)
 
 
 class RowQueue:
     """Rows of one kind (same labels, sampling and priority).
 
-    `users` are the replicas that took some, `streams` whose rows they are; `made_for` is the model and tokenizer that
-    the prompts need, if that is known. `rows` does not count the `suspects`.
+    `users` are the replicas that took some; `made_for` what the prompts need, if known. `rows` does not count
+    `suspects`.
     """
 
-    def __init__(self, template: Chunk, made_for: tuple[str, str] | None = None) -> None:
+    def __init__(self, template: Chunk, made_for: ServedModel | None = None) -> None:
         self.template = template
         self.made_for = made_for
         self.rows = 0
-        self.suspects: deque[Item] = deque()
-        self.streams: set[Any] = set()
+        self.suspects: deque[QueuedRow] = deque()
+        self.streams: set[Sender] = set()
         self.users: set[str] = set()
-        self._returned: deque[list[Item]] = deque()
-        self._free: list[tuple[int, int, deque[Item]]] = []  # heap: longest answers first, then by arrival
-        self._begun: dict[str, deque[Item]] = {}  # by replica
+        self._returned: deque[list[QueuedRow]] = deque()
+        self._free: list[tuple[int, int, deque[QueuedRow]]] = []  # heap: longest answers first, then by arrival
+        self._begun: dict[str, deque[QueuedRow]] = {}  # by replica
         self._arrival = count()
 
-    def add(self, items: Sequence[Item]) -> None:
+    def add(self, items: Sequence[QueuedRow]) -> None:
         """Add rows, grouped by prefix."""
         self.rows += len(items)
         for group in prefix_groups(items):
             self._push(deque(group))
 
-    def pull(self, replica_id: str, rows: int) -> list[Item]:
-        """Up to `rows` rows for the replica: returned ones, else of its own groups, else of another's."""
+    def pull(self, replica_id: str, rows: int) -> list[QueuedRow]:
+        """Up to `rows` rows for the replica: returned ones, else of its own group, else of another's."""
         self.users.add(replica_id)
         if self._returned:
             items = self._returned.popleft()
@@ -81,34 +55,34 @@ class RowQueue:
         self.rows -= len(items)
         return items
 
-    def pull_suspect(self, replica_id: str) -> list[Item]:
+    def pull_suspect(self, replica_id: str) -> list[QueuedRow]:
         """The next suspect, for a replica that has nothing else."""
         if not self.suspects:
             return []
         self.users.add(replica_id)
         return [self.suspects.popleft()]
 
-    def give_back(self, items: Sequence[Item]) -> None:
-        """Rows that were pulled and not answered: they go together again, and first, but for suspects."""
+    def requeue(self, items: Sequence[QueuedRow]) -> None:
+        """Put back rows that were not answered. They go first, and together, except suspects."""
         self.suspects += [item for item in items if item.suspected]
         if others := [item for item in items if not item.suspected]:
             self.rows += len(others)
             self._returned.append(others)
 
     def clear_suspects(self) -> None:
-        """Those that are suspected no longer go into chunks again, as if they were new."""
+        """Move rows that are no longer suspects back into the groups."""
         cleared = [item for item in self.suspects if not item.suspected]
         self.suspects = deque(item for item in self.suspects if item.suspected)
         self.add(cleared)
 
     def forget(self, replica_id: str) -> None:
-        """The replica left: its group is anybody's."""
+        """The replica left: anybody may take its group."""
         self.users.discard(replica_id)
         group = self._begun.pop(replica_id, None)
         if group and all(group is not other for other in self._begun.values()):
             self._push(group)
 
-    def discard(self, stream: object) -> None:
+    def discard(self, stream: Sender) -> None:
         """Drop all rows of the stream."""
         self.suspects = deque(item for item in self.suspects if item.stream is not stream)
         for group in (*self._returned, *(group for _, _, group in self._free), *_distinct(self._begun)):
@@ -120,7 +94,7 @@ class RowQueue:
         self._free = [entry for entry in self._free if entry[2]]
         heapq.heapify(self._free)
 
-    def _group_for(self, replica_id: str, *, steal: bool) -> deque[Item] | None:
+    def _group_for(self, replica_id: str, *, steal: bool) -> deque[QueuedRow] | None:
         if group := self._begun.get(replica_id):
             return group
         if self._free:
@@ -131,18 +105,15 @@ class RowQueue:
             self._begun[replica_id] = group
         return group or None
 
-    def _push(self, group: deque[Item]) -> None:
-        heapq.heappush(self._free, (-group[0].expected, next(self._arrival), group))
+    def _push(self, group: deque[QueuedRow]) -> None:
+        heapq.heappush(self._free, (-group[0].expected_tokens, next(self._arrival), group))
 
 
-def prefix_groups(items: Sequence[Item]) -> list[list[Item]]:
-    """Cut rows into groups in which each row shares at least half of its prompt with the next one.
-
-    Less sharing than that is not worth waiting for a particular replica. Within a group, rows are in the order of
-    their expected answers, the longest first, and then of their prompts.
-    """
+def prefix_groups(items: Sequence[QueuedRow]) -> list[list[QueuedRow]]:
+    """Cut rows into groups in which each row shares at least half of its prompt with the next one; less is not worth
+    waiting for a replica. Within a group: longest expected answer first, then by prompt."""
     ordered = sorted(items, key=attrgetter("prompt"))
-    groups: list[list[Item]] = []
+    groups: list[list[QueuedRow]] = []
     before = None
     for item in ordered:
         prompt = item.prompt
@@ -152,11 +123,11 @@ def prefix_groups(items: Sequence[Item]) -> list[list[Item]]:
         else:
             groups.append([item])
         before = prompt
-    if any(item.expected for item in items):
+    if any(item.expected_tokens for item in items):
         for group in groups:
-            group.sort(key=attrgetter("expected"), reverse=True)
+            group.sort(key=attrgetter("expected_tokens"), reverse=True)
     return groups
 
 
-def _distinct(groups: dict[str, deque[Item]]) -> list[deque[Item]]:
+def _distinct(groups: dict[str, deque[QueuedRow]]) -> list[deque[QueuedRow]]:
     return list({id(group): group for group in groups.values()}.values())

@@ -1,4 +1,4 @@
-"""From rows to what an engine takes, once, in the driver: the replicas' event loops do no text work for populations."""
+"""From rows to what an engine takes, in the driver: replicas do no text work for populations."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from serve_app.errors import BadSettings
 from serve_app.schema import EngineInfo, Row, pack_tokens
 
 
+class NotRendered(msgspec.Struct, frozen=True):
+    """Why a row has no prompt."""
+
+    error: str
+
+
 class Renderer(Protocol):
     """Makes prompts (`schema.Chunk.prompts`) of rows."""
 
-    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
-        """One prompt a row, or (a str) why there is none."""
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
+        """One prompt a row, or why there is none."""
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
-        """What stands for the labels in a chunk. Raises BadSettings for labels that cannot be told apart."""
+        """A chunk's ids of the labels. Raises BadSettings for labels that cannot be told apart."""
 
 
 def make_renderer(engine: EngineInfo, *, external: bool = False, requests: bool = False) -> Renderer:
-    """What the engine takes; `requests` are for its HTTP application."""
+    """The renderer for this engine; `requests` for its HTTP application."""
     if requests:
         return RequestRenderer()
     if external:
@@ -35,30 +41,27 @@ def make_renderer(engine: EngineInfo, *, external: bool = False, requests: bool 
         return _token_renderer(engine.tokenizer)
 
 
-# One at a time: the library's lazy import fails in one of two threads that begin it together (seen).
+# One at a time: two threads in the library's lazy import break it (seen).
 _LOADING = threading.Lock()
 
 
 @lru_cache(maxsize=4)
 def _token_renderer(source: str) -> TokenRenderer:
-    return TokenRenderer(source)  # loading takes a second, and the library's first import ten
+    return TokenRenderer(source)  # a second; the first import ten
 
 
 class TokenRenderer:
-    """Token ids by the model's own tokenizer and chat template. `source` is a folder or hub name.
-
-    May be used from several threads.
-    """
+    """Token ids by the model's own tokenizer and chat template. `source` is a folder or hub name. Thread-safe."""
 
     def __init__(self, source: str) -> None:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        self._lock = threading.Lock()  # the library's tokenizers set themselves up anew in each call
+        self._lock = threading.Lock()  # a tokenizer changes its state in each call
 
-    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
-        """Plain text gets the tokenizer's special tokens, a chat those that its template writes."""
-        prompts: list[bytes | str] = [""] * len(rows)
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
+        """Plain text gets the tokenizer's special tokens, a chat those of its template."""
+        prompts: list[bytes | NotRendered] = [b""] * len(rows)
         chats: list[tuple[int, str]] = []
         texts: list[tuple[int, str]] = []
         for i, row in enumerate(rows):
@@ -67,14 +70,14 @@ class TokenRenderer:
                 continue
             try:
                 chats.append((i, self._chat(row)))
-            except Exception as error:  # whatever the model's template raises: one row's matter, not the job's
-                prompts[i] = f"chat template: {error}"
+            except Exception as error:  # fails this row only
+                prompts[i] = NotRendered(f"chat template: {error}")
         for some, special in ((chats, False), (texts, True)):
             if some:
                 with self._lock:
                     encoded = self._tokenizer([text for _, text in some], add_special_tokens=special)["input_ids"]
                 for (i, _), ids in zip(some, encoded, strict=True):
-                    prompts[i] = pack_tokens(ids) if ids else "the prompt is empty"
+                    prompts[i] = pack_tokens(ids) if ids else NotRendered("the prompt is empty")
         return prompts
 
     def _chat(self, row: Row) -> str:
@@ -82,10 +85,7 @@ class TokenRenderer:
         return text
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
-        """The one token of each label.
-
-        Raises BadSettings for a label that is not exactly one token, or not different from the others.
-        """
+        """The one token of each label. Raises BadSettings unless each label is exactly one token, all different."""
         with self._lock:
             ids = [self._tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
         for label, tokens in zip(labels, ids, strict=True):
@@ -101,7 +101,7 @@ class TokenRenderer:
 class RequestRenderer:
     """Requests as they came."""
 
-    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
         return [(row.prompt or "").encode() for row in rows]
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
@@ -109,9 +109,9 @@ class RequestRenderer:
 
 
 class MessageRenderer:
-    """Messages or text as JSON, for an external provider that has its own tokenizer."""
+    """Messages or text as JSON, for an external provider."""
 
-    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
         return [msgspec.json.encode(row.messages if row.prompt is None else row.prompt) for row in rows]
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
@@ -121,10 +121,10 @@ class MessageRenderer:
 
 
 class CharacterRenderer:
-    """A token a character (its code point), for simulated engines that name no tokenizer."""
+    """One token a character (its code point), for simulated engines without a tokenizer."""
 
-    def prompts(self, rows: Sequence[Row]) -> list[bytes | str]:
-        # UTF-32 in big-endian order is what `pack_tokens` makes of code points.
+    def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
+        # Big-endian UTF-32 equals `pack_tokens` of the code points.
         return [(_text(row) or "?").encode("utf-32-be", "replace") for row in rows]
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:

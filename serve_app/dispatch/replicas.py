@@ -25,12 +25,11 @@ from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 
 T = TypeVar("T")
-# A replica that takes longer to say who it is counts as unable to work.
+# A replica that takes longer to describe itself counts as unable to work.
 DESCRIBE_TIMEOUT_S = 5.0
-# Where no replica is known yet and one hangs, so many are asked at random.
+# Asked at random when none is known and one hangs.
 GUESSES = 8
-# The replica's process or node went, or Serve stops it and cancels what is open on it. An answer is lost with the node
-# that holds it (ObjectLostError).
+# The replica or its node is gone, or Serve stops it. A result is lost with its node (ObjectLostError).
 LOST = (
     RayActorError,
     WorkerCrashedError,
@@ -53,7 +52,7 @@ class HandlePool:
 
     @classmethod
     def of(cls, app: str = REPLICAS_APP) -> HandlePool:
-        """The replicas of that application in the cluster that this process is connected to."""
+        """The replicas of that application in the connected cluster."""
         return cls(serve.get_deployment_handle(REPLICA_DEPLOYMENT, app), app)
 
     async def replicas(self) -> list[ReplicaInfo]:
@@ -63,8 +62,8 @@ class HandlePool:
             )
         except DeploymentUnavailableError:  # none was ready yet
             return []
-        except TimeoutError:  # one that hangs hides all others from a broadcast: ask them one by one
-            # Nobody is asked where none runs: Serve would start a replica for a call that waits.
+        except TimeoutError:  # one that hangs blocks a broadcast: ask one by one
+            # Not when none runs: Serve would start a replica for the call.
             asked: list[str | None] = [*self._known]
             if not asked and await self._any_runs():
                 asked = [None] * GUESSES
@@ -79,7 +78,7 @@ class HandlePool:
             async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
                 answer: ReplicaInfo = await response
                 return answer
-        except Exception:  # gone, or hanging: not one that can work
+        except Exception:  # gone or hanging
             response.cancel()
             return None
 
@@ -89,7 +88,7 @@ class HandlePool:
         return bool(deployment and deployment.replica_states.get("RUNNING"))
 
     async def failure(self) -> str:
-        """Why no replica will come up, as Serve gave up on them; empty as long as it has not."""
+        """Why Serve gave up on starting replicas; empty while it has not."""
         status = (await asyncio.to_thread(serve.status)).applications.get(self._app)
         if status is None or status.status != "DEPLOY_FAILED":
             return ""
@@ -99,17 +98,17 @@ class HandlePool:
         return (ours or lines or ["no reason was given"])[-1]
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        """See `dispatcher.ReplicaPool.run`: which of Ray's errors are a death, and whose."""
+        """See `pool.ReplicaPool.run`."""
         response = self._handle.run_chunk.remote(chunk, replica_id=replica_id)
         try:
             result: ChunkResult = await response
         except asyncio.CancelledError:
-            response.cancel()  # else the replica computes on, for nobody
+            response.cancel()  # else the replica computes on
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            # Not ours: Ray raises it also for a call that was cancelled on the replica.
+            # Ray raises this too when the replica cancelled the call.
             raise ReplicaLost("the call was cancelled on the replica") from None
-        except RayTaskError as error:  # first: it is also an instance of what was raised there
+        except RayTaskError as error:  # first: it is also an instance of its cause's type
             if isinstance(error.cause, EngineFailed):
                 raise EngineFailed(str(error.cause)) from error
             if isinstance(error.cause, asyncio.CancelledError):
@@ -121,6 +120,5 @@ class HandlePool:
 
 
 async def outside_request(work: Coroutine[Any, Any, T]) -> T:
-    """Await it in a context of its own: a call made in an HTTP request of Serve carries that request's id, and
-    Serve's router tells calls apart by it."""
+    """Await in an own context: see `Dispatcher._start`."""
     return await asyncio.create_task(work, context=contextvars.Context())

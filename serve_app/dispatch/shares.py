@@ -1,14 +1,14 @@
-"""Which rows a replica is given next, and how many: shares of what is left, and replicas kept for suspects."""
+"""Which rows a replica gets next, and how many; which replicas are kept for suspects."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 
-from serve_app.dispatch.pool import DispatchSettings
-from serve_app.dispatch.queue import Item, RowQueue
+from serve_app.dispatch.pool import DispatchSettings, ServedModel
+from serve_app.dispatch.queue import RowQueue
+from serve_app.dispatch.rows import QueuedRow
 from serve_app.dispatch.worker import Worker
-from serve_app.schema import EngineInfo
 
 
 class Shares:
@@ -27,7 +27,7 @@ class Shares:
         return [worker for worker in self._workers.values() if worker.available]
 
     def reserve(self) -> None:
-        """Keep replicas for suspects, at most half of what their streams may use: the rest goes on with other rows."""
+        """Keep replicas for suspects, at most half of those usable."""
         queues = [queue for queue in self._queues.values() if queue.suspects]
         kept: set[Worker] = set()
         if queues:
@@ -44,21 +44,21 @@ class Shares:
         for worker in self._workers.values():
             worker.reserved = worker in kept
 
-    def take(self, queue: RowQueue, worker: Worker) -> list[Item]:
+    def take(self, queue: RowQueue, worker: Worker) -> list[QueuedRow]:
         if worker.reserved or (worker.lost and not queue.rows):
             return queue.pull_suspect(worker.replica.replica_id)
         rows = self._chunk_size(queue, worker) if queue.rows else 0
         return queue.pull(worker.replica.replica_id, rows) if rows else []
 
     def may_use(self, queue: RowQueue, worker: Worker) -> bool:
-        if queue.made_for is not None and queue.made_for != served(worker.replica.engine):
+        if queue.made_for is not None and queue.made_for != ServedModel.of(worker.replica.engine):
             return False
         if worker.replica.replica_id in queue.users:
             return True
-        return len(queue.users) < self._limit(queue, trying=worker.lost)
+        return len(queue.users) < self._limit(queue, probing=worker.lost)
 
-    def _limit(self, queue: RowQueue, *, trying: bool = False) -> int:
-        available = len(self.workers) + trying
+    def _limit(self, queue: RowQueue, *, probing: bool = False) -> int:
+        available = len(self.workers) + probing
         return max((stream.limit(available) for stream in queue.streams), default=0)
 
     def _chunk_size(self, queue: RowQueue, worker: Worker) -> int:
@@ -72,12 +72,7 @@ class Shares:
         share = -(-(queue.rows + sum(one.open_rows for one in active)) // workers) - worker.open_rows
         if share <= 0:
             return 0
-        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): the less is left, the smaller the chunks, so that
-        # all replicas end together. One alone has nobody to wait for.
+        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): chunks shrink with what is left, so that all
+        # replicas end together.
         guided = -(-queue.rows // (2 * workers)) if workers > 1 else queue.rows
         return min(sizes.chunk_rows, max(sizes.min_chunk_rows, min(guided, share)))
-
-
-def served(engine: EngineInfo) -> tuple[str, str]:
-    """What a prompt is made for: model and tokenizer."""
-    return engine.model, engine.tokenizer

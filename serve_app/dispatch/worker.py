@@ -1,4 +1,4 @@
-"""A replica as dispatch sees it: what is open on it, and how much it may take."""
+"""A replica as dispatch sees it: its open calls, and how much it may take."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from serve_app.dispatch.pool import DispatchSettings
-from serve_app.dispatch.queue import Item
+from serve_app.dispatch.rows import QueuedRow
 from serve_app.schema import ReplicaInfo
 
-# Longest pause of a replica after failures. Serve replaces one that is really lost well within it.
+# Longest pause after failures. Serve replaces a lost replica well within it.
 MAX_BACKOFF_S = 30.0
-# One that died may stay on the pool's list: Serve takes it off after three failed checks, 5 s apart. Longer than this
-# says that it may have recovered, or that nobody could take it off: it gets one chunk, to see.
+# One that died may stay listed: Serve removes it after three failed checks, 5 s apart. After this it gets one chunk, to
+# see whether it recovered.
 LOST_PAUSE_S = 60.0
-# Additive increase, multiplicative decrease of a replica's window, by the engine's queue (factors: AIBrix's batch
-# gateway). More than this share of the window waiting in the engine is a queue that only delays others.
+# Additive increase, multiplicative decrease of the window by the engine's queue (factors: AIBrix's batch gateway). A
+# larger share waiting in the engine only delays others.
 QUEUE_SHARE = 0.5
 OVERLOADED, SLOW = 0.9, 0.8
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A replica and what is open on it.
-
-    `lost` since it died, until it answers again. `reserved` for suspects, of which it runs one while `alone`.
-    """
+    """A replica and its open calls. `lost` until it answers again, `reserved` for suspects, `alone` with one."""
 
     replica: ReplicaInfo
     window: float
@@ -38,14 +35,14 @@ class Worker:
     reserved: bool = False
     alone: bool = False
     rows_done: int = 0
-    calls: dict[asyncio.Task[None], Sequence[Item]] = field(default_factory=dict)
+    calls: dict[asyncio.Task[None], Sequence[QueuedRow]] = field(default_factory=dict)
 
     @property
     def available(self) -> bool:
-        """Whether it is there and alive, as far as is known."""
+        """Whether it is listed and not known to be dead."""
         return self.left_at is None and not self.lost
 
-    def room(self, now: float) -> bool:
+    def has_room(self, now: float) -> bool:
         """Whether it takes another chunk now."""
         if self.left_at is not None or now < self.paused_until:
             return False
@@ -53,16 +50,16 @@ class Worker:
             return not self.calls
         return self.open_rows < self.window
 
-    def adapt(self, waiting: int, settings: DispatchSettings) -> None:
-        """Grow the window while the engine asks for more, shrink it when our rows only stand in its queue."""
+    def adapt_window(self, waiting: int, settings: DispatchSettings) -> None:
+        """Grow the window while it is the limit, shrink it when rows wait in the engine."""
         self.failures = 0
         if waiting > self.window * QUEUE_SHARE:
             self.window = max(settings.chunk_rows, self.window * OVERLOADED)
-        elif waiting == 0 and self.open_rows >= self.window - settings.chunk_rows:  # the window is what limits
+        elif waiting == 0 and self.open_rows >= self.window - settings.chunk_rows:  # the window is the limit
             self.window = min(settings.max_window_rows, self.window + settings.chunk_rows)
 
     def back_off(self, now: float, settings: DispatchSettings) -> float:
-        """Pause it, longer at each failure in a row, or as dead; the pause in seconds."""
+        """Pause it, longer after each failure in a row; returns seconds."""
         self.failures += 1
         self.window = max(settings.chunk_rows, self.window * SLOW)
         pause_s = LOST_PAUSE_S if self.lost else min(settings.refresh_s * 2**self.failures, MAX_BACKOFF_S)

@@ -1,1 +1,1 @@
-"""The driver: shards a population over the replicas and commits one durable outcome a row."""
+"""The driver: spreads a population over the replicas and commits one durable outcome a row."""

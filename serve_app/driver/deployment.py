@@ -23,7 +23,7 @@ from serve_app.dispatch.render import make_renderer
 from serve_app.dispatch.replicas import HandlePool
 from serve_app.driver.batches.registry import BatchRegistry
 from serve_app.driver.demand import Demand
-from serve_app.driver.http.allowed import check_permitted
+from serve_app.driver.http.allowed import check_allowed
 from serve_app.driver.http.control_app import control_app
 from serve_app.driver.http.results import MEDIA_TYPES, stream_results
 from serve_app.driver.jobs.job import make_dispatcher
@@ -31,15 +31,15 @@ from serve_app.driver.jobs.registry import Jobs
 from serve_app.driver.metrics import PopulationMetrics
 from serve_app.driver.runner import RemotePart
 from serve_app.driver.store.retries import log_retries
-from serve_app.driver.threads import use_many_threads
+from serve_app.driver.threads import use_large_thread_pool
 from serve_app.errors import BadSettings, JobNotFound, ServeAppError
 from serve_app.settings import DriverSettings
 from serve_app.spec import JobSpec, JobStatus
 
-# Puts keys and limits, which the driver does not know, around an ASGI application.
+# Puts keys and limits around an ASGI application.
 Guard = Callable[[Any], Any]
 EVENT_EVERY_S = 0.5
-# A job's wish for replicas is told this often: within it, a cluster at zero begins to start.
+# Period of telling jobs' demand for replicas: a cluster at zero starts within it.
 DEMAND_EVERY_S = 1.0
 logger = logging.getLogger(__name__)
 
@@ -58,14 +58,14 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
                     raise BadSettings("give the form fields spec (JSON) and file")
                 name = f"input-{PurePath(file.filename or 'rows.jsonl').name}"
                 parsed = _spec(spec, source=f"job:{name}")
-                check_permitted(parsed, jobs.settings)
+                check_allowed(parsed, jobs.settings)
                 return await jobs.status(await jobs.submit(parsed, (name, file.file)))
         parsed = _spec(await request.body())
         if parsed.source.startswith("job:"):
             raise BadSettings(
                 "'job:' names an uploaded file; send the file in a form, or give a path or URL", field="source"
             )
-        check_permitted(parsed, jobs.settings)
+        check_allowed(parsed, jobs.settings)
         return await jobs.status(await jobs.submit(parsed))
 
     @app.get("/")
@@ -124,7 +124,7 @@ _REQUEST_BODY = {"content": {"application/json": {"schema": JobSpec.model_json_s
 def _spec(body: str | bytes, **known: Any) -> JobSpec:
     try:
         fields = json.loads(body)
-        json.dumps(fields, ensure_ascii=False).encode()  # no lone surrogates, which no store could keep
+        json.dumps(fields, ensure_ascii=False).encode()  # refuses lone surrogates, which no store could keep
     except (ValueError, RecursionError) as error:
         raise BadSettings(f"the request's body is not JSON in UTF-8: {error}") from error
     if not isinstance(fields, dict):
@@ -155,13 +155,13 @@ async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:
 )
 @serve.ingress()
 class Driver:
-    """Owns the jobs. Needs no device; dispatches to the replicas by handle."""
+    """Owns the jobs. Needs no device; dispatches to replicas by handle."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: DriverSettings, guard: Guard = lambda app: app
     ) -> None:
         """`guard` is put around the routes: keys and limits, which the driver does not know."""
-        use_many_threads()
+        use_large_thread_pool()
         log_retries()
         self._guard = guard
         self._pool = HandlePool.of(settings.replicas)
@@ -173,24 +173,24 @@ class Driver:
         self._warming = asyncio.create_task(self._warm_up())
         self._demand = Demand(settings.replicas)
         self._metrics = PopulationMetrics()
-        self._telling = asyncio.create_task(self._tell_demand())
+        self._reporting = asyncio.create_task(self._report_demand())
 
     async def _recover(self) -> None:
         await self._jobs.recover()
         await self._batches.recover()
 
     async def batches(self, call: str, *arguments: Any, **named: Any) -> Any:
-        """For the deployment of `/v1/batches`: one of the methods of `openai_routes.BatchService`."""
+        """For the deployment of `/v1/batches`: calls a method of `batches.routes.BatchService`."""
         return await getattr(self._batches, call)(*arguments, **named)
 
     async def _warm_up(self) -> None:
-        """Have the tokenizer ready before the first job asks for it."""
-        with suppress(ServeAppError):  # without a replica there is no telling which; a job will say what is wrong
+        """Load the tokenizer before the first job asks for it."""
+        with suppress(ServeAppError):  # no replica: a job will say why
             replica = await self._dispatcher.replica()
             await asyncio.to_thread(make_renderer, replica.engine)
 
-    async def _tell_demand(self) -> None:
-        """Wish for replicas as long as jobs run, and find out why they are not there."""
+    async def _report_demand(self) -> None:
+        """While jobs run, want replicas for them, and find out why they are missing."""
         while True:
             try:
                 wanted = self._jobs.replicas_wanted()
@@ -198,7 +198,7 @@ class Driver:
                 self._metrics.set([run.status() for run in self._jobs.running()], wanted)
                 short = len(self._dispatcher.workers) < wanted
                 self._dispatcher.note = await self._demand.waiting_reason() if short else ""
-            except Exception as error:  # the controller does not answer: a job goes on without the reason
+            except Exception as error:  # the controller does not answer: go on without the reason
                 logger.warning("cannot ask why replicas are missing: %s", error)
             await asyncio.sleep(DEMAND_EVERY_S)
 
@@ -206,7 +206,7 @@ class Driver:
         return self._guard(build_app(self._jobs, self._pool))
 
     async def __del__(self) -> None:
-        self._telling.cancel()
+        self._reporting.cancel()
         self._recovering.cancel()
         self._warming.cancel()
         await self._batches.close()

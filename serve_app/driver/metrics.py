@@ -1,6 +1,6 @@
-"""Prometheus gauges of the jobs that run, by Ray's export (`engine/metrics.py` says where they are scraped).
+"""Prometheus gauges of running jobs, exported by Ray (scraped as `engine/metrics.py` says).
 
-Sums over jobs: a job's name is its client's, and what a client writes becomes no label. The status has each job's own.
+Sums over jobs: job names come from clients and must not become labels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GAUGES = {
 
 
 class PopulationMetrics:
-    """Set anew every second, so that a job that ended is no longer in the sums."""
+    """Set every second, so that ended jobs leave the sums."""
 
     def __init__(self) -> None:
         from ray.serve import metrics  # adds deployment, replica and application to the tags
@@ -36,7 +36,7 @@ class PopulationMetrics:
 
 
 def sums(statuses: Iterable[JobStatus], replicas_wanted: int) -> dict[str, float]:
-    """The gauges' values, by the names of `GAUGES`."""
+    """The values of `GAUGES`, by name."""
     found = list(statuses)
     return {
         "jobs": len(found),

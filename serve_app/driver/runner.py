@@ -1,7 +1,7 @@
-"""Parts of one large job in processes of their own, for populations that one process cannot feed.
+"""Parts of a large job in processes of their own, for populations that one process cannot feed.
 
-A runner is a Ray actor without devices that runs one part (`run.PartRun`) and commits to the part's own log. It dies
-with the driver that made it; the driver's successor makes new ones, and they go on from what is committed.
+A runner is a Ray actor without devices that runs one part (`jobs.part.PartRun`) and commits to the part's own log. It
+dies with its driver; the next driver makes new ones, which go on from what is committed.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from typing import NamedTuple
 
 import ray
 from ray.exceptions import RayActorError
 
 from serve_app.dispatch.pool import ReplicaPool
 from serve_app.dispatch.replicas import HandlePool
-from serve_app.driver.jobs.job import Span, make_dispatcher
-from serve_app.driver.jobs.part import PartRun
+from serve_app.driver.jobs.job import make_dispatcher
+from serve_app.driver.jobs.part import PartRun, Span
 from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally
 from serve_app.driver.sources.source import open_source
 from serve_app.driver.store.retries import log_retries
 from serve_app.driver.store.store import Store
-from serve_app.driver.threads import use_many_threads
+from serve_app.driver.threads import use_large_thread_pool
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
 from serve_app.settings import DriverSettings
@@ -31,16 +32,14 @@ from serve_app.spec import JobSpec
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
-# A runner that died this often in a row without a commit in between has a reason that another start does not mend.
+# Deaths in a row, without a commit in between, after which another start would not help.
 MAX_DEATHS = 3
 STOP_TIMEOUT_S = 15.0
 
 
-class Share:
-    """Every `of`-th replica of a pool, beginning with `number`: runners of a job do not queue behind each other.
-
-    All of them, where there are fewer replicas than runners.
-    """
+class PoolShare:
+    """Every `of`-th replica of a pool, beginning with `number`, so that a job's runners do not queue behind each other;
+    all, where there are fewer replicas than runners."""
 
     def __init__(self, pool: ReplicaPool, number: int, of: int) -> None:
         self._pool = pool
@@ -56,6 +55,13 @@ class Share:
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
         return await self._pool.run(replica_id, chunk)
+
+
+class Progress(NamedTuple):
+    """A part's counts so far, and what it waits for."""
+
+    tally: Tally
+    message: str
 
 
 class Runner:
@@ -76,12 +82,12 @@ class Runner:
         await self._task
 
     async def _run(self) -> None:
-        use_many_threads()
+        use_large_thread_pool()
         log_retries()
         store = Store(self._settings.store)
         job = store.open(self._job_id)
         spec = JobSpec.model_validate(job.spec())
-        pool = Share(HandlePool.of(self._settings.replicas), self._number, self._parts)
+        pool = PoolShare(HandlePool.of(self._settings.replicas), self._number, self._parts)
         async with make_dispatcher(pool, self._settings) as dispatcher:
             self._part = PartRun(
                 spec,
@@ -95,9 +101,9 @@ class Runner:
             )
             await self._part.execute()
 
-    async def progress(self) -> tuple[Tally, str]:
-        """Counts so far, and what it waits for."""
-        return (self._part.tally, self._part.message) if self._part else (Tally(), "starting")
+    async def progress(self) -> Progress:
+        """How far the part is."""
+        return Progress(self._part.tally, self._part.message) if self._part else Progress(Tally(), "starting")
 
     async def stop(self) -> None:
         """Commit what is finished and end."""
@@ -107,7 +113,7 @@ class Runner:
 
 
 class RemotePart:
-    """See `job.Part`: a part in an actor, which is replaced when it dies."""
+    """See `jobs.job.Part`: a part in an actor, which is replaced when it dies."""
 
     def __init__(self, settings: DriverSettings, job_id: str, number: int, parts: int, span: Span) -> None:
         self._arguments = (settings, job_id, number, parts, span)

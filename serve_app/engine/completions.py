@@ -13,8 +13,8 @@ def sampling_params(chunk: Chunk) -> Any:
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     if chunk.label_ids:
-        # Exact log-probabilities over the whole vocabulary from one generated token. `prompt_logprobs` would
-        # give the same and turn the prefix cache off (vllm#42245).
+        # Exact log-probabilities over the whole vocabulary from one generated token. `prompt_logprobs` gives the same,
+        # but turns the prefix cache off (vllm#42245).
         return SamplingParams(
             max_tokens=1,
             temperature=0.0,

@@ -37,7 +37,7 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 def build_engine(
     options: Mapping[str, Any], sharing: SharingSettings, on_step: Callable[[int | None], None], *, ray_metrics: bool
 ) -> Any:
-    """An AsyncLLM, which calls `on_step` after each step with how many requests wait, if that is known."""
+    """An AsyncLLM that calls `on_step` after each step with the number of waiting requests, if known."""
     from vllm import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -47,7 +47,7 @@ def build_engine(
     # Before the configuration, which names libraries to preload.
     forked = ForkedEngines() if on_cpu() else nullcontext()
     args = AsyncEngineArgs(**options)
-    # The context decides default batch sizes; the server's are the ones `vllm serve` has.
+    # The context sets default batch sizes; take those of `vllm serve`.
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     mark("config")
     use_our_scheduler(config, sharing)
@@ -72,7 +72,7 @@ async def build_app(engine: Any, options: Mapping[str, Any]) -> Any:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     options = dict(options)
-    # Adapters become objects while arguments are parsed, and only there.
+    # Adapters become objects only while arguments are parsed.
     lora = [one if isinstance(one, str) else json.dumps(one) for one in options.pop("lora_modules", None) or ()]
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--lora-modules", *lora] if lora else [])
     for name, value in options.items():
@@ -85,7 +85,7 @@ async def build_app(engine: Any, options: Mapping[str, Any]) -> Any:
 
 
 def use_our_scheduler(config: Any, sharing: SharingSettings) -> None:
-    """Have the engine of a VllmConfig use our scheduler, unless it was given another one."""
+    """Have a VllmConfig's engine use our scheduler, unless it names another."""
     scheduling = config.scheduler_config
     if scheduling.scheduler_cls is not None:
         return
@@ -98,7 +98,7 @@ def _progress_logger(on_step: Any) -> type:
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class ProgressLogger(StatLoggerBase):
-        """Called by vLLM after each engine step; the scheduler's figures are not in every call."""
+        """Called by vLLM after each engine step; not every call has the scheduler's figures."""
 
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
             pass

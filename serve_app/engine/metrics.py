@@ -1,14 +1,14 @@
 """Prometheus metrics: our own of population work, and what `/metrics` answers.
 
 Every process of a node hands its metrics to the node's Ray agent, which serves them on one port, the one to scrape:
-vLLM's of each replica (`ray_vllm_…`, by vLLM's own `RayPrometheusStatLogger`), Serve's and Ray's (`ray_…`), and ours
-(`ray_serve_app_…`). The agent gets them every 10 s (`RAY_metrics_report_interval_ms`). Counters, gauges and buckets
-are exact; the `_sum` of a histogram is not, as the agent knows only buckets and counts each value as the middle of
-its own (ray#64852): for values of 0.030 s in a bucket from 0.025 to 0.05, it was 25 % too large.
+vLLM's (`ray_vllm_…`, by its `RayPrometheusStatLogger`), Serve's and Ray's (`ray_…`), ours (`ray_serve_app_…`). The
+agent gets them every 10 s (`RAY_metrics_report_interval_ms`). Counters, gauges and buckets are exact. A histogram's
+`_sum` is not: the agent counts each value as the middle of its bucket (ray#64852); for values of 0.030 s in a bucket
+from 0.025 to 0.05 it was 25 % too large.
 
-`/metrics` of the HTTP port reaches any one replica. Were its own figures the answer, a counter would jump between
-replicas from one scrape to the next; so it answers for all of its node, under the names that `vllm serve` uses, and
-leaves out what Ray tells of nodes and tasks. Does not know vLLM, only the prefix that its metrics have at the agent.
+`/metrics` of the HTTP port reaches a random replica, whose own counters would jump from scrape to scrape. So it answers
+for the whole node, under the names of `vllm serve`, without what Ray tells of nodes and tasks. Does not know vLLM, only
+its prefix at the agent.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from serve_app.schema import Completion
 
 # Prefix at the agent, and at `/metrics`.
 PREFIXES = {"ray_vllm_": "vllm:", "ray_serve_app_": "serve_app_", "ray_serve_": "ray_serve_"}
-# The longest first: ray_serve_ begins ray_serve_app_, too.
+# Longest first: ray_serve_ is a prefix of ray_serve_app_.
 _LINE = re.compile(rf"^((?:# (?:HELP|TYPE) )?)({'|'.join(sorted(PREFIXES, key=len, reverse=True))})(.*)$", re.MULTILINE)
-# The same in every line of a node, half of the text, and the address is the cluster's own business. WorkerId
-# stays: some of Serve's series differ in nothing else.
+# The same in every line of a node, half of the text, and addresses are the cluster's business. WorkerId stays: some of
+# Serve's series differ in nothing else.
 _CONSTANT = re.compile(r'(?<=[{,])(?:NodeAddress|SessionName|Version|otel_scope_\w+)="(?:[^"\\]|\\.)*"(?:,|(?=}))')
 AGENT_TIMEOUT_S = 5.0
-# Text mode of Prometheus, as prometheus_client names it.
+# Prometheus' text format, as prometheus_client names it.
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CHUNK_SECONDS = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0]
 
@@ -53,11 +53,11 @@ class NodeMetrics:
         except httpx.HTTPError as error:
             self._url, url = "", self._url  # it may come back on another port
             raise ServerUnavailable(f"the node's metrics agent does not answer at {url} ({error!r})") from error
-        return await asyncio.to_thread(public_metrics, response.text)  # a megabyte, on a node with many replicas
+        return await asyncio.to_thread(public_metrics, response.text)  # a megabyte with many replicas
 
 
 def public_metrics(text: str) -> str:
-    """What is vLLM's, Serve's or ours of an agent's answer, by the names of `PREFIXES`."""
+    """The part of an agent's answer that is vLLM's, Serve's or ours, renamed by `PREFIXES`."""
     return "".join(f"{line[1]}{PREFIXES[line[2]]}{_CONSTANT.sub('', line[3])}\n" for line in _LINE.finditer(text))
 
 
@@ -73,7 +73,7 @@ async def _find_agent() -> str:
 
 
 class ChunkMetrics:
-    """Population work of this replica. vLLM's own metrics count it too, together with online requests."""
+    """Population work of this replica. vLLM's metrics count it too, with online requests."""
 
     def __init__(self) -> None:
         from ray.serve import metrics  # adds deployment, replica and application to the tags

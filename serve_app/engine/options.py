@@ -1,7 +1,6 @@
 """Which options the installed vLLM has, found without importing it (an import takes about 9 s).
 
-The names are read from the source of vLLM's own option classes, so they are those of the installed
-version, whatever it is.
+Names are read from the source of vLLM's option classes.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from typing import Any
 
 from serve_app.errors import BadSettings, UnknownOption
 
-# Where vLLM 0.32 defines its options. `tests/engine/test_vllm_api.py` fails when a release moves them.
-# A name that both have is the engine's, which comes last; the front end is given the engine's options too.
+# Where vLLM 0.32 defines its options; `tests/engine/test_vllm_api.py` fails when a release moves them. A name in both
+# is the engine's, which comes last; the front end gets the engine's options too.
 OPTION_CLASSES = {
     "front end": ("entrypoints/launchers/cli_args.py", ("BaseFrontendArgs", "FrontendArgs")),
     "engine": ("engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs")),
 }
-# Checked here, as a wrong one would otherwise show only when the engine starts; vLLM checks the rest.
+# Checked here, as a wrong one would otherwise show only at the engine's start; vLLM checks the rest.
 COUNTS = ("tensor_parallel_size", "block_size", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")
-# Serve owns the address, the number of front ends and the process model; vLLM must not be told otherwise.
+# Serve owns the address, the number of front ends and the process model.
 OWNED = {
     "host": "http_options.host in config.yaml",
     "port": "http_options.port in config.yaml",

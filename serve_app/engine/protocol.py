@@ -1,4 +1,4 @@
-"""The engine's contract. Everything that serves or drives an engine uses this and nothing else of it."""
+"""The engine's contract: all that servers and drivers use of an engine."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Engine(Protocol):
 
     @property
     def waiting(self) -> int:
-        """Requests of anybody that stand in the engine's queue, not yet scheduled."""
+        """All requests in the engine's queue, not yet scheduled."""
 
     async def check_health(self) -> None:
         """Return if the engine makes progress. Raises EngineFailed when it died or hangs."""
 
     async def shutdown(self) -> None:
-        """Stop the engine and every process it started. May be called at any time, and twice."""
+        """Stop the engine and every process it started. Idempotent, at any time."""

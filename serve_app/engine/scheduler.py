@@ -1,26 +1,25 @@
 """Online requests first, in the engine's own steps: vLLM's scheduler, with a bound on what populations get beside them.
 
-vLLM's `priority` orders those who wait. Those who run come before all who wait, whatever their priority, and a step
-takes as many of their tokens as fit: here a step of 4,096 tokens of a population lasts 3.6 s, and an online request
-waits for the one that runs and for the one that is planned behind it. So, while online requests are open and
-`online_linger_s` longer:
+vLLM's `priority` orders waiting requests only. Running ones come before them whatever their priority, and fill the
+step: here a step of 4,096 population tokens lasts 3.6 s, and an online request waits for the running step and the one
+planned behind it. So, while online requests are open and `online_linger_s` longer:
 
     an online request waits   the step is for online requests alone
     none waits                running online requests go first; populations get `population_step_tokens` of the step
     in both                   … and an eighth of the engine's seats (max_num_seqs) is kept for those that come
 
-and then, for `standby_s`, populations' steps have `standby_step_tokens`: the next online request, the first of a burst,
-waits for two of those at most. Shorter steps cost populations some of their rate (here 256 tokens 12 %, 512 tokens 6 %,
-1,024 tokens 2 %), so an engine that has had no online request makes the very steps that vLLM makes.
+and then, for `standby_s`, populations' steps have `standby_step_tokens`: the first request of the next burst waits for
+two of those at most. Shorter steps cost populations some rate (here 256 tokens 12 %, 512 tokens 6 %, 1,024 tokens 2 %),
+so without online requests the steps are vLLM's own.
 
-Whoever's it is, a step takes no more tokens than this engine computes in `max_step_s` (`StepClock`): 4,096 tokens of
-the default model are 15 s on a processor without AVX512, beside a second replica.
+No step takes more tokens than this engine computes in `max_step_s` (`StepClock`): 4,096 tokens of the default model are
+15 s on a processor without AVX512, beside a second replica.
 
 Population means a priority above 0, online any from 0 down to the health probe's.
 
-Loaded by vLLM itself, in EngineCore's process. Steps on the
-pinned version's fields: `max_num_scheduled_tokens` and `max_num_active_reqs` bound one step, and a request whose
-`next_decode_eligible_step` lies ahead is passed over. `tests/engine/test_scheduler.py` runs vLLM's scheduler with it.
+vLLM loads this in EngineCore's process. Steps are bounded by the pinned version's `max_num_scheduled_tokens` and
+`max_num_active_reqs`, and a request whose `next_decode_eligible_step` lies ahead is skipped.
+`tests/engine/test_scheduler.py` runs vLLM's scheduler with it.
 """
 
 from __future__ import annotations
@@ -38,25 +37,25 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from serve_app.settings import PROBE_PRIORITY, SHARING_KEY, SharingSettings
 
-# Of the seats, kept free for the online requests that will come.
+# Share of the seats kept free for coming online requests.
 RESERVED_SHARE = 1 / 8
-# Tokens of a CPU engine's first steps, before anything was measured: 0.2 s where vLLM is at home, and at a hundredth of
-# that speed still a step that ends.
+# Tokens of a CPU engine's first, unmeasured steps: 0.2 s on a usual processor, and at a hundredth of that speed still a
+# step that ends.
 FIRST_TOKENS = 64
 LEAST_TOKENS = 8
-# Of what is known of a step's time, the weight that stays at each further step.
+# Weight that earlier measurements keep at each further step.
 MEMORY = 0.9
-# A step counts as at most so many times as long as it was expected to be.
+# A step counts as at most so many times its expected length.
 OUTLIER = 4.0
 
 
 class StepClock:
     """How many tokens of this engine's steps take `max_step_s`, by the steps so far; from `first` on, up to `most`.
 
-    A step of n tokens takes a + b·n, fitted by least squares to the steps so far, each with MEMORY times the weight of
-    the one after it. On a busy machine most of it may be a, what no step goes without: then shorter steps would only
-    cost throughput, so a step has at least as many tokens as take as long as a. The bound falls to a quarter and rises
-    to the double at most from one step to the next.
+    A step of n tokens takes a + b·n, by least squares over the steps so far, each with MEMORY times the weight of the
+    next. On a busy machine most of it may be the fixed a; shorter steps would then only cost throughput, so a step has
+    at least the tokens that take as long as a. From one step to the next the bound falls to a quarter or doubles at
+    most.
     """
 
     def __init__(self, max_step_s: float, *, first: int, most: int) -> None:
@@ -75,7 +74,7 @@ class StepClock:
         self._planned[id(step)] = time.monotonic()
 
     def done(self, step: object, tokens: int) -> None:
-        """It is finished. Where the next step is planned ahead, it begins only when the one before is done."""
+        """It is finished. A step planned ahead begins when the one before is done."""
         now = time.monotonic()
         began = max(self._planned.pop(id(step), now), self._last_done)
         self._last_done = now
@@ -83,7 +82,7 @@ class StepClock:
             self._learn(tokens, now - began)
 
     def _learn(self, tokens: int, seconds: float) -> None:
-        if self._token_s is not None:  # one that was held up, by the machine, should not tell of all that come
+        if self._token_s is not None:  # a step held up by the machine should not count in full
             seconds = min(seconds, OUTLIER * (self._fixed_s + self._token_s * tokens))
         seen = (1.0, tokens, seconds, tokens**2, tokens * seconds)
         self._sums = [MEMORY * total + one for total, one in zip(self._sums, seen, strict=True)]
@@ -95,7 +94,7 @@ class StepClock:
         self.tokens = int(min(max(bound, LEAST_TOKENS), self._most))
 
     def _fit(self) -> float:
-        """Seconds of a token, b, above 0; what is fixed, a, is learned only of steps of different lengths."""
+        """Seconds of a token, b, above 0; the fixed part, a, is learned only from steps of different lengths."""
         weight, n, t, nn, nt = self._sums
         variance = weight * nn - n * n
         if variance > 0.01 * nn * weight:
@@ -107,14 +106,14 @@ class StepClock:
 
 
 class OnlineFirst:
-    """Mixed into one of vLLM's schedulers. Without the policy `priority` it only bounds steps by time."""
+    """Mixed into vLLM's schedulers. Without the policy `priority` it only bounds steps by time."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         scheduler: Any = self
         self._sharing = read_settings(scheduler.vllm_config.additional_config)
         self._online_until = self._standby_until = -math.inf
-        # The last step that was for online requests alone had none that could run.
+        # The last step for online requests alone had none that could run.
         self._blocked = False
         self._clock = make_clock(scheduler, self._sharing)
 
@@ -137,7 +136,7 @@ class OnlineFirst:
         scheduler: Any = self
         if self._sharing.population_step_tokens is None or scheduler.vllm_config.scheduler_config.policy != "priority":
             return super().schedule(*args, **kwargs)  # type: ignore[misc]
-        # In order of priority, so that only those that matter are looked at.
+        # In order of priority: stop at the first that does not matter.
         urgent = takewhile(lambda request: request.priority <= 0, scheduler.waiting)
         waiting = [request for request in urgent if is_online(request)]
         running = [request for request in scheduler.running if is_online(request)]
@@ -151,14 +150,14 @@ class OnlineFirst:
         elif self._sharing.standby_step_tokens is not None and now <= self._standby_until:
             lower(scheduler, tokens=self._sharing.standby_step_tokens)
         step: Any = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        # One that waits for its grammar, say: populations need not wait with it.
+        # Waits for its grammar, say: populations need not wait too.
         self._blocked = alone and not step.total_num_scheduled_tokens
         return step
 
     def _put_online_first(self, waiting: list[Any], running: list[Any]) -> bool:
-        """Set the limits of a step while online requests are open; whether it is for them alone."""
+        """Set a step's limits while online requests are open; returns whether it is for them alone."""
         scheduler: Any = self
-        scheduler.running.sort(key=lambda request: not is_online(request))  # stable: else in their order
+        scheduler.running.sort(key=lambda request: not is_online(request))  # stable: otherwise in their order
         if waiting and not self._blocked and len(scheduler.running) < scheduler.max_num_active_reqs:
             for request in scheduler.running[len(running) :]:
                 request.next_decode_eligible_step = scheduler.current_step + 2  # `schedule` adds one first
@@ -171,7 +170,7 @@ class OnlineFirst:
 
 
 class OnlineFirstScheduler(OnlineFirst, Scheduler):
-    """For engines that plan a step when the one before is done, as for embeddings."""
+    """For engines that plan a step after the one before, as for embeddings."""
 
 
 class OnlineFirstAsyncScheduler(OnlineFirst, AsyncScheduler):
@@ -180,7 +179,7 @@ class OnlineFirstAsyncScheduler(OnlineFirst, AsyncScheduler):
 
 @contextmanager
 def limits(scheduler: Any) -> Iterator[None]:
-    """Afterwards the bounds of a step are what they were."""
+    """Restores the bounds of a step afterwards."""
     tokens, seats = scheduler.max_num_scheduled_tokens, scheduler.max_num_active_reqs
     try:
         yield
@@ -197,17 +196,17 @@ def lower(scheduler: Any, *, tokens: int | None = None, seats: int | None = None
 
 
 def make_clock(scheduler: Any, sharing: SharingSettings) -> StepClock | None:
-    """None where steps may not be cut: without chunked prefill a prompt that is longer than a step never runs."""
+    """None where steps may not be cut: without chunked prefill a prompt longer than a step never runs."""
     scheduling = scheduler.vllm_config.scheduler_config
     if sharing.max_step_s is None or not scheduling.enable_chunked_prefill or scheduling.disable_chunked_mm_input:
         return None
     most = scheduler.max_num_scheduled_tokens
-    # A GPU's first steps need no care, and its usual ones are far below the bound.
+    # A GPU's steps are far below the bound.
     return StepClock(sharing.max_step_s, first=FIRST_TOKENS if current_platform.is_cpu() else most, most=most)
 
 
 def is_online(request: Any) -> bool:
-    """Whether populations give way to it; a health probe's waits are nobody's."""
+    """Whether populations give way to it; nobody needs to for a health probe."""
     return bool(PROBE_PRIORITY < request.priority <= 0)
 
 
@@ -217,6 +216,6 @@ def missing_tokens(request: Any) -> int:
 
 
 def read_settings(additional_config: Any) -> SharingSettings:
-    """What `vllm.py` has put there."""
+    """Settings left by `vllm.py`."""
     given = additional_config.get(SHARING_KEY) if isinstance(additional_config, Mapping) else None
     return SharingSettings.model_validate(given or {})

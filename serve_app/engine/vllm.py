@@ -1,8 +1,8 @@
 """The adapter: vLLM's AsyncLLM with the multiprocessing executor, behind our engine protocol.
 
-vLLM is imported only once an engine starts, and in this room alone: `launch.py` builds it, `running.py` looks into it,
-`completions.py` speaks its language. `vllm/__init__.py` exports a small supported API; all else used here moves between
-minor versions, so vLLM is pinned exactly and `tests/engine/test_vllm_api.py` imports every name.
+vLLM is imported only when an engine starts, and only in this room: `launch.py` builds it, `running.py` inspects it,
+`completions.py` converts. `vllm/__init__.py` exports a small supported API; the rest moves between minor versions, so
+vLLM is pinned exactly and `tests/engine/test_vllm_api.py` imports every name.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ from serve_app.schema import Chunk, Completion, EngineInfo, pack_tokens, unpack_
 from serve_app.settings import PROBE_PRIORITY, HealthSettings, SharingSettings
 
 logger = logging.getLogger(__name__)
-# A prefix is shared in whole blocks. vLLM's default of 128 tokens on CPU served 494 shared tokens out of
-# 526 at 18-21 rows/s, 32 at 41-50 (84.5 and 93.6 % of tokens cached). The CPU kernels want a multiple of 32.
+# Prefixes are shared in whole blocks. vLLM's default of 128 tokens on CPU served 494 shared tokens out of 526 at 18-21
+# rows/s, 32 at 41-50 (84.5 and 93.6 % of tokens cached). CPU kernels need a multiple of 32.
 CPU_BLOCK_SIZE = 32
-# A step that takes longer hangs, whatever the processors do: on CPU the first one may be of any length, as nothing was
-# measured yet (engine/scheduler.py).
+# A step that takes longer hangs. On CPU the first, unmeasured one may be long (engine/scheduler.py).
 CPU_STEP_TIMEOUT_S, GPU_STEP_TIMEOUT_S = 900.0, 60.0
-# W3C Trace Context of a trace that is not sampled: without a parent, each row of a population would begin a trace.
+# W3C Trace Context of an unsampled trace: without a parent, each row would begin a trace.
 UNSAMPLED = {"traceparent": f"00-{'1' * 32}-{'1' * 16}-00"}
 DEFAULT_SHARING = SharingSettings()
 
@@ -54,8 +53,8 @@ DEFAULT_SHARING = SharingSettings()
 class VLLMEngine:
     """See `engine.protocol.Engine`. `options` are vLLM's, by vLLM's names; `replicas` share this host.
 
-    `meter` is given the AsyncLLM before anything uses it, to count what passes. With `ray_metrics`, which needs Ray,
-    vLLM's metrics go to the node's Ray agent.
+    `meter` gets the AsyncLLM before anything uses it, to count what passes. With `ray_metrics`, which needs Ray, vLLM's
+    metrics go to the node's Ray agent.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class VLLMEngine:
         options = self._prepare_options()
         engine_options, frontend = split_options(options)
         logger.info("starting vLLM with %s", ", ".join(sorted(engine_options)))  # not the values: hf_token is one
-        # While EngineCore and the workers load, this process has nothing else to do.
+        # This process is idle while EngineCore and the workers load.
         front_end = asyncio.get_running_loop().run_in_executor(None, import_front_end)
         try:
             self._engine = build_engine(engine_options, self._sharing, self._on_step, ray_metrics=self._ray_metrics)
@@ -117,7 +116,7 @@ class VLLMEngine:
             await self.shutdown()
             if isinstance(error, ServeAppError):
                 raise
-            if isinstance(error, (ValueError, AssertionError)):  # vLLM's validation of its own options
+            if isinstance(error, (ValueError, AssertionError)):  # vLLM's validation of its options
                 raise BadSettings(f"vLLM refused its options: {summary(error)}") from error
             if isinstance(error, Exception):
                 raise EngineFailed(f"vLLM did not start: {summary(error)}") from error
@@ -153,7 +152,7 @@ class VLLMEngine:
         )
 
     def _prepare_options(self) -> dict[str, Any]:
-        """The options with every default that depends on the model or the machine filled in."""
+        """The options with all defaults that depend on model or machine filled in."""
         options = {**self._options, "distributed_executor_backend": "mp"}
         served = options.get("served_model_name")
         names = [served] if isinstance(served, str) else list(served or [options["model"]])
@@ -167,14 +166,14 @@ class VLLMEngine:
 
     def _fit_to_cpu(self, options: dict[str, Any], ranks: int) -> None:
         free, total = memory_bytes()
-        read_config(options["model"], fetch=True)  # what it is made for decides the type
+        read_config(options["model"], fetch=True)  # the model's own type decides ours
         fit = fit_to_host(options, options["model"], replicas=self._replicas, total=total, free=free)
         if fit.chosen is not None:
             options["dtype"], self._dtype_reason = fit.chosen
             logger.info("computing in %s: %s; engine.dtype sets another type", *fit.chosen)
         options["kv_cache_memory_bytes"] = fit.kv
         options.setdefault("block_size", CPU_BLOCK_SIZE)
-        if BINDING_ENV not in os.environ:  # an operator's own binding stands
+        if BINDING_ENV not in os.environ:  # an operator's binding stands
             cores_per_rank = max(1, int(self._assigned_cpus) // ranks)
             self._cores = claim_cores(ranks, cores_per_rank, cores=available_cores())
             os.environ[BINDING_ENV] = self._cores.binding
@@ -213,7 +212,7 @@ class VLLMEngine:
         try:
             return tuple(await asyncio.gather(*tasks))
         finally:
-            for task in tasks:  # if one raised, the others' requests are aborted
+            for task in tasks:  # if one raised, abort the others
                 task.cancel()
 
     @property

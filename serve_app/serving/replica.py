@@ -20,8 +20,8 @@ from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
 from serve_app.serving import telemetry
 from serve_app.serving.gate import accounting
 from serve_app.serving.gate.middleware import Gate
+from serve_app.serving.requests.asgi import Answer, HttpRequest, TokenCounts, call_app, forward
 from serve_app.serving.requests.http_rows import answer_requests
-from serve_app.serving.requests.piece import Answer, Piece, answer_piece, forward
 from serve_app.serving.requests.sharding import HandlePeers, Sharding
 from serve_app.serving.routes import add_routes, close_admin_routes
 from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
@@ -29,24 +29,24 @@ from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
 
 @serve.deployment(
     name=REPLICA_DEPLOYMENT,
-    # The engine queues and batches by itself; Serve's own limit only has to be above what it should see.
+    # The engine queues and batches; Serve's own limit only has to be above.
     max_ongoing_requests=512,
-    # A start that failed for a wrong setting fails again: tell the user soon.
+    # A wrong setting fails every time: report it soon.
     max_constructor_retry_count=2,
     health_check_period_s=5,
-    # Above what a check takes that finds a hang (HealthSettings), so that the replica itself says what is wrong.
+    # Above what a check needs to find a hang (HealthSettings), so that the replica itself says what is wrong.
     health_check_timeout_s=90,
-    # A replica that leaves, by a deploy or a scale-down, first finishes its streams.
+    # A replica that leaves first finishes its streams.
     graceful_shutdown_timeout_s=600,
-    # The driver asks each replica once a second who it is; vLLM logs its own requests.
+    # The driver polls each replica once a second; vLLM logs its own requests.
     logging_config={"enable_access_log": False},
 )
 @serve.ingress()
 class Replica:
     """Serves HTTP by the engine's application, and chunks of a population by handle.
 
-    The application is bound late (`__serve_build_asgi_app__`), as it exists only once the engine runs; so a
-    replica counts as ready only after it generated a token.
+    The application exists only once the engine runs, so it is bound late (`__serve_build_asgi_app__`): a replica is
+    ready only after it generated a token.
     """
 
     async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Serve awaits it
@@ -72,7 +72,7 @@ class Replica:
         return self._asgi
 
     async def run_chunk(self, chunk: Chunk, *, replica_id: str | None = None) -> ChunkResult:
-        """Complete every prompt of the chunk. `replica_id` is for the router; the result says who ran it.
+        """Complete every prompt of the chunk. `replica_id` is for the router.
 
         Raises EngineFailed when the engine is lost; nothing of the chunk is then done.
         """
@@ -85,15 +85,15 @@ class Replica:
         engine = self._engine
         return await answer_requests(engine.app(), chunk, model=engine.info.model, check_health=engine.check_health)
 
-    async def complete(self, piece: Piece, *, replica_id: str | None = None) -> Answer:
-        """Answer a part of a peer's HTTP request (`requests/sharding.py`). `replica_id` is for the router."""
+    async def complete(self, request: HttpRequest, *, replica_id: str | None = None) -> Answer:
+        """Answer a part of a peer's request (`requests/sharding.py`). `replica_id` is for the router."""
         with accounting.use(accounting.Account(self._access.max_prompt_tokens)) as account:
-            answer = await answer_piece(self._engine.app(), piece, self._replica_id)
-        return msgspec.structs.replace(answer, tokens=(account.prompt_tokens, account.completion_tokens))
+            answer = await call_app(self._engine.app(), request, self._replica_id)
+        return msgspec.structs.replace(answer, tokens=TokenCounts(account.prompt_tokens, account.completion_tokens))
 
-    async def forward(self, request: Piece) -> AsyncIterator[list[Message]]:
-        """Answer an HTTP request that came by handle (`models/deployment.py`)."""
-        async with aclosing(forward(self._asgi, request)) as answer:  # a call that is closed aborts at once
+    async def forward(self, request: HttpRequest) -> AsyncIterator[list[Message]]:
+        """Answer a request that came by handle (`models/deployment.py`)."""
+        async with aclosing(forward(self._asgi, request)) as answer:  # closing aborts at once
             async for messages in answer:
                 yield messages
 
@@ -104,7 +104,7 @@ class Replica:
         return ReplicaInfo(self._replica_id, context.get_node_id(), os.getpid(), gpus, self._engine.info)
 
     async def check_health(self) -> None:
-        """Serve calls this, and replaces the replica after it failed three times in a row."""
+        """Called by Serve, which replaces the replica after three failures in a row."""
         await self._engine.check_health()
 
     async def __del__(self) -> None:

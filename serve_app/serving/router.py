@@ -1,21 +1,21 @@
-"""Which replica takes a call: the one it names, the one that knows its session, or the less loaded of two.
+"""Which replica takes a call: the one it names, its session's, or the less loaded of two.
 
-Knows a call's keyword arguments and its session; does not know what is asked. Uses Serve's request-router extension
-(alpha in Ray 2.60), which pickles this module by value into the proxies: it imports nothing of ours at run time.
+Knows a call's keyword arguments and session, not its content. Uses Serve's request-router extension (alpha in Ray
+2.60), which pickles this module by value into the proxies: it imports nothing of ours at run time.
 
-- The driver keeps a window of chunks open to each replica it chose, so it says which one a chunk is for.
-- A session is whatever the header `x-session-id` says (RAY_SERVE_SESSION_ID_HEADER_KEY), or `session_id` of a handle's
-  options. Its turns go where their prefix is cached, by rendezvous hashing over the replicas' ids: every proxy picks
-  the same replica without asking anybody, and a replica that comes or goes moves only the sessions that are its own.
-- The load check is of the preferred replica only (vllm-router#238): an imbalance among others is no reason to leave it.
+- The driver keeps a window of chunks open to each replica it chose, so it names one for each chunk.
+- A session is the header `x-session-id` (RAY_SERVE_SESSION_ID_HEADER_KEY), or `session_id` of a handle's options.
+  Rendezvous hashing over the replicas' ids sends its turns to where their prefix is cached: every proxy picks the same
+  replica without asking, and a replica that comes or goes moves only its own sessions.
+- Only the preferred replica's load is checked (vllm-router#238): an imbalance among others is no reason to leave it.
 
-Prompts that share a prefix without being turns of one talk get the same by sending a name of that prefix in the same
-header. The router cannot find it out: of an HTTP request Serve's proxy gives it the pickled ASGI scope, and the body
-is fetched by the replica that was chosen (`ASGIProxyRequest.serialized_replica_arg`, `receive_asgi_messages`). Reading
-the body in front costs a second hop, as ray.serve.llm has. Where there is one anyway, for several models on one URL,
-OpenAI's own `prompt_cache_key` counts as session (`models/directory.py`).
+Prompts that share a prefix get the same by sending a common name in that header. The router cannot see the prefix:
+Serve's proxy gives it the pickled ASGI scope, and the chosen replica fetches the body
+(`ASGIProxyRequest.serialized_replica_arg`, `receive_asgi_messages`). Reading the body first costs a second hop, as in
+ray.serve.llm. With several models on one URL that hop exists, and OpenAI's `prompt_cache_key` counts as session
+(`models/directory.py`).
 
-Behind HAProxy none of this runs for HTTP requests: it chooses by itself, and Serve refuses a router on an ingress.
+Behind HAProxy none of this runs for HTTP requests: it chooses itself, and Serve refuses a router on an ingress.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TARGET = "replica_id"
 class TargetedRequestRouter(RequestRouter):
     """Power of two choices, unless the call names a replica or belongs to a session.
 
-    A call for a replica that is gone goes to any other, rather than waiting for ever: its result says who ran it.
+    If the named replica is gone, any other takes the call: its result says who ran it.
     """
 
     _affinity = False
@@ -45,7 +45,7 @@ class TargetedRequestRouter(RequestRouter):
     def initialize_state(
         self, *, session_affinity: bool = False, session_slack_requests: int = 0, session_load_factor: float = 1.0
     ) -> None:
-        """Serve calls it with `request_router_kwargs`: the fields of `settings.RoutingSettings`."""
+        """Called by Serve with `request_router_kwargs`: the fields of `settings.RoutingSettings`."""
         self._affinity = session_affinity
         self._slack_requests = session_slack_requests
         self._load_factor = session_load_factor
@@ -53,10 +53,10 @@ class TargetedRequestRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Ranks of replicas: of the first rank with one that takes more calls, Serve picks the least loaded."""
+        """Ranks of replicas: Serve picks the least loaded of the first rank that has room."""
         if pending_request is None:
             return [any_two(candidate_replicas)]
-        # Without it the router asks again at once, and spins, when the chosen replicas take no more calls.
+        # Else the router retries at once, and spins, while the chosen replicas are full.
         pending_request.routing_context.should_backoff = True
         target = pending_request.kwargs.get(TARGET)
         if target is not None:
@@ -71,11 +71,11 @@ class TargetedRequestRouter(RequestRouter):
         by_id = {replica.replica_id.unique_id: replica for replica in replicas}
         chosen = preferred(session, by_id)
         others = [replica for name, replica in by_id.items() if name != chosen]
-        # Serve's own counts, from each answer of a replica; it asks again for those that are old or at the limit.
+        # Serve's own counts, from replicas' answers; old ones and those at the limit are asked again.
         queued = {name: self.replica_queue_len_cache.get(replica.replica_id) for name, replica in by_id.items()}
         if overloaded(chosen, queued, slack_requests=self._slack_requests, load_factor=self._load_factor):
             return [any_two(others)]
-        return [[by_id[chosen]], any_two(others)]  # the others, where the first takes no more calls
+        return [[by_id[chosen]], any_two(others)]  # the others, if the first is full
 
 
 def preferred(session: str, replica_ids: Iterable[str]) -> str:
@@ -88,10 +88,10 @@ def preferred(session: str, replica_ids: Iterable[str]) -> str:
 
 
 def overloaded(chosen: str, queued: Mapping[str, int | None], *, slack_requests: int, load_factor: float) -> bool:
-    """Whether so many calls are open at `chosen` that its cached prefix is not worth the wait.
+    """Whether `chosen` has so many open calls that its cached prefix is not worth the wait.
 
-    `queued` are calls that run or wait, by replica; None is unknown and not counted. They are compared with the mean
-    of the others and not with the idlest, or one replica that just came would draw every session away from its own.
+    `queued` are running and waiting calls by replica; None is unknown and not counted. Compared with the mean of the
+    others: against the idlest, a new replica would draw every session away.
     """
     own = queued[chosen]
     others = [calls for name, calls in queued.items() if name != chosen and calls is not None]

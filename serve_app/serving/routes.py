@@ -1,8 +1,6 @@
-"""Makes an engine's HTTP application a whole OpenAI server, and closes what the public must not reach.
+"""Makes an engine's HTTP application a whole OpenAI server, and closes its administrative routes.
 
-Knows FastAPI, and the paths of vLLM 0.32; both it takes as it finds them, so it does not import vLLM.
-
-Added or put right:
+Knows FastAPI and the paths of vLLM 0.32, without importing vLLM. Adds or corrects:
 
     GET /v1/models/{id}   vLLM lists models, and does not answer for one
     errors                vLLM answers 404 and 405 of unknown paths and methods as {"detail": …}, and some bodies
@@ -32,16 +30,15 @@ from serve_app.serving.unknown_model import UnknownModel
 
 logger = logging.getLogger(__name__)
 
-# vLLM's administrative routes. Each acts on one replica, at random; none asks for a key (vLLM's own guards only
-# /v1, /v2, /inference and /cohere). `tests/serving/test_routes.py` fails when a release adds a route that is not here
-# and not known to be public.
+# vLLM's administrative routes. Each acts on one random replica and needs no key (vLLM guards only /v1, /v2, /inference
+# and /cohere). `tests/serving/test_routes.py` fails when a release adds an unknown route.
 ADMIN_ROUTES = frozenset(
     {
-        # Always there where the model generates text:
-        "/scale_elastic_ep",  # stops and starts engines, and answers all else with 503 meanwhile
+        # Always there for models that generate text:
+        "/scale_elastic_ep",  # restarts engines; all else gets 503 meanwhile
         "/is_scaling_elastic_ep",
         "/kv_event_sources",  # addresses inside the cluster
-        # enable_scale_out, tokens_only: anybody could end anybody's requests
+        # enable_scale_out, tokens_only: ends anybody's requests
         "/inference/v1/abort_requests",
         "/abort_requests",
         # enable_fault_tolerance
@@ -50,7 +47,7 @@ ADMIN_ROUTES = frozenset(
         # profiler_config
         "/start_profile",
         "/stop_profile",
-        # VLLM_ALLOW_RUNTIME_LORA_UPDATING: loads any path, on one replica of many
+        # VLLM_ALLOW_RUNTIME_LORA_UPDATING: loads any path, on one replica
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
         "/adapters",
@@ -87,7 +84,7 @@ ADMIN_ROUTES = frozenset(
 def add_routes(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None:
     """Add what is missing. `scrape` gives the text of `/metrics`, or raises ServerUnavailable.
 
-    To be called before the application's first request.
+    Call before the first request.
     """
     # SageMaker's package, which vLLM uses, has built it already, without what is added here.
     app.middleware_stack = None
@@ -99,9 +96,9 @@ def add_routes(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None:
 
 
 def close_admin_routes(app: FastAPI, keep: Collection[str] = ()) -> None:
-    """Remove vLLM's administrative routes but those in `keep`; they are then unknown paths.
+    """Remove vLLM's administrative routes except `keep`; they become unknown paths.
 
-    Raises BadSettings for a path in `keep` that is none of them.
+    Raises BadSettings for a path in `keep` that is not one of them.
     """
     if unknown := sorted(set(keep) - ADMIN_ROUTES):
         raise BadSettings(f"{unknown[0]!r} is none of vLLM's: {', '.join(sorted(ADMIN_ROUTES))}", field="admin_routes")
@@ -109,7 +106,7 @@ def close_admin_routes(app: FastAPI, keep: Collection[str] = ()) -> None:
 
 
 def _shape_errors(app: FastAPI) -> None:
-    # vLLM has a handler for FastAPI's HTTPException; routing raises its base class, Starlette's.
+    # vLLM handles FastAPI's HTTPException; routing raises its base class, Starlette's.
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         path, status = request.url.path, HTTPStatus(error.status_code)
@@ -117,7 +114,7 @@ def _shape_errors(app: FastAPI) -> None:
             HTTPStatus.NOT_FOUND: f"There is no {path} here.",
             HTTPStatus.METHOD_NOT_ALLOWED: f"{path} does not take {request.method}.",
         }
-        # A route's own words where it gave some: without, the detail is the status's phrase.
+        # A route's own message, unless it is the status's phrase.
         message = messages.get(status, error.detail) if error.detail == status.phrase else error.detail
         answer = _error(status, message)
         answer.headers.update(error.headers or {})
@@ -127,8 +124,8 @@ def _shape_errors(app: FastAPI) -> None:
 def _blame_the_client(app: FastAPI) -> None:
     on_fault: Any = app.exception_handlers.get(Exception)
 
-    # What vLLM's own validators raise for `structured_outputs: "json"` or `tools: [{}]`: they look into a value before
-    # they know its type, and pydantic lets these two errors pass.
+    # From vLLM's validators of `structured_outputs: "json"` or `tools: [{}]`: they use a value before checking its
+    # type, and pydantic does not catch these two errors.
     @app.exception_handler(AttributeError)
     @app.exception_handler(KeyError)
     async def on_programming_error(request: Request, error: Exception) -> Response:
@@ -145,7 +142,7 @@ def _blame_the_client(app: FastAPI) -> None:
 
 
 def _in_endpoint(error: Exception) -> bool:
-    """Whether the request had been read when the error was raised."""
+    """Whether the error was raised after the request was read."""
     return any(frame.name == run_endpoint_function.__name__ for frame in traceback.extract_tb(error.__traceback__))
 
 
@@ -153,7 +150,7 @@ def _add_model(app: FastAPI) -> None:
     @app.get("/v1/models/{model_id:path}", summary="Show Model", responses={404: {"description": "No such model"}})
     async def show_model(model_id: str, request: Request) -> Response:
         """One of the models that `/v1/models` lists, LoRA adapters too."""
-        # Asked of the application itself, as its client would: all that is served is then known here.
+        # Ask the application as a client would: it knows all models.
         transport = httpx.ASGITransport(app)
         headers = {name: request.headers[name] for name in ("authorization",) if name in request.headers}
         async with httpx.AsyncClient(transport=transport, base_url="http://replica", headers=headers) as client:
@@ -171,7 +168,7 @@ def _replace_metrics(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None
 
     @app.get("/metrics", summary="Metrics of this node", response_class=Response)
     async def metrics() -> Response:
-        """What vLLM, Serve and the driver count on this node, in Prometheus' text format; up to 10 s old."""
+        """Metrics of vLLM, Serve and the driver on this node, in Prometheus' text format; up to 10 s old."""
         try:
             return Response(await scrape(), media_type=MEDIA_TYPE)
         except ServerUnavailable as error:

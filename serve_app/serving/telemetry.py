@@ -1,14 +1,14 @@
-"""OpenTelemetry: one trace a request, of the replica's server span and vLLM's span of the engine below it.
+"""OpenTelemetry: one trace a request, of the replica's server span and vLLM's engine span below it.
 
     client's traceparent ─> POST /v1/chat/completions     this module, by OpenTelemetry's ASGI middleware
                             └ llm_request                 vLLM, with time in queue, to first token, tokens
 
-On where the environment has OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT), or the engine's options have
-`otlp_traces_endpoint`; else nothing is imported and the application is left as it is. All other settings are
-OpenTelemetry's own environment variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLP_HEADERS, …).
+On with OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) or the engine option `otlp_traces_endpoint`; otherwise
+nothing is imported. Other settings are OpenTelemetry's environment variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME,
+OTEL_EXPORTER_OTLP_HEADERS, …).
 
-Serve's own tracing (RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH) is not used: in Ray 2.60 it makes a trace of each call by
-handle too, every poll of the driver, and forgets between processes that a trace is not sampled.
+Serve's own tracing (RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH) is not used: in Ray 2.60 it also traces each call by
+handle, every poll of the driver, and loses the sampling decision between processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROTOCOL, TRACES_PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_T
 HTTP, GRPC = "http/protobuf", "grpc"
 SERVICE_NAME, RESOURCE = "OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"
 OPTION = "otlp_traces_endpoint"
-# Polled by machines, or without an engine behind them.
+# Polled by machines, or without an engine.
 NOT_TRACED = "/health$,/ping$,/load$,/version$,/metrics$"
 CONTEXT_HEADERS = (b"traceparent", b"tracestate")
 FLUSH_MS = 5000
@@ -34,16 +34,16 @@ FLUSH_MS = 5000
 def configure(
     options: Mapping[str, Any], replica_id: str, environment: MutableMapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """The engine's options with the traces' endpoint, if there is one; to be called before the engine starts.
+    """The engine's options with the traces' endpoint, if any; call before the engine starts.
 
-    Leaves in the environment, which EngineCore and its workers inherit, what they and OpenTelemetry's SDK read there.
-    Raises BadSettings for a protocol that vLLM has not.
+    Sets in the environment what EngineCore, its workers and OpenTelemetry's SDK read there. Raises BadSettings for a
+    protocol that vLLM lacks.
     """
     traces = options.get(OPTION) or environment.get(TRACES_ENDPOINT) or _from_base(environment)
     if not traces:
         return dict(options)
     if not options.get(OPTION) or environment.get(PROTOCOL):
-        # vLLM reads only the variable of traces, and takes gRPC for the default; OpenTelemetry's is HTTP.
+        # vLLM reads only the traces' variable, and defaults to gRPC; OpenTelemetry defaults to HTTP.
         environment.setdefault(TRACES_PROTOCOL, _protocol(environment))
     environment[TRACES_ENDPOINT] = traces
     environment.setdefault(SERVICE_NAME, "serve_app")
@@ -66,7 +66,7 @@ def _protocol(environment: Mapping[str, str]) -> str:
 
 
 def traced(app: ASGIApp, environment: Mapping[str, str] = os.environ) -> ASGIApp:
-    """The application with a server span a request, or as it is where tracing is off; once the engine runs.
+    """The application with a server span a request; unchanged if tracing is off. Call once the engine runs.
 
     Raises BadSettings if OpenTelemetry's ASGI instrumentation is not installed.
     """
@@ -85,13 +85,13 @@ def traced(app: ASGIApp, environment: Mapping[str, str] = os.environ) -> ASGIApp
         PassContext(app),
         excluded_urls=NOT_TRACED,
         meter_provider=NoOpMeterProvider(),  # counted by Serve
-        exclude_spans=["receive", "send"],  # one for each token of a stream
+        exclude_spans=["receive", "send"],  # one per streamed token
     )
     return Traced(app, middleware)
 
 
 def _set_provider(environment: Mapping[str, str]) -> None:
-    """Have spans sent, unless vLLM sees to it already: there is one provider in a process."""
+    """Have spans sent, unless vLLM does: a process has one provider."""
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -113,7 +113,7 @@ def _set_provider(environment: Mapping[str, str]) -> None:
 
 
 def flush(environment: Mapping[str, str] = os.environ) -> None:
-    """Send the spans that are still here; blocks up to FLUSH_MS. Serve ends a replica without a word to the SDK."""
+    """Send the remaining spans; blocks up to FLUSH_MS. Serve ends a replica without telling the SDK."""
     if environment.get(TRACES_ENDPOINT):
         from opentelemetry import trace
 
@@ -136,13 +136,13 @@ class Traced:
 
 
 class PassContext:
-    """Puts the current span where vLLM looks for its parent: into the request's headers."""
+    """Puts the current span into the request's headers, where vLLM looks for its parent."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        # Not the configured propagators: vLLM reads W3C Trace Context, whatever the client speaks.
+        # Not the configured propagators: vLLM reads only W3C Trace Context.
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         context: dict[str, str] = {}

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from serve_app.dispatch.dispatcher import Dispatcher
-from serve_app.dispatch.pool import DispatchSettings, RowResult
+from serve_app.dispatch.pool import DispatchSettings
+from serve_app.dispatch.rows import RenderedRow, RowResult
+from serve_app.dispatch.stream import Stream
 from serve_app.schema import Chunk, pack_tokens
 from tests.fakes import FakePool
 
@@ -19,10 +21,10 @@ async def dispatch(
     prompts: Sequence[bytes],
     sizes: DispatchSettings = FAST,
     limit: Callable[[int], int] = lambda available: available,
-) -> list[RowResult]:
+) -> list[RowResult[int]]:
     async with Dispatcher(pool, sizes) as dispatcher:
-        stream = dispatcher.stream(TEMPLATE, limit=limit)
-        await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts))
+        stream: Stream[int] = dispatcher.stream(TEMPLATE, limit=limit)
+        await stream.put(RenderedRow(i, prompt) for i, prompt in enumerate(prompts))
         stream.finish()
         results = [result async for some in stream for result in some]
         stream.close()

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.dispatch.dispatcher import Dispatcher
-from serve_app.dispatch.pool import DispatchSettings, RowResult
+from serve_app.dispatch.pool import DispatchSettings
+from serve_app.dispatch.rows import RenderedRow, RowResult
 from serve_app.schema import pack_tokens
 from tests.dispatch.kit import FAST, TEMPLATE, dispatch, prompts, resized
 from tests.fakes import FakePool
@@ -21,14 +22,14 @@ from tests.fakes import FakePool
 def test_every_row_is_reported_once_whatever_replicas_lose(
     count: int, faults: dict[str, list[bool]], chunk_rows: int, put_rows: int
 ) -> None:
-    async def run() -> list[RowResult]:
+    async def run() -> list[RowResult[int]]:
         sizes = DispatchSettings(
             chunk_rows=chunk_rows, min_chunk_rows=1, window_rows=2 * chunk_rows, max_attempts=50, refresh_s=0.0001,
             replica_wait_s=1, backlog_rows=put_rows,
         )  # fmt: skip
         async with Dispatcher(FakePool(["a", "b", "c"], faults=faults), sizes) as dispatcher:
             stream = dispatcher.stream(TEMPLATE)
-            items = [(i, prompt, 0) for i, prompt in enumerate(prompts(count))]
+            items = [RenderedRow(i, prompt) for i, prompt in enumerate(prompts(count))]
 
             async def feed() -> None:
                 for start in range(0, count, put_rows):
@@ -78,7 +79,7 @@ async def test_a_window_grows_while_the_engine_waits_for_work_and_shrinks_when_w
     pool.most_open, pool.waiting = 0, 100
     async with Dispatcher(pool, FAST) as dispatcher:
         stream = dispatcher.stream(TEMPLATE)
-        await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts(400)))
+        await stream.put(RenderedRow(i, prompt) for i, prompt in enumerate(prompts(400)))
         stream.finish()
         async for _ in stream:
             (worker,) = dispatcher.workers
@@ -104,7 +105,7 @@ async def test_a_replica_that_joins_gets_work_and_one_that_leaves_gives_it_back(
     seen: list[int] = []
     async with Dispatcher(pool, FAST) as dispatcher:
         stream = dispatcher.stream(TEMPLATE)
-        await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts(400)))
+        await stream.put(RenderedRow(i, prompt) for i, prompt in enumerate(prompts(400)))
         stream.finish()
         async for results in stream:
             seen += [result.key for result in results]
@@ -121,7 +122,7 @@ async def test_a_replica_that_joins_works_within_a_second() -> None:
     pool.hold_s = 0.01
     async with Dispatcher(pool, DispatchSettings(chunk_rows=4, window_rows=4, max_window_rows=4)) as dispatcher:
         stream = dispatcher.stream(TEMPLATE)
-        await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts(2000)))
+        await stream.put(RenderedRow(i, prompt) for i, prompt in enumerate(prompts(2000)))
         stream.finish()
         joined = 0.0
         async for _ in stream:
@@ -149,7 +150,7 @@ async def test_long_answers_start_first() -> None:
     pool = FakePool(["a"])
     async with Dispatcher(pool, FAST) as dispatcher:
         stream = dispatcher.stream(TEMPLATE)
-        await stream.put((i, pack_tokens([i] * 9), i) for i in range(40))
+        await stream.put(RenderedRow(i, pack_tokens([i] * 9), i) for i in range(40))
         stream.finish()
         keys = [result.key async for some in stream for result in some]
     assert keys == sorted(keys, reverse=True)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from serve_app.dispatch import membership
 from serve_app.dispatch import worker as worker_module
 from serve_app.dispatch.dispatcher import Dispatcher
-from serve_app.dispatch.pool import DispatchSettings, RowResult
+from serve_app.dispatch.pool import DispatchSettings
+from serve_app.dispatch.rows import RenderedRow, RowResult
 from serve_app.errors import EngineFailed, ReplicaLost
 from serve_app.schema import Chunk, ChunkResult
 from tests.dispatch.kit import FAST, TEMPLATE, dispatch, prompts, resized
@@ -23,7 +24,7 @@ from tests.fakes import FakePool
 REAL = DispatchSettings(refresh_s=0.002)
 
 
-def failures(results: Sequence[RowResult]) -> list[int]:
+def failures(results: Sequence[RowResult[int]]) -> list[int]:
     """Keys of the rows that failed, where every row came out once."""
     assert sorted(result.key for result in results) == list(range(len(results)))
     return sorted(result.key for result in results if result.completion.status == "failed")
@@ -101,7 +102,7 @@ async def test_a_suspect_runs_alone_and_half_of_the_replicas_go_on_with_other_ro
     sizes = resized(REAL, max_window_rows=192)
     async with Dispatcher(pool, sizes) as dispatcher:
         stream = dispatcher.stream(TEMPLATE)
-        rows = [(i, prompt, 0) for i, prompt in enumerate(prompts(4000))]
+        rows = [RenderedRow(i, prompt) for i, prompt in enumerate(prompts(4000))]
         await stream.put(rows[-64:])  # the poison is in the first chunk
         await stream.put(rows[:-64], last=True)
         assert failures([result async for some in stream for result in some]) == [3950]
@@ -242,7 +243,9 @@ async def test_streams_that_share_chunks_with_a_poisonous_row_get_all_of_their_o
     async with Dispatcher(pool, FAST) as dispatcher:
         streams = [dispatcher.stream(TEMPLATE) for _ in range(2)]
         for number, stream in enumerate(streams):
-            await stream.put([(i, prompt, 0) for i, prompt in enumerate(prompts(40)) if i % 2 == number], last=True)
+            await stream.put(
+                [RenderedRow(i, prompt) for i, prompt in enumerate(prompts(40)) if i % 2 == number], last=True
+            )
         results = [result for stream in streams async for some in stream for result in some]
     assert failures(results) == [5]
     assert len(pool.deaths) == 2
@@ -253,7 +256,7 @@ async def test_a_closed_stream_takes_its_suspects_with_it() -> None:
     pool.hold_s = 0.002
     async with Dispatcher(pool, FAST) as dispatcher:
         doomed, other = dispatcher.stream(TEMPLATE), dispatcher.stream(TEMPLATE)
-        rows = [(i, prompt, 0) for i, prompt in enumerate(prompts(40))]
+        rows = [RenderedRow(i, prompt) for i, prompt in enumerate(prompts(40))]
         await doomed.put(rows[36:], last=True)
         await other.put(rows[:36], last=True)
         while not pool.deaths or 1 not in pool.sizes:
@@ -270,7 +273,7 @@ async def test_a_replica_that_leaves_with_open_rows_is_no_death_of_theirs(monkey
     pool.hold_s = 60
     async with Dispatcher(pool, FAST) as dispatcher:
         stream = dispatcher.stream(TEMPLATE)
-        await stream.put([(i, prompt, 0) for i, prompt in enumerate(prompts(8))], last=True)
+        await stream.put([RenderedRow(i, prompt) for i, prompt in enumerate(prompts(8))], last=True)
         while not pool.open["a"]:
             await asyncio.sleep(0.001)
         pool.names, pool.hold_s = ["b"], 0

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.rows import RenderedRow
 from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, ChunkResult, ReplicaInfo, Sampling, pack_tokens
 from tests.dispatch.kit import FAST, TEMPLATE, dispatch, prompts, resized
@@ -32,7 +33,7 @@ async def test_streams_of_one_kind_share_chunks_and_each_gets_its_own_rows() -> 
     async with Dispatcher(pool, FAST) as dispatcher:
         streams = [dispatcher.stream(TEMPLATE) for _ in range(8)]
         for number, stream in enumerate(streams):
-            await stream.put([((number, i), pack_tokens([number, i]), 0) for i in range(3)])
+            await stream.put([RenderedRow((number, i), pack_tokens([number, i])) for i in range(3)])
             stream.finish()
         pool.names = ["a"]
         for number, stream in enumerate(streams):
@@ -47,7 +48,7 @@ async def test_the_lower_priority_goes_first() -> None:
         late = dispatcher.stream(msgspec.structs.replace(TEMPLATE, priority=10))
         early = dispatcher.stream(msgspec.structs.replace(TEMPLATE, priority=0))
         for stream in (late, early):
-            await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts(12)))
+            await stream.put(RenderedRow(i, prompt) for i, prompt in enumerate(prompts(12)))
             stream.finish()
         pool.names = ["a"]
         for stream in (early, late):
@@ -61,7 +62,7 @@ async def test_streams_of_one_priority_take_turns() -> None:
         kinds = [msgspec.structs.replace(TEMPLATE, sampling=Sampling(max_tokens=n)) for n in (1, 2)]
         streams = [dispatcher.stream(kind) for kind in kinds]
         for stream in streams:
-            await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts(40)))
+            await stream.put(RenderedRow(i, prompt) for i, prompt in enumerate(prompts(40)))
             stream.finish()
         pool.names = ["a"]
         for stream in streams:
@@ -75,7 +76,7 @@ async def test_a_closed_stream_leaves_nothing_running_and_nothing_queued() -> No
     pool.hold_s = 60
     async with Dispatcher(pool, FAST) as dispatcher:
         stream = dispatcher.stream(TEMPLATE)
-        await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts(40)))
+        await stream.put(RenderedRow(i, prompt) for i, prompt in enumerate(prompts(40)))
         while not pool.open["a"]:
             await asyncio.sleep(0.001)
         stream.close()
@@ -83,7 +84,7 @@ async def test_a_closed_stream_leaves_nothing_running_and_nothing_queued() -> No
         assert pool.open["a"] == 0
         pool.hold_s = 0
         other = dispatcher.stream(TEMPLATE)
-        await other.put([("mine", prompts(1)[0], 0)])
+        await other.put([RenderedRow("mine", prompts(1)[0])])
         other.finish()
         assert [result.key async for some in other for result in some] == ["mine"]
 
@@ -135,14 +136,14 @@ async def test_a_stream_never_mixes_models_and_says_so_when_its_own_is_gone() ->
     pool = Upgraded(["a", "b"])
     async with Dispatcher(pool, FAST) as dispatcher:
         stream = dispatcher.stream(TEMPLATE, engine=(await dispatcher.replica()).engine)
-        await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts(40)))
+        await stream.put(RenderedRow(i, prompt) for i, prompt in enumerate(prompts(40)))
         stream.finish()
         assert len([result async for some in stream for result in some]) == 40
         assert set(pool.calls) == {"a"}
         stream.close()
         late = dispatcher.stream(TEMPLATE, engine=replica("a").engine)
         pool.names = ["b"]
-        await late.put((i, prompt, 0) for i, prompt in enumerate(prompts(4000)))
+        await late.put(RenderedRow(i, prompt) for i, prompt in enumerate(prompts(4000)))
         with pytest.raises(EngineFailed, match="serve 'new' now, and this began with 'fake'"):
             async for _ in late:
                 pass
@@ -164,7 +165,7 @@ async def test_a_dispatcher_that_is_left_starts_nothing_more_and_tells_whoever_w
     pool.hold_s = 60
     async with Dispatcher(pool, FAST) as dispatcher:
         stream = dispatcher.stream(TEMPLATE)
-        await stream.put((i, prompt, 0) for i, prompt in enumerate(prompts(40)))
+        await stream.put(RenderedRow(i, prompt) for i, prompt in enumerate(prompts(40)))
         while not pool.open["a"]:
             await asyncio.sleep(0.001)
     calls = len(pool.served)
@@ -178,7 +179,7 @@ async def test_a_stream_that_opens_after_a_pause_learns_of_new_replicas_at_once(
     pool = FakePool(["a"])
     async with Dispatcher(pool, resized(FAST, refresh_s=30)) as dispatcher:
         first = dispatcher.stream(TEMPLATE)
-        await first.put([(0, prompts(1)[0], 0)], last=True)
+        await first.put([RenderedRow(0, prompts(1)[0])], last=True)
         assert len([result async for some in first for result in some]) == 1
         first.close()
         dispatcher._idle = True  # as after refresh_s without a stream

@@ -52,8 +52,8 @@ class Deployment:
 
     def wish(self, replicas: int) -> None:
         """The driver wishes, and the policy's thread sees it."""
-        self.policy._wish.saw(None)
-        self.policy._wish.saw(b"%d 0" % replicas)
+        self.policy._driver_demand.update(None)
+        self.policy._driver_demand.update(b"%d 0" % replicas)
 
     def _context(self) -> AutoscalingContext:
         return context(self.running, self.target, self.requests, self.config, self._state, self.now)
@@ -125,8 +125,8 @@ def test_the_policy_answers_with_a_number_whatever_serve_and_the_driver_say(
     config = AutoscalingConfig(min_replicas=0, max_replicas=upper + 1)
     policy = BacklogPolicy()
     policy._reader = threading.current_thread()  # no other
-    policy._wish.saw(None)
-    policy._wish.saw(b"%d 0" % wish)
+    policy._driver_demand.update(None)
+    policy._driver_demand.update(b"%d 0" % wish)
     replicas, state = policy(context(running, target, requests, config, {}, 0.0))
     assert 0 <= replicas <= upper + 1
     assert state == {}
@@ -152,7 +152,7 @@ def test_the_thread_reads_the_wish_for_the_policy_s_own_deployment(monkeypatch: 
         return b"1 %d" % next(looks)
 
     policy = watching(monkeypatch, get)
-    eventually(lambda: policy._wish.replicas() == 1)
+    eventually(lambda: policy._driver_demand.replicas() == 1)
     assert asked == {(KEY, KV_NAMESPACE)}
 
 
@@ -175,7 +175,7 @@ def test_the_thread_outlives_a_store_that_fails(monkeypatch: pytest.MonkeyPatch)
         return b"2 %d" % look
 
     policy = watching(monkeypatch, get)
-    eventually(lambda: policy._wish.replicas() == 2)
+    eventually(lambda: policy._driver_demand.replicas() == 2)
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -194,7 +194,7 @@ import pathlib, sys
 sys.modules["serve_app"] = None  # importing it fails
 from ray import cloudpickle
 policy = cloudpickle.loads(pathlib.Path(sys.argv[1]).read_bytes())(expires_s=30.0)
-print(policy._wish.replicas(), sorted({"torch", "vllm", "transformers"} & set(sys.modules)))
+print(policy._driver_demand.replicas(), sorted({"torch", "vllm", "transformers"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code, pickled], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "0 []", done.stderr

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ray.serve.schema import ReplicaState
 
-from serve_app.driver.demand import Demand, leave_in_kv
+from serve_app.driver.demand import Demand, put_in_kv
 from tests.serving.kit import KEY
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def follow_a_wish() -> dict[str, Any]:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
         try:
             demand = Demand()
-            leave_in_kv(KEY, "5 0")
+            put_in_kv(KEY, "5 0")
             serve.start(proxy_location="Disabled")
             serve.run(Replica.bind(), name="replicas", route_prefix=None)  # type: ignore[attr-defined]
             seen: dict[str, Any] = {"idle": running()}

@@ -1,1 +1,1 @@
-"""External OpenAI-compatible providers, behind the same protocol as our own replicas."""
+"""External OpenAI-compatible providers, as a replica pool."""

@@ -1,4 +1,4 @@
-"""A provider's answers: the parts of OpenAI's objects that are read, and what is made of them."""
+"""Reading a provider's answers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from email.utils import parsedate_to_datetime
 import httpx
 import msgspec
 
-# Longest pause taken from a Retry-After: daily quotas ask for hours, and a wrong date could ask for years.
+# Longest pause taken from Retry-After: daily quotas ask for hours, a wrong date could ask for years.
 MAX_PAUSE_S = 86_400.0
-# OpenAI's and vLLM's stand-in for a log-probability that is not known or minus infinity.
+# Stands for an unknown or infinite log-probability, at OpenAI and in vLLM.
 NO_LOGPROB = -9999.0
 
 
@@ -54,17 +54,17 @@ class Choice(msgspec.Struct):
 
 
 class Answer(msgspec.Struct):
-    """The fields of OpenAI's chat and plain completions that are read here."""
+    """The fields of OpenAI's chat and text completions that are read here."""
 
     choices: list[Choice] = []
     usage: Usage | None = None
 
 
 def label_logprobs(labels: tuple[str, ...], logprobs: Logprobs | None) -> tuple[float, ...]:
-    """Natural log-probability of each label as the next token: the sum of the tokens shown that are the label.
+    """Natural log-probability of each label as the next token: the sum over the shown tokens that are the label, with
+    or without one space before it.
 
-    A token is a label with or without one space before it. Raises ValueError for a label that is not shown: its
-    probability is not known then, only that it is small.
+    Raises ValueError for a label that is not shown: its probability is unknown.
     """
     shown: list[tuple[str, float]] = []
     if logprobs is not None and logprobs.content:
@@ -86,9 +86,9 @@ def label_logprobs(labels: tuple[str, ...], logprobs: Logprobs | None) -> tuple[
 
 
 def retry_after_s(response: httpx.Response) -> float:
-    """Seconds that the answer's Retry-After (RFC 9110, 10.2.3: seconds or a date) asks to wait; 0 without one.
+    """Seconds to wait by Retry-After (RFC 9110, 10.2.3: seconds or a date); 0 without one.
 
-    A date is measured from the answer's own Date, so that the clocks need not agree.
+    A date is compared with the answer's own Date, so clocks need not agree.
     """
     value = response.headers.get("retry-after", "")
     try:
@@ -113,7 +113,7 @@ def read_text(choice: Choice) -> str:
 
 
 def read_error(response: httpx.Response) -> tuple[object, str]:
-    """Code and message of an error answer, wherever they stand: OpenAI, vLLM and FastAPI differ."""
+    """Code and message of an error, in OpenAI's, vLLM's or FastAPI's shape."""
     try:
         data = response.json()
     except ValueError:

@@ -6,17 +6,15 @@ import asyncio
 import math
 from contextlib import suppress
 
-# Providers count a limit a minute in seconds as well (OpenAI's guide: 60,000 a minute "may be enforced as 1,000
-# requests/second"), so what was left unused is given out later for so long only.
+# Providers enforce a limit by the second as well (OpenAI's guide: 60,000 a minute "may be enforced as 1,000
+# requests/second"), so unused amounts carry over for this long only.
 BURST_S = 1.0
 
 
 class Rate:
-    """So much a minute, as the generic cell rate algorithm (ITU-T I.371): one number, the time when all that was
-    taken is paid off. In any minute at most the limit is taken, plus `BURST_S` of it or the largest single amount,
-    whichever is more. What is given back counts for the minute it is given back in, and no further than to a full
-    burst. Without a limit nothing waits.
-    """
+    """A limit a minute, by the generic cell rate algorithm (ITU-T I.371): one number, the time when all that was taken
+    is paid off. Any minute has at most the limit, plus `BURST_S` of it or the largest single amount. Without a limit
+    nothing waits."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._s_each = 60.0 / per_minute if per_minute else 0.0
@@ -27,12 +25,12 @@ class Rate:
         return self._paid_at - now - max(0.0, BURST_S - amount * self._s_each)
 
     def take(self, amount: float, now: float) -> None:
-        """Take it, or give back if negative."""
+        """Take it, or return it if negative."""
         self._paid_at = max(self._paid_at, now) + amount * self._s_each
 
 
 class Limits:
-    """Requests and tokens a minute over a pool's whole life, first come, first served."""
+    """Requests and tokens a minute of a whole pool, first come, first served."""
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
         self._requests, self._tokens = Rate(requests_per_minute), Rate(tokens_per_minute)
@@ -45,7 +43,7 @@ class Limits:
         """Wait until one request of so many tokens may go."""
         loop = asyncio.get_running_loop()
         async with self._turn:
-            while (wait_s := self._wait_s(tokens, loop.time())) > 1e-6:  # a shorter one could round to none
+            while (wait_s := self._wait_s(tokens, loop.time())) > 1e-6:  # less could round to none
                 self._changed.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
@@ -64,10 +62,10 @@ class Limits:
         self._changed.set()
 
     def pause(self, seconds: float) -> None:
-        """No request may go for so long."""
+        """Hold all requests for so long."""
         self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
 
     def stop(self) -> None:
-        """No request will go any more: let who waits find out."""
+        """Let everybody who waits go on: nothing will be sent."""
         self._stopped = True
         self._changed.set()

@@ -1,7 +1,7 @@
-"""An external OpenAI-compatible provider as a pool of one replica (see `dispatcher.ReplicaPool`).
+"""An external OpenAI-compatible provider as a pool of one replica (see `pool.ReplicaPool`).
 
-Knows HTTP, OpenAI's request and answer fields, retries and rate limits. Does not know rows, jobs or tokens: the
-provider has its own tokenizer, so a chunk's prompts are JSON here, messages (a list) or plain text (a string).
+Knows HTTP, OpenAI's fields, retries and rate limits. Does not know rows, jobs or tokens: prompts are JSON here,
+messages (a list) or plain text (a string).
 
 Retries and limits are own code for three reasons. A pause that one answer asks for (Retry-After) holds all requests. A
 refusal ends every pause at once, which no pause of stamina's does. What a request costs is known only by its answer's
@@ -47,15 +47,14 @@ from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, Replica
 from serve_app.spec import Provider
 
 logger = logging.getLogger(__name__)
-# Pauses of 1, 2, 4, … s, each up to half as long again: the default of 6 retries outlasts a limit that is counted
-# by the minute.
+# Pauses of 1, 2, 4, … s, plus up to half: 6 retries outlast a limit by the minute.
 FIRST_BACKOFF_S, MAX_BACKOFF_S, JITTER = 1.0, 60.0, 0.5
 # OpenAI's rule of thumb for English text.
 BYTES_PER_TOKEN = 4
-# Of an error, so that a page of HTML does not fill the outcomes.
+# Of an error: a page of HTML must not fill the outcomes.
 MOST_CHARACTERS = 1000
 RETRIED = frozenset({408, 409, 429})
-# The same for every row: wrong key, no credit, not allowed.
+# The same for every row: wrong key, no credit, forbidden.
 REFUSED = frozenset({401, 402, 403})
 
 
@@ -64,13 +63,11 @@ class Retry(Exception):
 
 
 class ProviderPool:
-    """See `dispatcher.ReplicaPool`. At most `provider.concurrency` requests are open over all chunks.
+    """See `pool.ReplicaPool`. At most `provider.concurrency` requests are open over all chunks. A row with a label that
+    the provider does not show is `invalid`.
 
-    With `labels` each row is scored from the most likely tokens that the provider shows; a label that is not among
-    them has no known probability, and the row is `invalid`. `sampling`, if given, is checked at once.
-
-    Raises BadSettings for an unset or unusable key, a base_url that holds more than an address, labels that cannot
-    be told apart, and structured output that OpenAI's API cannot express.
+    Raises BadSettings for an unusable key, a base_url that is more than an address, labels that cannot be told apart,
+    and structured output that OpenAI's API cannot express.
     """
 
     def __init__(
@@ -107,17 +104,17 @@ class ProviderPool:
             await self._client.aclose()
 
     async def replicas(self) -> list[ReplicaInfo]:
-        """The provider, until it refused all work."""
+        """The provider, until it refuses all work."""
         return [] if self._failure else [self._replica]
 
     async def failure(self) -> str:
-        """Why the provider refuses all work; empty as long as it does not."""
+        """Why the provider refuses all work; empty while it does not."""
         return self._failure
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
         """Ask the chunk's rows. Raises BadSettings when the provider refuses all work.
 
-        What was answered before it refused is paid for, and returned; the other rows are `failed`.
+        Answers from before the refusal are paid for, and returned; the other rows are `failed`.
         """
         if not self._failure:
             async with asyncio.TaskGroup() as tasks:
@@ -175,7 +172,7 @@ class ProviderPool:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         timeout_s = self._provider.timeout_s
         try:
-            # httpx's timeouts are for each read: a server that sends a blank now and then would never meet one.
+            # httpx's timeouts are per read: a server that sends blanks would never meet one.
             async with asyncio.timeout(timeout_s):
                 return await self._client.post(
                     f"{self._url}/{path}", content=msgspec.json.encode(body), headers=headers, timeout=timeout_s
@@ -187,7 +184,7 @@ class ProviderPool:
 
     def _no_answer(self, response: httpx.Response, code: object, reason: str) -> Completion:
         status = response.status_code
-        if status in REFUSED or code == "insufficient_quota":  # a 429 of OpenAI's that no waiting ends
+        if status in REFUSED or code == "insufficient_quota":  # OpenAI's 429 that no waiting ends
             key = self._provider.api_key_env
             where = f"the key in the driver's environment variable {key}" if key else "no key was sent: set api_key_env"
             self._failure = f"{self._name} refuses all work ({where}): {reason}"
@@ -206,7 +203,7 @@ class ProviderPool:
     def _read(self, response: httpx.Response, estimated: float, latency_ms: float) -> Completion:
         try:
             answer = msgspec.json.decode(response.content, type=Answer)
-        except msgspec.ValidationError as error:  # another try would give, and cost, the same
+        except msgspec.ValidationError as error:  # another try would cost the same and fail the same
             return Completion(status="invalid", error=f"the provider's answer is not as OpenAI's API has it: {error}")
         except ValueError as error:
             raise Retry(f"the provider's answer is not JSON: {error}") from None
@@ -230,6 +227,6 @@ class ProviderPool:
             return msgspec.structs.replace(completion, status="invalid", error=str(error))
 
     def _clean(self, text: str) -> str:
-        """Short, and without the key or part of it: providers echo it ("Incorrect API key provided: sk-abcd***")."""
+        """Shortened, and without the key: providers echo it ("Incorrect API key provided: sk-abcd***")."""
         text = re.sub(re.escape(self._key[:8]) + r"\S*", "[key]", text) if self._key else text
         return text[:MOST_CHARACTERS]

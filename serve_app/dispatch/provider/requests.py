@@ -1,4 +1,4 @@
-"""What a provider is asked: its address and key, sampling and scores in OpenAI's fields."""
+"""What a provider is asked: address, key, sampling and scores in OpenAI's fields."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import msgspec
 from serve_app.errors import BadSettings
 from serve_app.schema import Sampling
 
-# The most likely tokens that an answer shows: OpenAI's most for chats, and for plain completions (and for chats of
-# some other providers).
+# The most top tokens that an answer shows: OpenAI's limit for chats, and for text completions (and some providers'
+# chats).
 MOST_SHOWN, LEAST_SHOWN = 20, 5
 
 
@@ -53,7 +53,7 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
 
 
 def score_fields(path: str, shown: int) -> dict[str, Any]:
-    # Temperature 1: some providers show the probabilities before it is applied and some after; so they are the same.
+    # Temperature 1: providers differ in showing probabilities before or after it is applied.
     asked = {"logprobs": shown} if path == "completions" else {"logprobs": True, "top_logprobs": shown}
     return {"temperature": 1.0, "top_p": 1.0, **asked}
 

@@ -1,8 +1,7 @@
 """The deployments of `/v1/files` and `/v1/batches`: two small processes without a device or a core of their own.
 
-Serve gives each application one route prefix, so each of the two is one; neither is a replica of an engine, so both
-answer while those start, are busy or are gone. Files need only the store: uploads do not pass through the driver.
-Batches are the driver's jobs: each call goes on to it by handle, and a driver that restarts is waited for.
+Two, as Serve gives each application one route prefix. They answer while engines start, are busy or are gone. Files need
+only the store. Batches are the driver's jobs: calls go to it by handle, and wait while it restarts.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from serve_app.dispatch.replicas import outside_request
 from serve_app.driver.batches.files import FileStore
 from serve_app.driver.batches.record import BatchRequest
 from serve_app.driver.batches.routes import batches_app, files_app
-from serve_app.driver.threads import use_many_threads
+from serve_app.driver.threads import use_large_thread_pool
 from serve_app.errors import ServeAppError, ServerUnavailable, StoreError
 from serve_app.settings import DRIVER_APP, DriverSettings
 
@@ -42,12 +41,12 @@ OPTIONS: dict[str, Any] = {
 @serve.deployment(name="Files", **OPTIONS)
 @serve.ingress()
 class Files:
-    """Owns the uploaded files. `settings` are the driver's: both must have the same store."""
+    """Owns the uploaded files. `settings` are the driver's, for the same store."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: DriverSettings, guard: Guard = lambda app: app
     ) -> None:
-        use_many_threads()
+        use_large_thread_pool()
         self._guard = guard
         self._files = FileStore(settings.store)
         self._sweeping = asyncio.create_task(self._sweep())
@@ -82,7 +81,7 @@ class Batches:
 
 
 class HandleBatches:
-    """See `openai_routes.BatchService`; the driver has a method `batches(call, *args, **kwargs)`."""
+    """See `routes.BatchService`; the driver has a method `batches(call, *args, **kwargs)`."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -100,7 +99,7 @@ class HandleBatches:
         return cast("tuple[list[dict[str, Any]], bool]", await self._call("page", after=after, limit=limit))
 
     async def _call(self, call: str, *arguments: Any, **named: Any) -> Any:
-        """Raises what the driver raised, ServerUnavailable when it died meanwhile."""
+        """Raises what the driver raised, or ServerUnavailable when it died."""
 
         async def remote() -> Any:
             return await self._handle.batches.remote(call, *arguments, **named)

@@ -1,10 +1,10 @@
 """The files of OpenAI's `/v1/files`, kept beside the jobs in their store.
 
     <store>/_files/<file id>          the content
-    <store>/_files/<file id>.json     what is said of it; a file counts once this is there
+    <store>/_files/<file id>.json     its description; a file counts once this is there
 
-Knows contents, names, purposes and when files expire. Does not know batches, nor HTTP (see `routes.py`). Ids
-begin with the time, so that a page of a list is read without reading all files. No job has a name with `_` in it.
+Knows contents, names, purposes and expiry. Does not know batches or HTTP (see `routes.py`). Ids begin with the time, so
+that a page of a list reads only its own files. No job's name has a `_`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "_files"
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")
-# OpenAI's: the input of batches goes by itself, all else stays until it is deleted.
+# As at OpenAI: inputs of batches expire, other files stay until deleted.
 DEFAULT_EXPIRES_AFTER_S = {"batch": 30 * 86_400}
 BLOCK_BYTES = 1 << 20
 # Descriptions read at once: on an object store each takes a round trip.
 READERS = 16
 PAGE = 256
-# A content without a description is an upload that goes on, or one that was cut short, after so long.
+# After this long, content without a description is an upload that was cut short.
 ORPHAN_S = 86_400.0
 
 Order = Literal["asc", "desc"]
@@ -72,7 +72,7 @@ class FileStore:
         return self._folder.child(_checked(file_id)).url
 
     def add(self, file: BinaryIO, filename: str, purpose: str, *, expires_after_s: int | None = None) -> StoredFile:
-        """Keep the rest of `file`, read block by block."""
+        """Store the rest of `file`, block by block."""
         file_id = new_file_id()
         with self.create(file_id, filename, purpose, expires_after_s=expires_after_s) as output:
             shutil.copyfileobj(file, output, BLOCK_BYTES)
@@ -82,7 +82,7 @@ class FileStore:
     def create(
         self, file_id: str, filename: str, purpose: str, *, expires_after_s: int | None = None
     ) -> Iterator[BinaryIO]:
-        """A new file to be written; it is there, whole, once the block is left well, in place of one of that id."""
+        """A new file to be written; it appears, whole, when the block ends well, and replaces one of that id."""
         self._folder.make()
         with self._folder.open_output(_checked(file_id)) as output:
             yield output
@@ -98,7 +98,7 @@ class FileStore:
             return int(filesystem.get_file_info(path).size)
 
     def get(self, file_id: str) -> StoredFile:
-        """What is known of the file. Raises NoSuchFile, also once it has expired."""
+        """The file's description. Raises NoSuchFile, also once it has expired."""
         stored = self._find(file_id) if FILE_ID.fullmatch(file_id) else None
         if stored is None:
             raise NoSuchFile(f"no file '{file_id[:80]}' in {self.folder}: upload it first, or look at the list")
@@ -121,8 +121,7 @@ class FileStore:
     def page(
         self, *, after: str | None = None, limit: int = 10_000, order: Order = "desc", purpose: str | None = None
     ) -> tuple[list[StoredFile], bool]:
-        """Up to `limit` files in the order in which they were created, but those up to `after`, and whether there
-        are more."""
+        """Up to `limit` files by creation, those after `after`, and whether there are more."""
         ids = sorted(self._ids(), reverse=order == "desc")
         if after is not None:
             ids = [file_id for file_id in ids if (file_id < after if order == "desc" else file_id > after)]
@@ -151,7 +150,7 @@ class FileStore:
                 yield block
 
     def keep_until(self, file_id: str, at: int) -> None:
-        """Have the file expire no earlier than `at` (Unix seconds). Raises NoSuchFile."""
+        """Have the file expire at `at` (Unix seconds) or later. Raises NoSuchFile."""
         stored = self.get(file_id)
         if stored.expires_at is not None and stored.expires_at < at:
             stored = msgspec.structs.replace(stored, expires_at=at)
@@ -168,7 +167,7 @@ class FileStore:
         self._folder.delete(file_id)
 
     def sweep(self) -> int:
-        """Remove what has expired and what uploads that were cut short have left; how many files went."""
+        """Remove expired files and the rest of interrupted uploads; returns how many."""
         described = set(self._ids())
         gone = 0
         for file_id in described:
@@ -191,13 +190,13 @@ def new_file_id() -> str:
 
 
 def output_file_id(batch_id: str, kind: str) -> str:
-    """The id of a batch's output or error file: always the same, so that writing it again leaves one."""
+    """The id of a batch's output or error file, always the same, so that writing it again leaves one."""
     own = batch_id.removeprefix("batch_")
     return f"file-{own[:16]}{hashlib.sha256(f'{kind}/{own}'.encode()).hexdigest()[:8]}"
 
 
 def stamp() -> str:
-    """24 hex digits: the time in nanoseconds, then chance."""
+    """24 hex digits: the time in nanoseconds, then random ones."""
     return f"{time.time_ns():016x}{secrets.token_hex(4)}"
 
 

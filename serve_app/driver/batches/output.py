@@ -1,7 +1,7 @@
-"""The output and error files of a batch that has ended, out of its job's committed outcomes.
+"""The output and error files of an ended batch, made of its job's committed outcomes.
 
 Knows how outcomes, and rows without one, become lines. Does not know why the batch ended. Both files are streamed; a
-driver that dies on the way leaves none, and the next one writes them again.
+driver that dies while writing leaves none, and the next one starts over.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,8 +29,12 @@ BATCH_ROWS = 256
 # Rows whose ids are looked up together.
 LOOKUP_ROWS = 8192
 
-# A code and a message for rows that were not answered.
-Lost = tuple[str, str]
+
+class Lost(NamedTuple):
+    """What the error file says of a row that was not answered."""
+
+    code: str
+    message: str
 
 
 class BatchOutput:
@@ -43,17 +48,17 @@ class BatchOutput:
         self.usage = Usage()
 
     def write_answers(self, file_id: str) -> int:
-        """The output file: a line an answered request; how many there are. Without any there is no file."""
+        """The output file: a line an answered request. Returns their number; no file without any."""
         return self._write(file_id, "output", self._answers())
 
     def write_errors(self, file_id: str, open_source: Callable[[], Source], lost: Lost | None) -> int:
-        """The error file: a line a request that was refused or has failed, and with `lost` each that has no outcome;
-        how many there are. Without any there is no file."""
+        """The error file: a line each refused or failed request, and with `lost` each request without an outcome.
+        Returns their number; no file without any."""
 
         def lines() -> Iterator[bytes]:
             yield from self._failures()
             if lost is not None:
-                yield from self._lost(open_source, *lost)
+                yield from self._lost(open_source, lost)
 
         return self._write(file_id, "error", lines())
 
@@ -81,7 +86,7 @@ class BatchOutput:
             for custom_id, error in _pairs(table.filter(pc.not_equal(table["status"], pa.scalar("ok"))), "error"):
                 yield refused_line(self._batch_id, custom_id, error)
 
-    def _lost(self, open_source: Callable[[], Source], code: str, message: str) -> Iterator[bytes]:
+    def _lost(self, open_source: Callable[[], Source], lost: Lost) -> Iterator[bytes]:
         committed = [log.committed() for log in self._job.parts()]
         try:
             rows = open_source().rows()
@@ -94,8 +99,8 @@ class BatchOutput:
                     if row.error is not None:
                         yield refused_line(self._batch_id, row.custom_id, row.error)
                     else:
-                        yield lost_line(self._batch_id, row.custom_id, code, message)
-        except BadSettings as error:  # the input was deleted: what is answered is still worth its file
+                        yield lost_line(self._batch_id, row.custom_id, lost.code, lost.message)
+        except BadSettings as error:  # the input was deleted: the answers still get their file
             logger.warning("%s: the rows without an answer cannot be listed: %s", self._batch_id, error)
 
 

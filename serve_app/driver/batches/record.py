@@ -1,9 +1,9 @@
 """What is kept of a batch beside its job, and the batch object that OpenAI's clients see.
 
-    <store>/<job id>/job.json       the job, with what was asked of the batch in its metadata
+    <store>/<job id>/job.json       the job, with the batch's request in its metadata
     <store>/<job id>/batch.json     when the batch reached which state, and its files
 
-Knows a batch's fields and states. Does not know who moves it from one to the next (see `run.py`).
+Knows a batch's fields and states. Does not know who changes them (see `run.py`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class BatchRequest(Body):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """What the job's metadata holds of its batch. Times are Unix times in seconds."""
+    """The batch's request, in the job's metadata. Times are Unix times in seconds."""
 
     input_file_id: str
     endpoint: str
@@ -72,6 +72,15 @@ class Asked(msgspec.Struct, frozen=True):
     expires_at: int
     metadata: dict[str, str] | None = None
     output_expires_after_s: int | None = None
+
+
+class BatchError(msgspec.Struct, frozen=True):
+    """Why a batch has failed, as OpenAI's `errors` have it. `line` of the input counts from 1."""
+
+    code: str
+    message: str
+    param: str | None = "input_file_id"
+    line: int | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +98,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     completed: int = 0
     failed: int = 0
     usage: Usage | None = None
-    errors: tuple[dict[str, Any], ...] = ()
+    errors: tuple[BatchError, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -117,7 +126,7 @@ def new_job_id() -> str:
 
 
 def job_id_of(batch_id: str) -> str:
-    """The job of a batch. Raises JobNotFound for what is no batch's id."""
+    """The job of a batch. Raises JobNotFound for a malformed id."""
     if found := BATCH_ID.fullmatch(batch_id):
         return f"batch-{found[1]}"
     raise JobNotFound(f"no batch '{batch_id[:80]}': ids are 'batch_' and 24 hex digits")
@@ -148,7 +157,7 @@ def save(job: JobStore, record: Record) -> None:
 
 
 def batch_object(job_id: str, asked: Asked, record: Record, job: JobStatus) -> dict[str, Any]:
-    """OpenAI's batch object. Its files are named once it has ended, as until then they are not whole."""
+    """OpenAI's batch object. Its files are named once it has ended: before, they are incomplete."""
     times = {
         name: getattr(record, f"{name}_at")
         for name in ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
@@ -159,7 +168,7 @@ def batch_object(job_id: str, asked: Asked, record: Record, job: JobStatus) -> d
         "object": "batch",
         "endpoint": asked.endpoint,
         "model": job.model or None,
-        "errors": {"object": "list", "data": list(record.errors)} if record.errors else None,
+        "errors": {"object": "list", "data": list(msgspec.to_builtins(record.errors))} if record.errors else None,
         "input_file_id": asked.input_file_id,
         "completion_window": asked.completion_window,
         "status": record.status,

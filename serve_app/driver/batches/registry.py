@@ -1,6 +1,6 @@
 """OpenAI's batches: jobs whose rows are the requests of an uploaded file, and whose answers become files.
 
-Knows which batches there are. Does not know HTTP (see `routes.py`), nor what becomes of one (`run.py`).
+Knows which batches there are. Does not know HTTP (see `routes.py`), nor how one runs (`run.py`).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from serve_app.storage.filesystem import Folder
 
 PURPOSE = "batch"
 WORKLOAD = "openai-batch"
-# How much longer than its batch an input lasts: what was left is listed from it.
+# How much longer than its batch an input is kept: unanswered requests are listed from it.
 INPUT_KEPT_S = 24 * 3600
 
 
 class BatchRegistry:
-    """All batches of a store; its methods are what `openai_routes.batches_app` calls.
+    """All batches of a store; see `routes.BatchService`.
 
     `jobs` runs them; `now` gives the Unix time in seconds.
     """
@@ -73,15 +73,15 @@ class BatchRegistry:
             return
         try:
             asked, record = await asyncio.to_thread(lambda: load(self._jobs.job(job_id)))
-        except JobNotFound:  # deleted, or a job that only has a batch's name
+        except JobNotFound:  # deleted, or only named like a batch
             return
         if not record.ended:
             self._follow(job_id, asked, record)
 
     async def create(self, request: BatchRequest) -> dict[str, Any]:
-        """Write a batch down and start it; the batch object.
+        """Store a batch and start it; returns the batch object.
 
-        Raises BadSettings for an input file that is not there or has another purpose, StoreError.
+        Raises BadSettings for an input file that is missing or has another purpose, StoreError.
         """
         try:
             stored = await asyncio.to_thread(self._files.get, request.input_file_id)
@@ -107,7 +107,7 @@ class BatchRegistry:
             endpoint=request.endpoint,
             metadata={FIELD: msgspec.to_builtins(asked)},
         )
-        # The input is read until the batch has ended, and then once more for what was left.
+        # Read until the batch ends, and once more for unanswered requests.
         await asyncio.to_thread(self._files.keep_until, stored.id, asked.expires_at + INPUT_KEPT_S)
         job_id = await self._jobs.submit(spec)
         self._follow(job_id, asked, Record())
@@ -118,10 +118,10 @@ class BatchRegistry:
         return await self._object(job_id_of(batch_id))
 
     async def cancel(self, batch_id: str) -> dict[str, Any]:
-        """Have the batch stop soon; the batch object. Raises JobNotFound, JobConflict when it has ended."""
+        """Have the batch stop soon; returns the batch object. Raises JobNotFound, JobConflict when it has ended."""
         job_id = job_id_of(batch_id)
         batch = await self._object(job_id)
-        await self._recover_one(job_id)  # a driver that has just started may not have come to it
+        await self._recover_one(job_id)  # a driver that just started may not follow it yet
         run = self._runs.get(job_id)
         if run is None:
             raise JobConflict(f"batch '{batch_id}' is {batch['status']}: it cannot be cancelled")
@@ -129,7 +129,7 @@ class BatchRegistry:
         return await self._object(job_id)
 
     async def page(self, *, after: str | None = None, limit: int = 20) -> tuple[list[dict[str, Any]], bool]:
-        """Up to `limit` batch objects, newest first, but those up to `after`, and whether there are more."""
+        """Up to `limit` batch objects, newest first, those after `after`, and whether there are more."""
         ids = sorted(await asyncio.to_thread(self._job_ids), reverse=True)
         if after is not None:
             last = job_id_of(after)
@@ -147,7 +147,7 @@ class BatchRegistry:
         return found, False
 
     async def close(self) -> None:
-        """Stop following: the next driver goes on."""
+        """Stop following; the next driver goes on."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -160,7 +160,7 @@ class BatchRegistry:
         job = self._jobs.job(job_id)
         run = BatchRun(job, asked, record, jobs=self._jobs, files=self._files, now=self._now)
         self._runs[job_id] = run
-        # In a context of its own: see `Dispatcher._start`.
+        # Own context: see `Dispatcher._start`.
         task = asyncio.create_task(run.execute(), context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

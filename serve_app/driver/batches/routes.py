@@ -1,6 +1,6 @@
 """The HTTP routes `/v1/files` and `/v1/batches`, as OpenAI's clients call them.
 
-Knows requests and answers. Does not know where files lie, nor who runs batches.
+Does not know where files are stored, nor who runs batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "ev
 
 
 class BatchService(Protocol):
-    """What `batches_app` serves: `registry.BatchRegistry`, here or by a handle. Raises ServeAppErrors."""
+    """What `batches_app` serves: `registry.BatchRegistry`, directly or by a handle. Raises ServeAppErrors."""
 
     async def create(self, request: BatchRequest) -> dict[str, Any]:
         """A new batch."""

@@ -1,8 +1,8 @@
-"""One batch on its way from validation to its end.
+"""One batch from validation to its end.
 
-Knows the batch's record and its job's state. Does not know how rows are run: that is up to `jobs/job.py`. A
-job that fails once its rows are counted (no replica, no store, another model) is resumed until the window is over: a
-batch fails only when its file holds no request at all, or was deleted.
+Knows the batch's record and its job's state. Does not know how rows are run (`jobs/job.py`). A job that fails after its
+rows were counted (no replica, no store, another model) is resumed until the window is over. A batch fails only when its
+file is gone or holds no request.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ import msgspec
 
 from serve_app.driver.batches.files import FileStore, output_file_id
 from serve_app.driver.batches.output import BatchOutput, Lost
-from serve_app.driver.batches.record import Asked, End, Record, batch_id_of, load, save
+from serve_app.driver.batches.record import Asked, BatchError, End, Record, batch_id_of, load, save
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.driver.sources.requests import RequestRows
 from serve_app.driver.sources.source import open_source
 from serve_app.driver.store.store import JobStore
-from serve_app.driver.threads import to_its_end
+from serve_app.driver.threads import finish_in_thread
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, NoSuchFile, StoreError
 from serve_app.spec import JobSpec, JobState, JobStatus
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
-# Between resumes of a failed job; doubled each time.
+# Between resumes of a failed job, doubling.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
-# A file of a million bad lines is told by its first ones.
+# The first ones tell enough of a million bad lines.
 MOST_ERRORS = 100
 # OpenAI's codes for rows without an answer.
 LOST: dict[End, Lost] = {
-    "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
-    "cancelled": ("batch_cancelled", "This request was not executed before the batch was cancelled."),
-    "failed": ("batch_failed", "This request was not executed before the batch failed."),
+    "expired": Lost("batch_expired", "This request could not be executed before the completion window expired."),
+    "cancelled": Lost("batch_cancelled", "This request was not executed before the batch was cancelled."),
+    "failed": Lost("batch_failed", "This request was not executed before the batch failed."),
 }
 
-Errors = tuple[dict[str, Any], ...]
+Errors = tuple[BatchError, ...]
 
 
 class BatchRun:
@@ -61,13 +61,13 @@ class BatchRun:
         self._resume_at = 0.0
 
     async def execute(self) -> None:
-        """Return when the batch has ended, or was deleted."""
+        """Return when the batch has ended or was deleted."""
         while not self.record.ended:
             try:
                 await self._advance()
             except JobNotFound:
                 return
-            except (StoreError, JobConflict) as error:  # away for a while, or another driver still holds the job
+            except (StoreError, JobConflict) as error:  # temporary, or another driver still holds the job
                 logger.warning("%s: %s", self._job.job_id, error)
             except Exception:
                 logger.exception("defect in %s", self._job.job_id)
@@ -75,37 +75,37 @@ class BatchRun:
             await asyncio.sleep(POLL_S)
 
     async def cancel(self) -> None:
-        """Have it stop soon; what is done stays. Raises JobConflict when it has ended, or nearly."""
+        """Have it stop soon and keep what is done. Raises JobConflict once it is finalizing or has ended."""
         async with self._changing:
             if self.record.finalizing_at is not None or self.record.ended:
                 raise JobConflict(f"batch '{batch_id_of(self._job.job_id)}' is {self.record.status}: it cannot stop")
             if self.record.cancelling_at is None:
-                await self._note(cancelling_at=self._time())
+                await self._update(cancelling_at=self._time())
 
     async def _advance(self) -> None:
         running = any(run.job.job_id == self._job.job_id for run in self._jobs.running())
         status = await self._jobs.status(self._job.job_id)
         if status.total and self.record.in_progress_at is None:
             async with self._changing:
-                await self._note(in_progress_at=self._time())
+                await self._update(in_progress_at=self._time())
         if running:
-            if self.record.cancelling_at is not None or self._over():
+            if self.record.cancelling_at is not None or self._window_over():
                 with suppress(JobConflict):  # it ended meanwhile
                     await self._jobs.cancel(self._job.job_id)
         elif end := self._end(status):
             await self._finish(end)
         elif status.state == "failed":
             await self._after_failure(status)
-        elif status.state.active:  # its driver died, or the store was away, before anybody began to run it
-            await self._go_on("nobody runs it")
+        elif status.state.active:  # its driver died, or the store was away, before it ran
+            await self._resume("nobody runs it")
 
     def _end(self, status: JobStatus) -> End | None:
-        """How the batch ends, now that nobody here runs its job; None if it does not yet."""
+        """How the batch ends, now that its job does not run here; None if it does not yet."""
         if self.record.cancelling_at is not None:
             return "cancelled"
         if status.state.complete or 0 < status.total == status.done:
             return "completed"
-        if self._over():
+        if self._window_over():
             return "expired"
         return "cancelled" if status.state == "cancelled" else None
 
@@ -113,9 +113,9 @@ class BatchRun:
         if errors := await asyncio.to_thread(self._errors, counted=status.total > 0):
             await self._finish("failed", errors)
         else:
-            await self._go_on(status.message)
+            await self._resume(status.message)
 
-    async def _go_on(self, reason: str) -> None:
+    async def _resume(self, reason: str) -> None:
         if self._now() >= self._resume_at:
             logger.warning("%s goes on: %s", self._job.job_id, reason)
             self._resume_at = self._now() + self._pause_s
@@ -127,14 +127,14 @@ class BatchRun:
     async def _finish(self, end: End, errors: Errors = ()) -> None:
         async with self._changing:
             if end == "completed" and self.record.finalizing_at is None:
-                await self._note(finalizing_at=self._time())
-            await to_its_end(self._write_end, end, errors)
+                await self._update(finalizing_at=self._time())
+            await finish_in_thread(self._write_end, end, errors)
 
     def _write_end(self, end: End, errors: Errors) -> None:
         with self._job.lock():
             _, record = load(self._job)
             if not record.ended:  # else another driver was faster
-                if self._job.manifest()["state"].active:  # nobody is to go on with it
+                if self._job.manifest()["state"].active:  # nobody is to resume it
                     self._job.update(state=JobState.CANCELLED, message=f"the batch has {end}")
                 written = self._write_files(end) if record.in_progress_at is not None or end != "failed" else {}
                 record = msgspec.structs.replace(record, **written, **{f"{end}_at": self._time()}, errors=errors)
@@ -142,7 +142,7 @@ class BatchRun:
             self.record = record
 
     def _write_files(self, end: End) -> dict[str, Any]:
-        """Write the files; fields of the record."""
+        """Write the files; returns fields of the record."""
         batch_id = batch_id_of(self._job.job_id)
         output = BatchOutput(batch_id, self._job, self._files, expires_after_s=self.asked.output_expires_after_s)
         answers_id, errors_id = output_file_id(batch_id, "output"), output_file_id(batch_id, "error")
@@ -157,11 +157,11 @@ class BatchRun:
         }
 
     def _errors(self, *, counted: bool) -> Errors:
-        """Why the input is unusable as a whole; nothing if it is not. Rows that were `counted` had a request."""
+        """Why the input is unusable as a whole, if it is. Rows that were `counted` held a request."""
         try:
             self._files.get(self.asked.input_file_id)
         except NoSuchFile as error:
-            return (_error("input_file_not_found", str(error)),)
+            return (BatchError("input_file_not_found", str(error)),)
         if counted:
             return ()
         try:
@@ -170,9 +170,9 @@ class BatchRun:
         except BadSettings as error:
             with suppress(BadSettings):
                 problems = self._source().problems()
-                found = tuple(_error(p.code, p.message, p.line, p.param) for p in islice(problems, MOST_ERRORS))
-                return found or (_error("empty_file", "the input file is empty: give a request a line"),)
-            return (_error("invalid_input_file", str(error)),)
+                found = tuple(BatchError(p.code, p.message, p.param, p.line) for p in islice(problems, MOST_ERRORS))
+                return found or (BatchError("empty_file", "the input file is empty: give a request a line"),)
+            return (BatchError("invalid_input_file", str(error)),)
         return ()
 
     def _source(self) -> RequestRows:
@@ -181,17 +181,13 @@ class BatchRun:
 
     # --- time and record ---
 
-    def _over(self) -> bool:
+    def _window_over(self) -> bool:
         return self._now() >= self.asked.expires_at
 
     def _time(self) -> int:
         return int(self._now())
 
-    async def _note(self, **changed: int) -> None:
+    async def _update(self, **changed: int) -> None:
         record = msgspec.structs.replace(self.record, **changed)
-        await to_its_end(save, self._job, record)
+        await finish_in_thread(save, self._job, record)
         self.record = record
-
-
-def _error(code: str, message: str, line: int | None = None, param: str | None = "input_file_id") -> dict[str, Any]:
-    return {"code": code, "line": line, "message": message, "param": param}

@@ -16,7 +16,7 @@ from serve_app.storage.filesystem import SCHEME
 LOCAL = ("file", "local")
 
 
-def check_permitted(spec: JobSpec, settings: DriverSettings) -> None:
+def check_allowed(spec: JobSpec, settings: DriverSettings) -> None:
     """Raise BadSettings naming the field and the operator's setting."""
     if not settings.access.key_files:
         return

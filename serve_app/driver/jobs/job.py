@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any, Protocol
 
 import msgspec
@@ -14,7 +14,7 @@ from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
 from serve_app.dispatch.provider.pool import ProviderPool
 from serve_app.driver.jobs.pace import Pace
-from serve_app.driver.jobs.part import PartRun
+from serve_app.driver.jobs.part import PartRun, Span
 from serve_app.driver.jobs.plan import Plan, make_plan
 from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally, total
@@ -22,12 +22,10 @@ from serve_app.driver.sources.files import fingerprint
 from serve_app.driver.sources.source import check_ids, open_source
 from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore, Store
-from serve_app.driver.threads import to_its_end
+from serve_app.driver.threads import finish_in_thread
 from serve_app.errors import JobConflict
 from serve_app.settings import DispatchSizes, DriverSettings
 from serve_app.spec import JobSpec, JobState, JobStatus
-
-Span = tuple[int, int]
 
 
 class Part(Protocol):
@@ -68,7 +66,7 @@ class JobRun:
         """Plan and run the job to its end. Raises what ends it early, without writing that down."""
         self._state, self._message = JobState.RUNNING, "counting the rows"
         patience_s = self._settings.store_wait_s
-        spans = await while_store_is_away(lambda: to_its_end(self._plan), patience_s=lambda: patience_s)
+        spans = await while_store_is_away(lambda: finish_in_thread(self._plan), patience_s=lambda: patience_s)
         async with AsyncExitStack() as stack:
             dispatcher = self._dispatcher
             if self.spec.provider is not None:
@@ -79,7 +77,7 @@ class JobRun:
             reuse = None
             if self.spec.reuse:
                 self._message = "looking for answers of other jobs"
-                reuse = await to_its_end(Reuse, self._store, self.job.job_id, self.spec.workload)
+                reuse = await finish_in_thread(Reuse, self._store, self.job.job_id, self.spec.workload)
             for number, span in enumerate(spans):
                 self._parts.append(self._part(number, span, len(spans), dispatcher, reuse))
             self._message = ""
@@ -87,7 +85,7 @@ class JobRun:
             async with asyncio.TaskGroup() as tasks:
                 for part in self._parts:
                     tasks.create_task(part.execute())
-        await to_its_end(self._check_source)
+        await finish_in_thread(self._check_source)
         tally = total(part.tally for part in self._parts)
         unanswered = tally.failed or tally.invalid
         await self.end(JobState.COMPLETED_WITH_FAILURES if unanswered else JobState.COMPLETED, "")
@@ -102,7 +100,7 @@ class JobRun:
         manifest = self.job.manifest()
         if manifest["parts"]:
             self._check_source()
-            spans = [(start, stop) for start, stop in manifest["parts"]]
+            spans = [Span(start, stop) for start, stop in manifest["parts"]]
         else:
             now = fingerprint(self.spec)
             source = open_source(self.spec, folder_url=self.job.folder)
@@ -110,7 +108,7 @@ class JobRun:
             check_ids(source)
             spans = cut(rows, self._settings.rows_per_runner, self._settings.max_runners if self._remote else 1)
             self.job.update(parts=[list(span) for span in spans], report={"fingerprint": now, "total": rows})
-        self._rows = spans[-1][1]
+        self._rows = spans[-1].stop
         for number in range(len(spans)):
             report = self.job.part(number).report
             self._tallies.append(msgspec.convert(report, Tally) if report else Tally())
@@ -161,7 +159,7 @@ class JobRun:
             report = {**self.job.manifest()["report"], **figures}
             self.job.update(state=state, message=message, report=report)
 
-        await while_store_is_away(lambda: to_its_end(write))
+        await while_store_is_away(lambda: finish_in_thread(write))
         self._state, self._message = state, message
 
     def status(self) -> JobStatus:
@@ -232,7 +230,7 @@ def cut(rows: int, rows_per_part: int, most: int) -> list[Span]:
     """`rows` rows in equal spans, as few as `rows_per_part` allows and at most `most`; one, if empty."""
     parts = max(1, min(most, -(-rows // rows_per_part)))
     bounds = [rows * i // parts for i in range(parts + 1)]
-    return list(pairwise(bounds))
+    return list(starmap(Span, pairwise(bounds)))
 
 
 def dispatch_settings(settings: DriverSettings, **changed: int) -> DispatchSettings:

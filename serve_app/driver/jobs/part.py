@@ -1,7 +1,7 @@
 """One run of one part of a job: read, render, dispatch and commit the rows that have no outcome yet.
 
-Knows rows and outcomes. Does not know jobs, their states or who asked (see `job.py`); runs in the driver or in a
-process of its own (see `driver/runner.py`).
+Knows rows and outcomes. Does not know jobs or their states (see `job.py`). Runs in the driver or in a process of its
+own (see `driver/runner.py`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import msgspec
 
 from serve_app.dispatch.dispatcher import Dispatcher
-from serve_app.dispatch.pool import RowResult
-from serve_app.dispatch.render import Renderer, make_renderer
+from serve_app.dispatch.render import NotRendered, Renderer, make_renderer
+from serve_app.dispatch.rows import RenderedRow, RowResult
 from serve_app.dispatch.stream import Stream
 from serve_app.driver.jobs.commit import Committer
 from serve_app.driver.jobs.reuse import Reuse
@@ -26,34 +27,38 @@ from serve_app.driver.sources.requests import value_and_error
 from serve_app.driver.sources.source import Source
 from serve_app.driver.store.idmap import IdMap
 from serve_app.driver.store.log import OutcomeLog
-from serve_app.driver.threads import to_its_end
+from serve_app.driver.threads import finish_in_thread
 from serve_app.errors import BadSettings, JobConflict
-from serve_app.schema import Chunk, Completion, Identity, Outcome, ReplicaInfo, Request, Row
+from serve_app.schema import Chunk, Completion, Identity, Outcome, ReplicaInfo, Request, Row, RowKey
 from serve_app.settings import DriverSettings
 from serve_app.spec import JobSpec
 
-# How long the last commit of a cancelled or failed run is tried again.
+# How long a cancelled or failed run retries its last commit.
 LAST_PATIENCE_S = 10.0
-# Rows are read and rendered in blocks: the first is small, so that the replicas begin at once, and later ones large,
-# so that shared prefixes meet.
+# Rows are read and rendered in blocks: first a small one, so that replicas begin at once, then large ones, so that
+# shared prefixes meet.
 FIRST_BLOCK, LARGEST_BLOCK, GROWTH = 256, 8192, 4
-# A block of images in text ends earlier.
+# Ends a block early, of images as text say.
 LARGEST_BLOCK_CHARACTERS = 32 << 20
 
 
-class Block(msgspec.Struct):
+class Span(NamedTuple):
+    """The rows [start, stop) of a population."""
+
+    start: int
+    stop: int
+
+
+class Block(msgspec.Struct, frozen=True):
     """Rows ready for dispatch, and outcomes that need none (unreadable or refused rows, reused answers)."""
 
-    rows: list[tuple[tuple[str, str], bytes, int]] = []
-    known: list[Outcome] = []
-    last: bool = False
+    rows: list[RenderedRow[RowKey]]
+    known: list[Outcome]
+    last: bool
 
 
 class PartRun:
-    """Runs the rows `span` = [start, stop) of `source`.
-
-    `limit(available)` is how many replicas may work on it, `tally` what runs before it have counted.
-    """
+    """Runs the rows `span` of `source` on up to `limit(available)` replicas; `tally` has what earlier runs counted."""
 
     def __init__(
         self,
@@ -63,7 +68,7 @@ class PartRun:
         dispatcher: Dispatcher,
         settings: DriverSettings,
         *,
-        span: tuple[int, int],
+        span: Span,
         limit: Callable[[int], int],
         reuse: Reuse | None = None,
         tally: Tally | None = None,
@@ -79,7 +84,7 @@ class PartRun:
         self._committed: IdMap | None = None
         self._run_before_s = 0.0
         self._started: float | None = None
-        self._unsure = False
+        self._commit_uncertain = False
         self._committer = Committer(
             self._commit, rows=settings.commit_rows, seconds=settings.commit_seconds, patience_s=settings.store_wait_s
         )
@@ -89,10 +94,10 @@ class PartRun:
     async def execute(self) -> None:
         """Return when every row of the part has a committed outcome.
 
-        Raises EngineFailed without replicas, BadSettings for what the model cannot be asked, JobConflict when
-        another driver took the part over or the rows changed since the last run, StoreError.
+        Raises EngineFailed without replicas, BadSettings for what the model cannot be asked, JobConflict when another
+        driver took over or the rows changed since the last run, StoreError.
         """
-        await to_its_end(self._open)
+        await finish_in_thread(self._open)
         start, stop = self._span
         if self.tally.done >= stop - start:
             return
@@ -100,7 +105,7 @@ class PartRun:
         replica = await self._dispatcher.replica()
         self.message = "reading"
         request, renderer, template = await asyncio.to_thread(self._prepare, replica)
-        stream = self._dispatcher.stream(template, limit=self._limit, engine=replica.engine)
+        stream: Stream[RowKey] = self._dispatcher.stream(template, limit=self._limit, engine=replica.engine)
         try:
             async with asyncio.TaskGroup() as tasks:
                 committing = tasks.create_task(self._committer.run())
@@ -112,7 +117,7 @@ class PartRun:
             raise errors.exceptions[0] from None
         finally:
             stream.close()
-            # Whoever ends early has somebody waiting.
+            # Somebody waits for a run that ends early.
             self._committer.patience_s = min(self._committer.patience_s, LAST_PATIENCE_S)
             await self._committer.flush()
         if self.tally.done != stop - start:
@@ -140,12 +145,12 @@ class PartRun:
         self.tally.tensor_parallel_size = engine.tensor_parallel_size
         priority = self._settings.priority if spec.priority is None else spec.priority
         template = Chunk(0, (), renderer.label_ids(spec.labels), spec.sampling, priority, spec.endpoint or "")
-        workload = spec.workload + template.path  # the same body is another question on another route
+        workload = spec.workload + template.path  # the same body asks something else on another route
         return Request(served, workload, spec.labels, spec.sampling), renderer, template
 
     # --- rows in ---
 
-    async def _feed(self, stream: Stream, request: Request, renderer: Renderer) -> None:
+    async def _feed(self, stream: Stream[RowKey], request: Request, renderer: Renderer) -> None:
         blocks = self._blocks(request, renderer)
         while (block := await asyncio.to_thread(next, blocks, None)) is not None:
             if self._started is None:
@@ -162,49 +167,47 @@ class PartRun:
         largest = min(LARGEST_BLOCK, max(1, self._settings.backlog_rows // 2))
         last = False
         while not last:
-            some, last = _take(rows, min(size, largest))
+            some, last = _next_rows(rows, min(size, largest))
             if some:
-                block = self._block(some, identity, request, renderer)
-                block.last = last
-                yield block
+                yield self._block(some, identity, request, renderer, last=last)
             size *= GROWTH
 
-    def _block(self, rows: list[Row], identity: Identity, request: Request, renderer: Renderer) -> Block:
-        keys = [(row.custom_id, identity.content_hash(row)) for row in rows]
+    def _block(self, rows: list[Row], identity: Identity, request: Request, renderer: Renderer, *, last: bool) -> Block:
+        keys = [RowKey(row.custom_id, identity.content_hash(row)) for row in rows]
         new = self._without_committed(keys)
-        block = Block()
+        block = Block([], [], last)
         if self._reuse is not None:
-            answered = self._reuse.find([keys[i][1] for i in new if rows[i].error is None])
+            answered = self._reuse.find([keys[i].content_hash for i in new if rows[i].error is None])
             for i in new:
-                if (outcome := answered.get(keys[i][1])) is not None:
-                    block.known.append(msgspec.structs.replace(outcome, custom_id=keys[i][0]))
-            new = [i for i in new if keys[i][1] not in answered]
+                if (outcome := answered.get(keys[i].content_hash)) is not None:
+                    block.known.append(msgspec.structs.replace(outcome, custom_id=keys[i].custom_id))
+            new = [i for i in new if keys[i].content_hash not in answered]
         good = [i for i in new if rows[i].error is None]
         prompts = dict(zip(good, renderer.prompts([rows[i] for i in good]), strict=True))
         for i in new:
-            prompt = prompts.get(i, rows[i].error or "")
+            prompt = prompts[i] if i in prompts else NotRendered(rows[i].error or "")
             if isinstance(prompt, bytes):
-                block.rows.append((keys[i], prompt, rows[i].expected_tokens))
+                block.rows.append(RenderedRow(keys[i], prompt, rows[i].expected_tokens))
             else:
-                refused = RowResult(keys[i], Completion(status="invalid", error=prompt), None, 0)
-                block.known += self._outcomes([refused], request)
+                refused = RowResult(keys[i], Completion(status="invalid", error=prompt.error), None, 0)
+                block.known.extend(self._outcomes([refused], request))
         return block
 
-    def _without_committed(self, keys: Sequence[tuple[str, str]]) -> list[int]:
+    def _without_committed(self, keys: Sequence[RowKey]) -> list[int]:
         if self._committed is None:
             return list(range(len(keys)))
-        found = self._committed.lookup([hashlib.sha256(custom_id.encode()).digest()[:16] for custom_id, _ in keys])
-        for (custom_id, content_hash), before in zip(keys, found, strict=True):
-            if before is not None and before != int(content_hash[:16], 16):
+        found = self._committed.lookup([hashlib.sha256(key.custom_id.encode()).digest()[:16] for key in keys])
+        for key, before in zip(keys, found, strict=True):
+            if before is not None and before != int(key.content_hash[:16], 16):
                 raise JobConflict(
-                    f"row {custom_id!r} was answered as another question than would be asked now: serve the model "
+                    f"row {key.custom_id!r} was answered as another question than would be asked now: serve the model "
                     "and give the data that the job began with, or submit a new job"
                 )
         return [i for i, before in enumerate(found) if before is None]
 
     # --- outcomes out ---
 
-    def _outcomes(self, results: Sequence[RowResult], request: Request) -> list[Outcome]:
+    def _outcomes(self, results: Sequence[RowResult[RowKey]], request: Request) -> list[Outcome]:
         finished_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         return [_outcome(result, request, finished_at) for result in results]
 
@@ -214,15 +217,15 @@ class PartRun:
         if self._started is not None:
             tally.now_s = time.monotonic() - self._started
             tally.run_s = self._run_before_s + tally.now_s
-        # After an error it is not known whether the commit has reached the store: an answer may have been lost.
-        if not (self._unsure and self._log.begin_again()):
-            self._unsure = True
+        # After an error the commit may still have reached the store.
+        if not (self._commit_uncertain and self._log.begin_again()):
+            self._commit_uncertain = True
             self._log.append(outcomes, msgspec.to_builtins(tally))
-        self._unsure = False
+        self._commit_uncertain = False
         self.tally = tally  # only what is on disk counts
 
 
-def _take(rows: Iterator[Row], most: int) -> tuple[list[Row], bool]:
+def _next_rows(rows: Iterator[Row], most: int) -> tuple[list[Row], bool]:
     """The next rows of a block, and whether they are the last."""
     taken: list[Row] = []
     characters = 0
@@ -234,9 +237,8 @@ def _take(rows: Iterator[Row], most: int) -> tuple[list[Row], bool]:
     return taken, True
 
 
-def _outcome(result: RowResult, request: Request, finished_at: str) -> Outcome:
-    completion, replica = result.completion, result.replica
-    custom_id, content_hash = result.key
+def _outcome(result: RowResult[RowKey], request: Request, finished_at: str) -> Outcome:
+    key, completion, replica = result.key, result.completion, result.replica
     value, error = None, completion.error
     if completion.response is not None:
         value, error = value_and_error(completion, completion.response)
@@ -246,8 +248,8 @@ def _outcome(result: RowResult, request: Request, finished_at: str) -> Outcome:
     elif completion.status == "ok":
         value = {"text": completion.text, "finish_reason": completion.finish_reason}
     return Outcome(
-        custom_id=custom_id,
-        content_hash=content_hash,
+        custom_id=key.custom_id,
+        content_hash=key.content_hash,
         status=completion.status,
         value=value,
         error=error,

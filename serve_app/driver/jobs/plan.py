@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`chosen` of `available` replicas for `rows` rows. `wanted` can exceed `available`: see `replicas_wanted`."""
+    """`chosen` of `available` replicas for `rows` rows. `wanted` may exceed `available`: see `replicas_wanted`."""
 
     rows: int
     available: int
@@ -20,16 +20,16 @@ class Plan:
 
     @property
     def rows_per_replica(self) -> int:
-        """Rows that each chosen replica would get in equal shares, rounded up. What each got is counted as it runs."""
+        """Rows of each chosen replica in equal shares, rounded up; the real numbers are counted as it runs."""
         return -(-self.rows // self.chosen) if self.chosen else 0
 
 
 def replicas_wanted(rows: int, available: int, *, min_rows: int, max_rows: int) -> int:
     """The original rule: at least `min_rows` and at most `max_rows` rows a replica, existing replicas first.
 
-    With rows/available below `max_rows`: the largest n ≤ available with rows/n ≥ `min_rows`, else 1.
-    Otherwise ceil(rows/`max_rows`), but never fewer than are available; what exceeds `available` is a wish to
-    scale up. Raises ValueError for sizes below 1.
+    With rows/available below `max_rows`: the largest n ≤ available with rows/n ≥ `min_rows`, else 1. Otherwise
+    ceil(rows/`max_rows`), but at least `available`; what exceeds it asks to scale up. Raises ValueError for sizes below
+    1.
     """
     if rows < 1 or min_rows < 1 or max_rows < min_rows:
         raise ValueError(f"rows {rows}, min_rows {min_rows} and max_rows {max_rows} must be positive and in order")

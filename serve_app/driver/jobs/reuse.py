@@ -1,7 +1,6 @@
 """Answers that other jobs of the store have already committed to the same question.
 
-The question is the content hash; only `ok` answers are taken. Sampled text is taken like any other: a caller who
-wants it drawn again does not ask for reuse.
+The question is the content hash; only `ok` answers count, sampled text like any other.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,17 +20,24 @@ from serve_app.driver.store.store import Store
 from serve_app.driver.store.table import from_table
 from serve_app.schema import Outcome
 
-# Tables kept at hand: answers to neighbouring questions lie in the same ones.
+# Cached tables: neighbouring questions have their answers in the same ones.
 TABLES = 16
 
 
+class TablePlace(NamedTuple):
+    """Where a table of outcomes begins: the job, its log, and the row in the log."""
+
+    job_id: str
+    log: OutcomeLog
+    start: int
+
+
 class Reuse:
-    """An index over all jobs of `workload` but `job_id` itself. Raises StoreError when one cannot be read."""
+    """An index over all other jobs of `workload`. Raises StoreError when one cannot be read."""
 
     def __init__(self, store: Store, job_id: str, workload: str) -> None:
         self._index = IdMap()
-        # Where a table begins: the job, its log and the row.
-        self._tables: list[tuple[str, OutcomeLog, int]] = []
+        self._tables: list[TablePlace] = []
         self._table = lru_cache(maxsize=TABLES)(self._read)
         for other in store.jobs():
             job = store.open(other)
@@ -52,23 +58,23 @@ class Reuse:
             keys = list(rows)
             fresh = [key for key, known in zip(keys, self._index.lookup(keys), strict=True) if known is None]
             self._index.add(fresh, np.array([rows[key] for key in fresh], dtype=np.uint64))
-            self._tables.append((job_id, log, start))
+            self._tables.append(TablePlace(job_id, log, start))
             start += table.num_rows
 
     def _read(self, number: int) -> pa.Table | None:
         """None if the job was deleted meanwhile."""
-        _, log, start = self._tables[number]
-        return next(log.tables(after=start), None)
+        place = self._tables[number]
+        return next(place.log.tables(after=place.start), None)
 
     def find(self, content_hashes: Sequence[str]) -> dict[str, Outcome]:
-        """Content hash -> answer, for those that are known."""
+        """Content hash -> answer, where known."""
         wanted: dict[int, list[int]] = defaultdict(list)
         for place in self._index.lookup([bytes.fromhex(content_hash) for content_hash in content_hashes]):
             if place is not None:
                 wanted[place >> 32].append(place & 0xFFFFFFFF)
         found = {}
         for number, rows in wanted.items():
-            job_id = self._tables[number][0]
+            job_id = self._tables[number].job_id
             table = self._table(number)
             for outcome in from_table(table.take(rows)) if table is not None else ():
                 first = outcome.reused_from or job_id

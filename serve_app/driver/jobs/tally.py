@@ -1,4 +1,4 @@
-"""Counts of committed rows: what a part of a job reports, and what parts add up to."""
+"""Counts of committed rows, of a part or summed over parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serve_app.schema import Outcome
 
 
 class Tally(msgspec.Struct):
-    """Counts of all runs of a part; `run_s` and `now` (rows of the present run, by replica) tell the present rate."""
+    """Counts over all runs of a part; `now_s` and `now_by_replica` are the present run's."""
 
     ok: int = 0
     invalid: int = 0

@@ -1,1 +1,1 @@
-"""Populations as they come: files, lines, generators, and the requests of batch files."""
+"""Populations: files, lines, generators, and the requests of batch files."""

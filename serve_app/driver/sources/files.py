@@ -1,8 +1,6 @@
-"""Populations as they come: CSV, JSONL and Parquet files by URL, and generators that workloads install.
+"""The file behind a population: CSV, JSONL or Parquet, by URL.
 
-Knows how to read rows as a stream, whatever their number, from any row on. Does not know jobs, nor what a row's
-columns mean (see `template.py`). A row that cannot be read is a `Row` with an `error`, never an exception: one bad
-line is no reason to lose a population.
+Knows how to stream it. Does not know jobs, nor what columns mean (see `template.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from serve_app.errors import BadSettings, ServeAppError
 from serve_app.spec import Format, JobSpec
 from serve_app.storage.filesystem import join, reason, resolve
 
-# A source of this prefix is a file in the job's own folder.
+# Prefix of a file in the job's own folder.
 JOB_FILE = "job:"
 FORMATS: dict[str, Format] = {
     ".csv": "csv",
@@ -31,26 +29,25 @@ FORMATS: dict[str, Format] = {
     ".pq": "parquet",
 }
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-# Bytes. No model reads a longer prompt; without a bound one missing line end or quote would take all memory.
+# Bytes. No model reads a longer prompt, and a missing line end or quote must not take all memory.
 LONGEST_LINE = 1 << 24
 READ_BUFFER = 1 << 20
 
 
 def fingerprint(spec: JobSpec) -> str:
-    """What tells a source file from a later version: its size and time of change, or what its server says of it.
+    """Tells a source file from a later version: its size and time of change, or what its server says of it.
 
-    "" for rows of a request, for uploaded files, which cannot change, and for generators. Raises BadSettings for a
-    file that is not there.
+    "" for a request's rows, uploaded files (which cannot change) and generators. Raises BadSettings for a missing file.
     """
     if not spec.source or spec.source.startswith(JOB_FILE):
         return ""
     with reading(spec.source):
         filesystem, path = resolve(spec.source)
         if isinstance(filesystem, pa_fs.PyFileSystem) and isinstance(filesystem.handler, pa_fs.FSSpecHandler):
-            # pyarrow passes on size and time only; web servers have no time, but an ETag or Last-Modified.
+            # pyarrow has only size and time; web servers give an ETag or Last-Modified instead.
             handler: Any = filesystem.handler
             said = {key: str(value) for key, value in handler.fs.info(path).items()}
-            said.pop("url", None)  # where a redirect led, which may be signed anew each time
+            said.pop("url", None)  # a redirect's target, which may be signed anew each time
             return msgspec.json.encode(said, order="sorted").decode()
         info = filesystem.get_file_info(path)
         if not info.is_file:
@@ -102,11 +99,11 @@ class SourceFile:
         with reading(self.url):
             filesystem, path = resolve(self.url)
             with filesystem.open_input_stream(path, compression=self.compression) as raw:
-                # Python's own reader: it splits lines many times faster.
+                # Python's own reader splits lines many times faster.
                 yield io.BufferedReader(cast("io.RawIOBase", raw), READ_BUFFER)
 
     def check(self) -> None:
-        """Say now that the file is not there, as `stream` would."""
+        """Raise now, as `stream` would, if the file is missing."""
         with self.stream():
             pass
 
@@ -123,7 +120,7 @@ def _in_folder(folder_url: str, name: str) -> str:
 
 
 def _shown(url: str) -> str:
-    """For messages: a query may hold a signature."""
+    """Without the query, which may hold a signature."""
     return url.partition("?")[0] if "://" in url else url
 
 
@@ -134,13 +131,13 @@ def reading(url: str) -> Iterator[None]:
     except ServeAppError as error:
         raise BadSettings(str(error), field="source") from error
     except Exception as error:  # each file system has its own
-        # What file systems say may repeat the URL.
+        # The error may repeat the URL.
         said = reason(error).replace(url, _shown(url))
         raise BadSettings(f"cannot read {_shown(url)}: {said}", field="source") from error
 
 
 def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines, split at \\n only, without a byte order mark; "" stands for one of more than LONGEST_LINE bytes."""
+    """Lines, split at \\n only, without a byte order mark; "" stands for a line of more than LONGEST_LINE bytes."""
     line = file.readline(LONGEST_LINE).removeprefix(b"\xef\xbb\xbf")
     while line:
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):

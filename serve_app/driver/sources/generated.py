@@ -19,9 +19,8 @@ GENERATORS = "serve_app.generators"
 class Generated:
     """Rows made by an entry point of the group `serve_app.generators`: a callable that gives an iterable of `Row`s.
 
-    It gets the job's arguments by name, checked against its annotations. If it has a parameter `start`, it begins
-    with that row itself; if not, rows before are made and passed over. If what it gives has a length, rows are not
-    made only to be counted.
+    It gets the job's arguments by name, checked against its annotations. With a parameter `start` it begins there
+    itself; otherwise earlier rows are made and skipped. If the iterable has a length, rows are not made for counting.
     """
 
     def __init__(self, asked: Generator) -> None:
@@ -39,7 +38,7 @@ class Generated:
             raise BadSettings("'start' is not for jobs to give", field="generator.arguments")
         self._arguments = asked.arguments
         try:
-            next(self.rows(), None)  # what the generator refuses is said now
+            next(self.rows(), None)  # have the generator refuse now
         except pydantic.ValidationError as error:
             problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise BadSettings("; ".join(problems), field="generator.arguments") from error

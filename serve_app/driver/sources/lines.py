@@ -20,7 +20,7 @@ TOO_LONG = f"the line is longer than {files.LONGEST_LINE} bytes"
 
 
 class _Streamed(ABC):
-    """A file that can be read from its beginning only: rows before `start` are passed over, not decoded."""
+    """A file that is read from its beginning: rows before `start` are skipped, not decoded."""
 
     def __init__(self, file: SourceFile, maker: RowMaker) -> None:
         self._file = file
@@ -49,7 +49,7 @@ class _Streamed(ABC):
 
 
 class CsvRows(_Streamed):
-    """RFC 4180 with a header line; every value is text, UTF-8. Blank lines are no rows."""
+    """RFC 4180 with a header line; values are UTF-8 text. Blank lines are no rows."""
 
     def __init__(self, file: SourceFile, maker: RowMaker) -> None:
         super().__init__(file, maker)
@@ -65,7 +65,7 @@ class CsvRows(_Streamed):
         self._columns = [(header.index(column), column) for column in needed]
 
     def _parsed(self) -> Iterator[list[str] | str]:
-        # Of the whole process, and by default too small for documents.
+        # Global, and by default too small for documents.
         csv.field_size_limit(files.LONGEST_LINE)
         with self._file.stream() as file:
             # `map`, since it goes on after its function raised.
@@ -93,7 +93,7 @@ class CsvRows(_Streamed):
 def _csv_line(line: bytes) -> str:
     if not line:
         raise csv.Error(TOO_LONG)
-    # Bytes that are no text stay recognisable, so that only their own row is refused.
+    # Bytes that are not UTF-8 stay recognisable, so that only their own row is refused.
     return line.decode("utf-8", "surrogateescape")
 
 
@@ -106,7 +106,7 @@ def _not_utf8(record: list[str]) -> str | None:
 
 
 class JsonlRows(_Streamed):
-    """A JSON object a line, UTF-8. Blank lines are no rows. What columns a row has, only the row knows."""
+    """A JSON object a line, UTF-8. Blank lines are no rows. Columns may differ from row to row."""
 
     def __init__(self, file: SourceFile, maker: RowMaker) -> None:
         super().__init__(file, maker)

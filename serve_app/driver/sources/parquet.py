@@ -16,7 +16,7 @@ from serve_app.driver.sources.template import RowMaker
 from serve_app.schema import Row
 from serve_app.storage.filesystem import resolve
 
-# Rows decoded together from Parquet: few, since a row may be a long document.
+# Rows decoded together: few, since a row may be a long document.
 BATCH_ROWS = 1024
 
 
@@ -30,14 +30,14 @@ class ParquetRows:
             metadata = parquet.metadata
             self._columns = maker.check(parquet.schema_arrow.names, file.name)
             sizes = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-            # The number of each row group's first row, and of all rows.
+            # Number of each row group's first row, and of all rows.
             self._begins = list(accumulate(sizes, initial=0))
 
     @contextmanager
     def _open(self) -> Iterator[pa_parquet.ParquetFile]:
         with reading(self._file.url):
             filesystem, path = resolve(self._file.url)
-            # Pages as they are needed: the default would hold all row groups in memory.
+            # Read pages as needed: the default keeps all row groups in memory.
             with pa_parquet.ParquetFile(
                 path, filesystem=filesystem, pre_buffer=False, buffer_size=READ_BUFFER
             ) as parquet:
@@ -54,7 +54,7 @@ class ParquetRows:
         number = self._begins[first]
         with self._open() as parquet:
             groups = list(range(first, last))
-            # Without threads: it takes less of the processor, and a driver shares it.
+            # The driver shares its processor.
             for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=list(columns), use_threads=False):
                 skip, number = max(0, start - number), number + batch.num_rows
                 wanted = batch.slice(skip, batch.num_rows - skip - max(0, number - stop))
@@ -74,7 +74,7 @@ class ParquetRows:
 def _to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError:  # as bytes instead: `template.as_text` refuses those of the bad row only
+    except UnicodeDecodeError:  # as bytes: `template.as_text` then refuses only the bad row
         text = (pa.string(), pa.large_string())
         fields = [field.with_type(pa.binary()) if field.type in text else field for field in batch.schema]
         return batch.cast(pa.schema(fields)).to_pylist()

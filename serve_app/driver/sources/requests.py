@@ -1,9 +1,8 @@
-"""Rows that are HTTP requests: the lines of an OpenAI batch file, and the lines of its output and error files.
+"""Rows that are HTTP requests: the lines of an OpenAI batch file, and of its output and error files.
 
-Knows a line's envelope (`custom_id`, `method`, `url`, `body`) and what stands around an answer. Does not know what a
-body means: it goes to the engine's own HTTP application as it came, and the answer's body comes back as it is.
-
-A line that is no request is a row of its own with an error, so that a batch of a million lines does not end by one.
+Knows a line's envelope (`custom_id`, `method`, `url`, `body`) and that of an answer. Bodies pass unchanged, to and from
+the engine's HTTP application. A line that is no request is a row with an error, so that one bad line does not end a
+batch.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from serve_app.driver.sources.repeats import find_repeats
 from serve_app.errors import BadSettings
 from serve_app.schema import Completion, HttpResponse, Row
 
-# The id of a row that has none of its own, or another row's, for the store: ids there are unique.
+# In the store, the id of a row without an id of its own: ids there are unique.
 _OWN_ID = re.compile(r"line-\d+-invalid")
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why a line is no request, as OpenAI's `errors` have it. `line` counts from 1."""
+    """Why a line is no request, as in OpenAI's `errors`. `line` counts from 1."""
 
     line: int
     code: str
@@ -79,7 +78,7 @@ def _text(raw: msgspec.Raw | None) -> str:
 
 
 class RequestRows:
-    """See `files.Source`. `lines` opens the file anew at each call; blank lines are no rows.
+    """See `source.Source`. `lines` opens the file anew at each call; blank lines are no rows.
 
     Of lines with the same custom_id the first is the request.
     """
@@ -101,7 +100,7 @@ class RequestRows:
         return (row.custom_id for row in self.rows())
 
     def count(self) -> int:
-        """How many rows there are. Raises BadSettings if no line at all is a request."""
+        """Number of rows. Raises BadSettings if no line is a request."""
         rows, _ = self._scan
         if first := next(self.problems(), None) if not self._usable() else None:
             raise BadSettings(f"no line of the file is a request to {self._endpoint}: {first.message}", field="source")
@@ -110,7 +109,7 @@ class RequestRows:
         return rows
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong with the lines that are no requests."""
+        """Problems of the lines that are no requests."""
         _, repeated = self._scan
         for row, (number, line) in enumerate(self._numbered()):
             if isinstance(read := self._read(number, line, again=row in repeated), Problem):
@@ -136,7 +135,7 @@ class RequestRows:
         return rows, frozenset(repeat.row for repeat in repeats)
 
     def _ids(self) -> Iterator[str]:
-        """The id of each row; a bad line has one that no other has, so that it takes no good one's."""
+        """The id of each row; a bad line gets one that no other row has."""
         for number, line in self._numbered():
             read = self._read(number, line)
             yield read.custom_id if isinstance(read, Line) else _own_id(number)
@@ -150,8 +149,8 @@ def _own_id(number: int) -> str:
 
 
 def value_and_error(completion: Completion, response: HttpResponse) -> tuple[dict[str, Any] | None, str | None]:
-    """Of the outcome of a row that was answered: `response` of the output line as its value, or JSON of it as its
-    error where the request was refused."""
+    """Value and error of an answered row's outcome: the output line's `response`, or its JSON as the error where the
+    request was refused."""
     fields = {
         "status_code": response.status_code,
         "request_id": response.request_id,
@@ -166,10 +165,10 @@ def answered_line(batch_id: str, custom_id: str, response: str) -> bytes:
 
 
 def refused_line(batch_id: str, custom_id: str, error: str) -> bytes:
-    """A line of the error file, of an outcome's error: a response, a `Problem`, or text."""
+    """A line of the error file, from an outcome's error: a response, a `Problem`, or text."""
     try:
         fields = _decode_error(error)
-    except ValueError:  # what went wrong at the replicas, attempt by attempt
+    except ValueError:  # errors of attempts at replicas
         return lost_line(batch_id, custom_id, "server_error", error)
     if "status_code" in fields:
         return _line(batch_id, custom_id, custom_id, fields, None)
@@ -178,12 +177,12 @@ def refused_line(batch_id: str, custom_id: str, error: str) -> bytes:
 
 
 def lost_line(batch_id: str, custom_id: str, code: str, message: str) -> bytes:
-    """A line of the error file, of a row that was not answered."""
+    """A line of the error file, for a row without an answer."""
     return _line(batch_id, custom_id, custom_id, None, {"code": code, "message": message})
 
 
 def _line(batch_id: str, row_id: str, shown: Any, response: Any, error: Any) -> bytes:
-    # By the row, so that a file that is written twice is the same twice.
+    # Derived from the row, so that a file written twice is the same.
     own = hashlib.sha256(f"{batch_id}/{row_id}".encode()).hexdigest()[:24]
     return _encode({"id": f"batch_req_{own}", "custom_id": shown, "response": response, "error": error}) + b"\n"
 

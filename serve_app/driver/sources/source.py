@@ -1,4 +1,4 @@
-"""What a job reads its rows from, whichever form they come in, and whether their ids are given once."""
+"""What a job reads its rows from, in any form, and the check that ids are unique."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from serve_app.spec import JobSpec
 
 
 class Source(Protocol):
-    """A population. Row numbers begin with 0 and are the same in every pass."""
+    """A population. Row numbers begin with 0 and are the same in every pass.
+
+    A row that cannot be read is a `Row` with an `error`, never an exception.
+    """
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
-        """Rows [start, stop), rendered, in their order. Raises BadSettings if the source cannot be read on."""
+        """Rows [start, stop), rendered, in order. Raises BadSettings if reading cannot go on."""
 
     def ids(self) -> Iterator[str]:
-        """The custom_id of every row, in their order, without rendering them."""
+        """The custom_id of every row, in order, without rendering."""
 
     def count(self) -> int:
-        """How many rows there are: by metadata for Parquet, by a pass over the others."""
+        """Number of rows: from Parquet's metadata, else by a pass over the data."""
 
 
 def open_source(spec: JobSpec, *, folder_url: str) -> Source:
     """The population of a job whose folder is `folder_url`.
 
-    Raises BadSettings naming the field if there is no such source, its format is unknown, it lacks a column that
-    the job names, a template is none, or the generator refuses its arguments.
+    Raises BadSettings naming the field for a missing source, an unknown format, a missing column, a malformed template,
+    or arguments that the generator refuses.
     """
     if spec.generator is not None:
         return Generated(spec.generator)

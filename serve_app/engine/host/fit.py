@@ -1,6 +1,6 @@
-"""An engine fitted to the processor and the memory of a CPU host, before vLLM starts and without importing it.
+"""An engine fitted to a CPU host's processor and memory, before vLLM starts and without importing it.
 
-Used by the replica, for itself, and by the check of a config file, for all replicas that will share the host.
+Used by the replica for itself, and by the config check for all replicas of the host.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from serve_app.models.catalog import read_config, weight_bytes
 
 
 class Fit(NamedTuple):
-    """What a worker gets: its data type, where nobody asked for one, and bytes of memory without and for KV cache."""
+    """A worker's data type, if nobody asked for one, and bytes of memory without and for KV cache."""
 
     chosen: FastType | None
     worker: int
@@ -25,10 +25,9 @@ class Fit(NamedTuple):
 def fit_to_host(
     options: Mapping[str, Any], model: Path | str, *, replicas: int, total: int, free: int, checked: int = 1
 ) -> Fit:
-    """Fit an engine of these options of vLLM, of which `replicas` share a host of `total` bytes of memory.
+    """Fit an engine of these vLLM options, of which `replicas` share a host of `total` bytes of memory.
 
-    `model` is where `options["model"]` was resolved to. Raises NotEnoughMemory unless `checked` of them fit into the
-    `free` bytes.
+    `model` is `options["model"]`, resolved. Raises NotEnoughMemory unless `checked` of them fit into the `free` bytes.
     """
     ranks = int(options.get("tensor_parallel_size") or 1)
     chosen = choose_for(options, model)
@@ -41,9 +40,9 @@ def fit_to_host(
 
 
 def choose_for(options: Mapping[str, Any], model: Path | str) -> FastType | None:
-    """The data type that is fast here, where the model's own is not; None leaves vLLM's choice, or the user's.
+    """The data type that is fast here, if the model's own is not; None leaves vLLM's or the user's choice.
 
-    Kernels of quantised weights take the activations' type that they were made for, so those keep vLLM's choice.
+    Quantised weights keep vLLM's choice: their kernels are made for one type of activations.
     """
     if _asked(options) is not None or options.get("quantization") or "quantization_config" in read_config(model):
         return None

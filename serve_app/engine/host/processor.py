@@ -1,8 +1,8 @@
 """Which data type a processor computes fast.
 
-bfloat16 is a model's usual type. A processor without instructions for it emulates them: on an AMD EPYC with AVX2 alone
+Models usually use bfloat16, which a processor without instructions for it emulates: on an AMD EPYC with AVX2 alone
 (family 25 model 1) `F.linear` of 512 x 576 x 1536 reached 15 GFLOP/s in bfloat16 and 116 in float32, and a population
-never ended. So where a configuration names no type, the engine takes float32 there.
+never ended. So there, unless configured, the engine takes float32.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 # Flags of /proc/cpuinfo with which bfloat16 is fast: x86-64's, and aarch64's.
 BFLOAT16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm's BF16"}
-# oneDNN's cap of what it uses (https://oneapi-src.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html): with one of
-# these its bfloat16 kernels are emulated on any processor. Also how a test hides what a machine has.
+# oneDNN's instruction cap (https://oneapi-src.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html): with one of
+# these bfloat16 is emulated on any processor. Tests use it to hide instructions.
 CAP_ENV = "ONEDNN_MAX_CPU_ISA"
 CAPS_WITHOUT_BFLOAT16 = frozenset(
     {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
@@ -24,14 +24,14 @@ CAPS_WITHOUT_BFLOAT16 = frozenset(
 
 
 class FastType(NamedTuple):
-    """A data type by vLLM's name, and why it is the one."""
+    """A data type by vLLM's name, and the reason for it."""
 
     dtype: str
     reason: str
 
 
 def fast_type() -> FastType:
-    """The fast one of bfloat16 and float32 on this machine's processor."""
+    """The faster of bfloat16 and float32 on this machine."""
     return choose_type(cpu_flags(), os.environ.get(CAP_ENV, ""))
 
 
@@ -47,7 +47,7 @@ def choose_type(flags: frozenset[str], cap: str = "") -> FastType:
 
 @cache
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The instruction sets that the kernel lists for the first processor; empty where there is no such list."""
+    """Instruction sets of the first processor, from the kernel's list; empty without one."""
     field = "Features" if platform.machine() == "aarch64" else "flags"
     try:
         lines = cpuinfo.read_text().splitlines()

@@ -1,8 +1,8 @@
-"""How vLLM's processes are started on a CPU host: forked from one that has imported vLLM, instead of importing it anew.
+"""How vLLM's processes start on a CPU host: forked from one that has imported vLLM.
 
-vLLM spawns EngineCore and a worker a rank, and each imports vLLM by itself, 16 s of a slow core a process. Here a fork
-server (Python's own) imports it once, while the replica does; EngineCore is forked from that, and the workers from
-EngineCore, as vLLM does by itself on GPUs. On GPUs nothing is changed.
+vLLM spawns EngineCore and a worker a rank, and each imports vLLM, 16 s of a slow core. Here a fork server (Python's
+own) imports it once, while the replica does; EngineCore is forked from it, and the workers from EngineCore, as vLLM
+does on GPUs. GPUs are unchanged.
 
     replica ─ spawns ─> fork server ─ forks ─> EngineCore ─ forks ─> workers
 """
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 PRELOADED = ["serve_app.engine.processes.tied", "serve_app.engine.processes.preload"]
 CORE_NAME = "EngineCore"
-# Says in EngineCore that it was forked.
+# Tells EngineCore that it was forked.
 FORKED_ENV = "SERVE_APP_FORKED_ENGINE"
-# Read while torch is imported; vLLM sets them for its processes on CPU before it starts them (platforms/cpu.py).
+# Read while torch is imported; vLLM sets them before it starts its CPU processes (platforms/cpu.py).
 READ_AT_IMPORT = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
 BINDING_ENV = "VLLM_CPU_OMP_THREADS_BIND"
-# Tells the fork server whose it is.
+# Tells the fork server its owner.
 OWNER_ENV = "SERVE_APP_FORK_SERVER_OF"
 
 
 def start_fork_server() -> None:
-    """Have vLLM imported by a fork server in the background. It ends with the thread that calls this."""
+    """Import vLLM in a fork server in the background. It ends with the calling thread."""
     for name, value in READ_AT_IMPORT.items():
         os.environ.setdefault(name, value)
     if libraries := preloaded_libraries(os.environ.get("LD_PRELOAD", "")):
@@ -48,10 +48,8 @@ def start_fork_server() -> None:
 
 
 def preloaded_libraries(given: str) -> str:
-    """LD_PRELOAD as vLLM's CPU platform will set it for its processes (platforms/cpu.py).
-
-    PyTorch's OpenMP, without which bound threads share a core (vllm#27369), and vLLM's own tcmalloc.
-    """
+    """LD_PRELOAD as vLLM's CPU platform will set it (platforms/cpu.py): PyTorch's OpenMP, without which bound threads
+    share a core (vllm#27369), and vLLM's tcmalloc."""
     found = [given] if given else []
     torch, vllm = (_folder(package) for package in ("torch", "vllm"))
     if not any(name in given for name in ("libomp", "libgomp", "libiomp")):
@@ -69,10 +67,10 @@ def _folder(package: str) -> Path:
 
 
 class ForkedEngines:
-    """While it is entered, vLLM's EngineCores are forked from the fork server.
+    """While entered, vLLM's EngineCores are forked from the fork server.
 
-    Libraries that vLLM wants preloaded (LD_PRELOAD, set as it makes its configuration) come with a new process only: if
-    they are others than the fork server has, vLLM spawns as ever.
+    LD_PRELOAD, set as vLLM makes its configuration, needs a new process: if the fork server's differs, vLLM spawns as
+    usual.
     """
 
     def __init__(self) -> None:
@@ -99,7 +97,7 @@ class ForkedEngines:
 
 
 class EngineProcess(ForkServerProcess):
-    """Has its parent's environment: by itself a process of the fork server's has that one's, from before."""
+    """Takes its parent's environment, not the fork server's older one."""
 
     def __init__(
         self, *, target: Callable[..., None], kwargs: Mapping[str, Any], name: str, daemon: bool | None = None
@@ -122,7 +120,7 @@ def with_environment(environment: Mapping[str, str], target: Callable[..., None]
 
 
 class WorkerProcess(ForkProcess):
-    """A worker forked from EngineCore. vLLM loads plug-ins once a process and its children count as having them."""
+    """A worker forked from EngineCore. vLLM loads plug-ins once a process, and counts its children in."""
 
     def __init__(self, *, target: Callable[..., None], kwargs: Mapping[str, Any], name: str, daemon: bool) -> None:
         super().__init__(target=as_worker, args=(target,), kwargs=kwargs, name=name, daemon=daemon)
@@ -135,7 +133,7 @@ class WorkerContext(ForkContext):
 
 
 def as_worker(target: Callable[..., None], **kwargs: Any) -> None:
-    """Do what our plug-ins do in a worker, then call `target`."""
+    """Do our plug-ins' work in a worker, then call `target`."""
     tie_to_parent()
     own_scheduling_group()
     mark_worker_stages()
@@ -144,7 +142,7 @@ def as_worker(target: Callable[..., None], **kwargs: Any) -> None:
 
 
 def fork_workers() -> None:
-    """Have a forked EngineCore fork its workers. Loaded in each of vLLM's processes, as a plug-in (pyproject.toml)."""
+    """Have a forked EngineCore fork its workers. A plug-in in each of vLLM's processes (pyproject.toml)."""
     if FORKED_ENV in os.environ and multiprocessing.current_process().name.startswith(CORE_NAME):
         import vllm.v1.executor.multiproc_executor as executor
 
@@ -154,7 +152,7 @@ def fork_workers() -> None:
 def bind_rank(rank: int, binding: str) -> None:
     """Run this process on the cores of its rank in `binding`, a core list a rank, joined by '|'; one thread a core.
 
-    A spawned worker's cores are set by variables that OpenMP's library reads as it is loaded; a forked one has it.
+    Spawned workers get cores from variables that OpenMP reads when loaded; in a forked one it is loaded.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Imported by the fork server (fork.py): all that EngineCore and its workers import, so that they need not."""
+"""Imported by the fork server (fork.py): the imports of EngineCore and its workers."""
 
 from contextlib import suppress
 from importlib import import_module
@@ -20,5 +20,5 @@ MODULES = (
 )
 
 for module in MODULES:
-    with suppress(Exception):  # what is missing here is imported, or reported, by whoever needs it
+    with suppress(Exception):  # whoever needs a missing one imports or reports it
         import_module(module)

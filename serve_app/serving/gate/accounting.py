@@ -2,13 +2,12 @@
 
     gate: use(Account()) ─> vLLM's handler ─> engine.generate, wrapped by `install` ─> account.completion_tokens += …
 
-A request finds its account by a context variable, which tasks inherit. The wrapper looks it up when vLLM calls
-`generate`, not when somebody reads from it, so it does not matter which task reads: vLLM 0.32 calls it in the
-handler's context for each prompt of a list, each beam, and once for all of `n`. Without an account (a population's
-chunk, a health probe) the engine's own iterator is given back: those cost nothing.
+A request finds its account by a context variable, which tasks inherit. The wrapper looks it up when `generate` is
+called, whichever task reads: vLLM 0.32 calls it in the handler's context for each prompt of a list, each beam, and once
+for all of `n`. Without an account (a population's chunk, a health probe) the engine's own iterator is returned.
 
-Why here and not from the answer's `usage`: a stream has none unless it is asked for, an aborted request never.
-Knows the engine's outputs by the names of their fields (vLLM's RequestOutput); does not import vllm.
+The answer's `usage` would not do: streams have it only on demand, aborted requests never. Reads vLLM's RequestOutput by
+field name, without importing vllm.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from serve_app.errors import PromptTooLong
 from serve_app.serving.gate.refusal import Refusal, prompt_too_long
 from serve_app.settings import PROBE_PRIORITY
 
-# What vLLM adds to a request's id for each beam of each step (entrypoints/…/beam_search/online.py).
+# vLLM's suffix of the request id for each beam of each step (entrypoints/…/beam_search/online.py).
 BEAM = re.compile(r"-[^-]+-beam-[0-9]+$")
 
 
 class Account:
-    """What one HTTP request has taken. `refused` is set when a prompt was over `max_prompt_tokens`."""
+    """Tokens of one HTTP request. `refused` is set when a prompt was over `max_prompt_tokens`."""
 
     def __init__(self, max_prompt_tokens: int | None = None) -> None:
         self.prompt_tokens = 0
@@ -46,18 +45,18 @@ class Account:
         return self.prompt_tokens + self.completion_tokens
 
     def add(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """What was counted elsewhere, as by a peer that answered a part."""
+        """Add what was counted elsewhere, by a peer say."""
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
 
     def check_prompt(self, tokens: int) -> None:
-        """Raises PromptTooLong, and remembers it, since vLLM answers it in words of its own."""
+        """Raises PromptTooLong, and remembers it, since vLLM rewords the error."""
         if self._max_prompt_tokens is not None and tokens > self._max_prompt_tokens:
             self.refused = prompt_too_long(tokens, self._max_prompt_tokens)
             raise PromptTooLong(self.refused.message)
 
     def is_later_beam(self, request_id: str) -> bool:
-        """Whether this engine request goes on with a beam search: its prompt is the first one's and what was found."""
+        """Whether this engine request continues a beam search, with the first prompt and what was found."""
         found = BEAM.search(request_id)
         if found is None:
             return False
@@ -67,7 +66,7 @@ class Account:
         return later
 
     def when_idle(self, settle: Callable[[], None]) -> None:
-        """Call `settle` once the engine works no more for this: at once, or later, as for a response in background."""
+        """Call `settle` once the engine does no more for this: now, or after a background response."""
         if self._working:
             self._settle = settle
         else:
@@ -76,8 +75,8 @@ class Account:
     async def abort(self) -> None:
         """End the engine requests that nobody reads any more.
 
-        A response that is cancelled while it sends leaves its iterator suspended, and only the garbage collector
-        would close that, which aborts the engine's request, at some time. One that is being read ends by its reader.
+        A response cancelled while sending leaves its iterator suspended until the garbage collector closes it. One that
+        is being read ends by its reader.
         """
         for outputs in list(self._open):
             with suppress(RuntimeError):  # it is being read
@@ -104,13 +103,13 @@ _account: ContextVar[Account | None] = ContextVar("serve_app_account", default=N
 
 
 def current() -> Account | None:
-    """The account of the HTTP request in whose context this is called."""
+    """The account of the HTTP request in this context."""
     return _account.get()
 
 
 @contextmanager
 def use(account: Account) -> Iterator[Account]:
-    """Make it the account of every task that is started inside."""
+    """Make it the account of every task started inside."""
     token = _account.set(account)
     try:
         yield account
@@ -146,7 +145,7 @@ class _Tally:
         if not self._begun:
             self._begun = True
             self._account.prompt_tokens += len(output.prompt_token_ids or ())
-        if not isinstance(output.outputs, list):  # a pooling output is one result, without tokens
+        if not isinstance(output.outputs, list):  # pooling: one result, without tokens
             return
         for part in output.outputs:
             count, before = len(part.token_ids), self._counts.get(part.index, 0)
@@ -154,7 +153,7 @@ class _Tally:
             self._account.completion_tokens += self._counts[part.index] - before
 
     def add_rest(self) -> None:
-        """What nobody read: an aborted request leaves its tokens in its collector, as its last output."""
+        """Count what nobody read: an aborted request leaves its tokens in its collector."""
         with suppress(Exception):  # or the engine's error
             if self.collector is not None and (output := self.collector.get_nowait()) is not None:
                 self.add(output)
@@ -164,7 +163,7 @@ _tally: ContextVar[_Tally | None] = ContextVar("serve_app_tally", default=None)
 
 
 def install(engine: Any) -> None:
-    """Have an engine (vLLM's AsyncLLM) count for the accounts of its callers."""
+    """Have an engine (vLLM's AsyncLLM) count for its callers' accounts."""
     add_request = engine.add_request
 
     async def noting_collector(*args: Any, **options: Any) -> Any:
@@ -180,11 +179,11 @@ def install(engine: Any) -> None:
 
 
 def counting(method: Any) -> Any:
-    """`generate` or `encode`, counting. Raises PromptTooLong when called, which is before an answer has begun."""
+    """`generate` or `encode`, counting. Raises PromptTooLong when called, before an answer begins."""
 
     def counted(*args: Any, **options: Any) -> Any:
         account = _account.get()
-        if account is not None and "priority" in options:  # what a client asks for is never more urgent than a probe
+        if account is not None and "priority" in options:  # a client's request is never more urgent than a probe
             options["priority"] = max(PROBE_PRIORITY + 1, options["priority"])
         outputs = method(*args, **options)
         if account is None:
@@ -200,10 +199,10 @@ def counting(method: Any) -> Any:
 
 
 async def _count(outputs: AsyncGenerator[Any, None], tally: _Tally, account: Account) -> AsyncGenerator[Any, None]:
-    _tally.set(tally)  # for `add_request`, which the first step below calls in this very task
+    _tally.set(tally)  # for `add_request`, called by the first step in this task
     with account.engine_request():
         try:
-            async with aclosing(outputs):  # leaving an `async for` closes nothing, and closing is what aborts
+            async with aclosing(outputs):  # an `async for` left early closes nothing, and closing aborts
                 async for output in outputs:
                     tally.add(output)
                     yield output
@@ -212,7 +211,7 @@ async def _count(outputs: AsyncGenerator[Any, None], tally: _Tally, account: Acc
 
 
 def prompt_length(prompt: Any) -> int:
-    """Tokens of a prompt that vLLM has rendered; 0 if it cannot be told, as of a stream of audio."""
+    """Tokens of a rendered prompt; 0 if unknown, as of an audio stream."""
     if not isinstance(prompt, dict):
         return 0
     decoder = prompt.get("decoder_prompt") or prompt

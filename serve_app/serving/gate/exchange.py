@@ -1,17 +1,17 @@
 """One HTTP request and its answer, between the server and an ASGI application that may have to be stopped.
 
-Knows the ASGI messages: counts the body as it comes, notes what was sent and when, and ends the application when its
-client left or does not read, or when time is up. Does not know who the client is.
+Counts the body, notes what was sent and when, and ends the application when its client left, does not read, or time is
+up. Does not know who the client is.
 
-Stopping means telling the application that its client left (`http.disconnect`), and cancelling it only if it does not
-heed that. vLLM 0.32 runs a handler in a task of its own, which `http.disconnect` aborts (`with_cancellation`);
-cancelling the application, as Serve does when a client leaves, would let it generate to the end for nobody.
+Stopping means sending `http.disconnect`, and cancelling only if that is ignored. vLLM 0.32 runs a handler in a task of
+its own, which `http.disconnect` aborts (`with_cancellation`); cancelling the application, as Serve does, would let it
+generate to the end.
 
-Back-pressure (Ray 2.60): Serve's proxy, and a replica whose user code has a thread of its own, which is the default,
-put what is sent into unbounded queues (`MessageQueue`). There `send` returns at once, and a client that does not read
-costs memory in the proxy, at most the size of its answer. Only where user code runs in Serve's own loop behind HAProxy
-(RAY_SERVE_THROUGHPUT_OPTIMIZED=1) does `send` wait for the socket, and `write_timeout_s` apply. The engine never waits:
-vLLM merges the tokens that nobody fetches. What such a client holds is its place among `max_inflight_requests`.
+Back-pressure (Ray 2.60): Serve's proxy, and a replica with a thread for user code (the default), queue without a bound
+(`MessageQueue`). `send` returns at once, and a slow client costs memory in the proxy, up to its whole answer. Only
+where user code runs in Serve's loop behind HAProxy (RAY_SERVE_THROUGHPUT_OPTIMIZED=1) does `send` wait for the socket,
+and `write_timeout_s` apply. The engine never waits: vLLM merges unread tokens. A slow client does hold one of
+`max_inflight_requests`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from serve_app.serving.gate.small_body import SMALL_BODY_BYTES, read_model
 from serve_app.settings import AccessSettings
 
 DISCONNECT = {"type": "http.disconnect"}
-# How long an application may take to heed it.
+# How long an application may take to stop.
 ABORT_S = 5.0
 
 
 class Exchange:
-    """`extra` are headers of ours for the answer; `account` is what the engine counts into."""
+    """`extra` are our headers of the answer; `account` is what the engine counts into."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Exchange:
     # --- the whole of it ---
 
     async def run(self, app: ASGIApp) -> None:
-        """Have the application answer; or stop it, and answer in its place."""
+        """Have the application answer, or stop it and answer in its place."""
         self._start_timers()
         call = asyncio.ensure_future(app(self.scope, self.receive, self.send))
         try:
@@ -76,7 +76,7 @@ class Exchange:
                 await self._answer_instead(self.refusal)
             else:
                 call.result()
-        except asyncio.CancelledError:  # Serve's way of saying that the client left
+        except asyncio.CancelledError:  # Serve cancels when the client left
             self.disconnected = not self._finished
             raise
         finally:
@@ -90,7 +90,7 @@ class Exchange:
         await self._answer_instead(refusal)
 
     def stop(self, refusal: Refusal) -> None:
-        """From now on the application gets `http.disconnect`, and nothing that it sends goes out."""
+        """From now on the application gets `http.disconnect`, and nothing it sends goes out."""
         if not self._stopped.done() and not self._finished:
             self.refusal = refusal
             self._hang_up()
@@ -101,7 +101,7 @@ class Exchange:
             self._receiving.cancel()
 
     async def _end(self, call: asyncio.Future[None]) -> None:
-        """See that nothing of the call is left."""
+        """Leave nothing of the call running."""
         try:
             if not call.done():
                 if not self._stopped.done():
@@ -111,19 +111,19 @@ class Exchange:
             call.cancel()
             if self._stopped.done():
                 await self.account.abort()
-            call.add_done_callback(lambda call: call.cancelled() or call.exception())  # nobody else asks for it
+            call.add_done_callback(lambda call: call.cancelled() or call.exception())  # marks its error as retrieved
 
     async def _answer_instead(self, refusal: Refusal) -> None:
-        if self._begun_sends != self._done_sends:  # a send hangs: the client does not read
+        if self._begun_sends != self._done_sends:  # the client does not read
             return
         if not self.status:
             self.status = refusal.status
             for message in refusal.messages(self.extra):
                 await self._send(message)
-        elif self._event_stream and not self._finished:  # clients of OpenAI's API raise such an event as an error
+        elif self._event_stream and not self._finished:  # OpenAI's clients raise such an event as an error
             event = b"data: %b\n\n" % refusal.body
             await self._send({"type": "http.response.body", "body": event, "more_body": False})
-        # Any other answer stays unfinished, so that the server closes the connection and nobody takes it for whole.
+        # Other answers stay unfinished, so that the server closes the connection and nobody takes it for whole.
 
     # --- what may take too long ---
 
@@ -135,7 +135,7 @@ class Exchange:
             self._look_at_sends(timeout_s, None)
 
     def _look_at_sends(self, timeout_s: float, hung: int | None) -> None:
-        """Stop if the send that hung at the last look hangs still. So sending itself needs no clock."""
+        """Stop if the send that hung at the last look still hangs; so sending needs no clock."""
         hangs = self._begun_sends if self._begun_sends != self._done_sends else None
         if hangs is not None and hangs == hung:
             return self.stop(client_too_slow(timeout_s))
@@ -154,7 +154,7 @@ class Exchange:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._stopped.done() and task is not None and not task.cancelling():
-                return DISCONNECT  # `_hang_up` cancelled the waiting, not the one who waits
+                return DISCONNECT  # `_hang_up` cancelled the receive, not its caller
             raise
         if message["type"] == "http.request":
             return self._count_body(message)
@@ -163,7 +163,7 @@ class Exchange:
 
     def _count_body(self, message: Any) -> Any:
         body, most = message.get("body", b""), self._settings.max_body_bytes
-        if not self._body_bytes:  # only the first message: a small body comes in one
+        if not self._body_bytes:  # only the first message: a small body is one
             self.model = read_model(body)
         self._body_bytes += len(body)
         if most is not None and self._body_bytes > most:
@@ -177,7 +177,7 @@ class Exchange:
         if self._stopped.done():
             return
         if message["type"] == "http.response.start":
-            if self.account.refused is not None:  # the application says it in words of its own
+            if self.account.refused is not None:  # the application words the error itself
                 return self.stop(self.account.refused)
             message = self._begin(message)
         elif self.first_byte is None and message.get("body"):

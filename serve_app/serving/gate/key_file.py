@@ -1,4 +1,4 @@
-"""Writing a key file (`keys.py` shows its form): one writer at a time, and a reader sees the old file or the new."""
+"""Writing a key file (for its form see `keys.py`): one writer at a time; readers see the old file or the new."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ PREFIX = "sk-"
 
 
 def create_key(file: Path, name: str, **options: Any) -> str:
-    """Append a new key and return it; this is the only time that it can be seen. `options` are fields of `Key`.
+    """Append a new key and return it; it can never be seen again. `options` are fields of `Key`.
 
-    Raises BadSettings for a name that is taken and for a wrong option.
+    Raises BadSettings for a name that is taken or a wrong option.
     """
     key = PREFIX + secrets.token_urlsafe(32)
     with _locked(file):
@@ -43,7 +43,7 @@ def create_key(file: Path, name: str, **options: Any) -> str:
 
 
 def revoke_key(file: Path, name: str) -> Key:
-    """Disable a key; its entry stays, so that logs can be read. Raises BadSettings if there is none of that name."""
+    """Disable a key; its entry stays, for reading logs. Raises BadSettings for an unknown name."""
     with _locked(file):
         keys = read_keys(file)
         revoked = [key.model_copy(update={"disabled": True}) for key in keys if key.name == name]
@@ -55,7 +55,7 @@ def revoke_key(file: Path, name: str) -> Key:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """One writer at a time. The folder is locked, as the file itself is replaced."""
+    """One writer at a time. Locks the folder, as the file is replaced."""
     try:
         folder = os.open(file.parent, os.O_RDONLY)
     except OSError as error:
@@ -68,7 +68,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _write(file: Path, keys: Sequence[Key]) -> None:
-    """Replace the file as a whole, readable by its owner only; comments in it are not kept."""
+    """Replace the file, readable by its owner only; comments in it are lost."""
     entries = {"keys": [key.model_dump(mode="json", exclude_defaults=True) for key in keys]}
     if file.suffix == ".json":
         content = msgspec.json.format(msgspec.json.encode(entries), indent=2) + b"\n"

@@ -10,12 +10,11 @@
         requests_per_minute: 600
         tokens_per_minute: 100000        # prompt and completion
 
-YAML, or JSON of the same form if the name ends in `.json`. A mounted secret is such a file; several are read as one.
+YAML, or JSON if the name ends in `.json`; a mounted secret is such a file. Several are read as one.
 
-The hash is one plain SHA-256, and neither salted nor slow, since a key is 256 random bits: there is no dictionary to
-try, and 2^256 guesses are out of reach at any speed. A slow hash protects guessable passwords, and would cost each
-request its time. A key is found by looking its hash up: what the look-up's timing could tell is about a hash that
-nobody can aim at without inverting SHA-256.
+The hash is plain SHA-256, not salted or slow: a key is 256 random bits, out of reach of dictionaries and guessing, and
+a slow hash would cost each request its time. Keys are looked up by hash, so timing tells only about a hash that nobody
+can choose.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ CHECK_EVERY_S = 2.0
 
 
 class Key(Frozen):
-    """One key of the file: everything but the key."""
+    """One key's entry, without the key."""
 
     name: str = Field(pattern=r"^[\w.@-]{1,64}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -73,10 +72,10 @@ class _File(Frozen):
 
 
 class KeyRing:
-    """The keys of some files, read again when one has changed."""
+    """The keys of some files, reloaded when one changes."""
 
     def __init__(self, files: Sequence[str | Path], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises BadSettings for a file that is missing or wrong: a server must not start open by accident."""
+        """Raises BadSettings for a missing or wrong file: a server must not start open by accident."""
         self._files = [Path(file) for file in files]
         self._clock = clock
         self._next_check = clock() + CHECK_EVERY_S
@@ -84,7 +83,7 @@ class KeyRing:
         self._keys = _by_hash(self._files)
 
     def find(self, key: str) -> Key | None:
-        """The entry of this key, whatever its state; None if there is none."""
+        """This key's entry, whatever its state; None for an unknown key."""
         if self._clock() >= self._next_check:
             self._refresh()
         return self._keys.get(hash_key(key))
@@ -143,7 +142,7 @@ def _by_hash(files: Sequence[Path]) -> dict[str, Key]:
 
 
 def _signature(file: Path) -> tuple[int, int, int] | None:
-    """Changes when the file does; a mounted secret is a link that Kubernetes points elsewhere."""
+    """Changes with the file; a mounted secret is a link that Kubernetes re-points."""
     try:
         stat = file.stat()
     except OSError:

@@ -1,11 +1,11 @@
-"""Requests and tokens a minute of each key: how much there was, and what is left.
+"""Requests and tokens a minute of each key: how much was used, and what is left.
 
-A request is tested before it runs, and its tokens are charged when it ends, as nobody knows them earlier. So a key may
-pass its tokens by what it had open at once, and then waits the longer. Knows no HTTP but the names of OpenAI's headers.
+A request is tested before it runs, and its tokens are charged when it ends, when they are known. So a key may exceed
+its tokens by what it had open at once, and then waits longer. Knows no HTTP but OpenAI's header names.
 
-Why no library (limits 5.8, throttled-py 3.5 and pyrate-limiter 4.5 were read): they decide and charge in one step, and
-charge nothing when the answer is no. Only their fixed windows count on beyond the limit, as paying afterwards needs,
-and those admit twice the limit around a minute's edge. What is left to write is one sliding window.
+Libraries (limits 5.8, throttled-py 3.5, pyrate-limiter 4.5) decide and charge in one step, and charge nothing on a
+refusal. Only their fixed windows count beyond the limit, and those admit twice the limit around a minute's edge. Hence
+one sliding window of our own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, Literal
 import msgspec
 
 WINDOW_S = 60
-# What is counted together: it bounds memory to 61 slots a key, and gives a unit back at most so much late.
+# Counted together: 61 slots a key, and units return at most so much late.
 SLOT_S = 1
 
 
 class Quota(msgspec.Struct, frozen=True):
-    """What is left of a limit, and in how long it will be whole again."""
+    """What is left of a limit, and seconds until it is whole again."""
 
     limit: int
     remaining: int
@@ -31,7 +31,7 @@ class Quota(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How a key stands after a request asked to be let in; `wait_s` says when to ask again if it was not."""
+    """The result of asking to be admitted; `wait_s` says when to ask again if not."""
 
     refused_by: Literal["requests", "tokens"] | None = None
     wait_s: float = 0.0
@@ -53,7 +53,7 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class Window:
-    """A sum over the last minute: who heeds `wait_s` never has more than the limit in any 60 seconds."""
+    """A sum over the last minute: who waits `wait_s` never exceeds the limit in any 60 seconds."""
 
     def __init__(self) -> None:
         self._slots: deque[list[int]] = deque()  # [second, amount], the oldest first
@@ -86,19 +86,19 @@ class Window:
 
 
 def _end_s(slot: list[int]) -> float:
-    # Counted from the slot's end: something may have come in at its last moment.
+    # From the slot's end: something may have come at its last moment.
     return slot[0] + SLOT_S + WINDOW_S
 
 
 class Counters:
-    """The windows of all keys. Plain and synchronous: a call is a few microseconds."""
+    """The windows of all keys. Synchronous: a call takes microseconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._windows: dict[tuple[str, str], Window] = {}
 
     def admit(self, name: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> Standing:
-        """Count one request, unless one of the windows is full. None is no limit."""
+        """Count one request, unless a window is full. None is no limit."""
         now = self._clock()
         requests, tokens = self._window(name, "requests"), self._window(name, "tokens")
         waits_s = {
@@ -116,7 +116,7 @@ class Counters:
         )
 
     def charge(self, name: str, tokens: int) -> None:
-        """Count the tokens of a request that has ended, beyond the limit too."""
+        """Count the tokens of an ended request, beyond the limit too."""
         self._window(name, "tokens").add(tokens, self._clock())
 
     def _window(self, name: str, kind: str) -> Window:

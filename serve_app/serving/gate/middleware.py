@@ -2,14 +2,14 @@
 
     request ─> id ─> key ─> scope ─> size ─> room ─> requests a minute ─> application ─> tokens, log line, metrics
 
-Knows keys, limits and OpenAI's errors. Does not know what is asked: the body passes through, counted.
+Knows keys, limits and OpenAI's errors. The body passes through, counted only.
 
 - Everything needs a key but `open_paths` and a browser's CORS preflight, which cannot carry one. vLLM's own check
-  guards /v1, /v2, /inference and /cohere only: /tokenize, /score, /pooling, SageMaker's /invocations, which generates,
-  and more stay open behind it. /health and /ping are open because probes have no keys, and tell nothing; /metrics and
-  /version are not, as traffic and model names are nobody's business (and Serve's proxy asks a random replica).
-- Only POST counts against a key's limits and takes a place in flight: asking for a job's status is free.
-- A token costs one call here: flags are looked at, and the bytes go on as they came.
+  guards only /v1, /v2, /inference and /cohere, not /tokenize, /score, /pooling, SageMaker's generating /invocations and
+  more. /health and /ping are open, as probes have no keys; /metrics and /version tell traffic and model names, so they
+  are not.
+- Only POST counts against a key's limits and as in flight: a job's status is free.
+- A token costs one call here; its bytes pass unchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = b"x-request-id"
 MAX_REQUEST_ID = 128
 _request_id = re.compile(rb"[!-~]{1,%d}" % MAX_REQUEST_ID).fullmatch
-# When to try again where all places are taken: requests end all the time.
+# When to retry while all places are taken: requests end all the time.
 OVERLOADED_WAIT_S = 1.0
 # Policy violation, in RFC 6455.
 WEBSOCKET_REFUSED = 1008
@@ -46,8 +46,8 @@ WEBSOCKET_REFUSED = 1008
 class Gate:
     """`scope` is what a key must allow to pass here.
 
-    `echo_request_id` is for where Serve's proxy is not in front, which sends the id back itself: twice would be one
-    too many. Raises BadSettings for key files that cannot be used.
+    `echo_request_id` is for servers without Serve's proxy, which returns the id itself. Raises BadSettings for key
+    files that cannot be used.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Gate:
             logger.warning("no key_files are set: anybody who reaches this server may use its %s routes", scope)
 
     def __getattr__(self, name: str) -> Any:
-        # Serve reads the application's routes, to label its metrics, and adds exception handlers to it.
+        # Serve reads the application's routes, and adds exception handlers to it.
         return getattr(self._app, name)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -108,7 +108,7 @@ class Gate:
             self._inflight -= 1
 
     def _settle(self, exchange: Exchange) -> None:
-        """Once all is over, and all tokens are known."""
+        """Once the request ended and its tokens are known."""
         self._charge(exchange.key, exchange.account)
         if self._log is not None:
             self._log.write(exchange)
@@ -124,7 +124,7 @@ class Gate:
         )
 
     def _identify(self, exchange: Exchange) -> Refusal | None:
-        """The client's id, or one of ours; vLLM reads it from the headers. OpenAI refuses bad ones, too."""
+        """The client's id, or ours; vLLM reads it from the headers. Bad ones are refused, as at OpenAI."""
         given = exchange.headers.get(REQUEST_ID)
         request_id = given if given is not None and _request_id(given) else uuid.uuid4().hex.encode()
         exchange.request_id = request_id.decode()
@@ -162,7 +162,7 @@ class Gate:
         return key if key.allows(self._scope) else say.wrong_scope(key.name, self._scope)
 
     def _check_size(self, exchange: Exchange) -> Refusal | None:
-        """By what the client announces; what comes is counted in any case."""
+        """By the announced size; the real one is counted too."""
         most = self._settings.max_body_bytes
         announced = exchange.headers.get(b"content-length", b"")
         return say.body_too_large(most) if most is not None and announced.isdigit() and int(announced) > most else None
@@ -197,7 +197,7 @@ class Gate:
 
 
 def read_key(headers: dict[bytes, bytes]) -> str:
-    """The key that a request carries; "" if none. Anthropic's clients, whose API vLLM has too, send x-api-key."""
+    """The request's key; "" if none. Anthropic's clients, whose API vLLM also serves, send x-api-key."""
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
     given = key if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
     return given.strip().decode("latin-1")

@@ -1,6 +1,6 @@
 """One line of JSON for each request, at its end, by the logger "serve_app.request".
 
-A line names the key, never shows it. Prompts and answers are in it only where `log_bodies` asks for that.
+Names the key without showing it. Has prompts and answers only with `log_bodies`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import msgspec
 from serve_app.serving.gate.exchange import Exchange
 
 logger = logging.getLogger("serve_app.request")
-# nginx's status, and Serve's, for a client that left before it had an answer.
+# nginx's and Serve's status for a client that left without an answer.
 CLIENT_LEFT = 499
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a line may hold. `refused` is why we answered and not the application; times are from the first byte in."""
+    """Fields of a line. `refused` is our reason for refusing; times count from the first byte in."""
 
     time: str
     id: str
@@ -40,7 +40,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RequestLog:
-    """Writes to standard output, which Ray collects, unless the operator has set up a handler for the logger."""
+    """Writes to standard output, which Ray collects, unless the logger has a handler."""
 
     def __init__(self) -> None:
         if logger.level == logging.NOTSET:
@@ -55,7 +55,7 @@ class RequestLog:
 
 
 def line(exchange: Exchange) -> Line:
-    """The line of a request that has ended just now."""
+    """The line of a request that has just ended."""
     request, response = exchange.bodies or (b"", b"")
     first = exchange.first_byte
     return Line(
@@ -78,5 +78,5 @@ def line(exchange: Exchange) -> Line:
 
 
 def status(exchange: Exchange) -> int:
-    """What the client got, or 499 if it did not wait; 500 where the application raised instead of answering."""
+    """What the client got, 499 if it left, 500 if the application raised."""
     return CLIENT_LEFT if exchange.disconnected else exchange.status or 500

@@ -1,7 +1,7 @@
-"""Prometheus metrics of requests, by Ray's own export: nothing happens outside a Ray process.
+"""Prometheus metrics of requests, exported by Ray; no-op outside a Ray process.
 
-Labels are few and known beforehand: a route is its template, anything that no route has is "other", and so is a
-method that is not HTTP's own. Nothing that a client writes becomes a label.
+Labels are few and known: a route is its template, unknown routes and methods are "other". Nothing that a client writes
+becomes a label.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RequestMetrics:
                 self._tokens.inc(tokens, tags={"app": self._name, "kind": kind})
 
     def route(self, scope: Any) -> str:
-        """The template of the route that answered, or would have: a refused request never came to the router."""
+        """The template of the route, also of refused requests, which never reach the router."""
         root = scope.get("root_path", "")
         if (template := getattr(scope.get("route"), "path", None)) is not None:
             return f"{root}{template}"

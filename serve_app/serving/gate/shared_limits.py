@@ -20,17 +20,17 @@ from serve_app.serving.gate.limits import Counters, Standing
 
 logger = logging.getLogger(__name__)
 
-# The actor answers in a millisecond or two. More patience would be paid by every request of every limited key.
+# The actor answers in a millisecond or two; every request of a limited key pays for more patience.
 ASK_TIMEOUT_S = 0.5
-# But the first time it may have to be started, and until it counts, each replica would admit the whole limit.
+# The first call may have to start it, and until then each replica would admit the whole limit.
 FIRST_ASK_TIMEOUT_S = 10.0
-# How long it is not asked again after it did not answer.
+# How long it is not asked after a failure.
 AWAY_S = 5.0
 ACTOR_NAME, ACTOR_NAMESPACE = "serve-app-limits", "serve_app"
 
 
 class Remote(Protocol):
-    """Counters elsewhere. Any exception means that they did not answer."""
+    """Counters elsewhere. Any exception means no answer."""
 
     async def admit(self, name: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> Standing: ...
 
@@ -39,7 +39,7 @@ class Remote(Protocol):
 
 
 class SharedLimits:
-    """What the gate asks. Counts locally what it asked the remote counters too, so that it can judge without them."""
+    """What the gate asks. Also counts locally, to decide while the remote counters are away."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class SharedLimits:
     def charge(self, key: Key, tokens: int) -> None:
         """Count the tokens of a request that has ended."""
         self._local.charge(key.name, tokens)
-        with suppress(Exception):  # then the others do not hear of it, as of all else while it is away
+        with suppress(Exception):  # the others miss it, as all else while it is away
             self._remote.charge(key.name, tokens)
 
     def _go_alone(self, error: Exception) -> None:
@@ -92,8 +92,7 @@ class SharedLimits:
 class RayCounters:
     """`Counters` in a named actor of the cluster, made by whoever needs it first.
 
-    Detached, as else it would go with the replica that made it, and all counts with it; restarted by Ray when it
-    dies, and then counting from zero.
+    Detached, to outlive the replica that made it; restarted by Ray when it dies, counting from zero.
     """
 
     def __init__(self) -> None:
@@ -101,9 +100,9 @@ class RayCounters:
 
     async def admit(self, name: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> Standing:
         if self._making is None:
-            self._making = asyncio.ensure_future(asyncio.to_thread(_actor))  # it asks the GCS, which blocks
+            self._making = asyncio.ensure_future(asyncio.to_thread(_actor))  # asks the GCS, which blocks
         try:
-            # Shielded: a caller that cannot wait so long must not end it for the others.
+            # Shielded: an impatient caller must not end it for others.
             actor = await asyncio.shield(self._making)
             standing: Standing = await actor.admit.remote(name, requests_per_minute, tokens_per_minute)
         except (asyncio.CancelledError, TimeoutError):

@@ -1,10 +1,10 @@
-"""What is looked at in a request's body: its model, and no more of it than the log keeps."""
+"""The part of a request's body that is looked at: its model, and what the log keeps."""
 
 from __future__ import annotations
 
 import msgspec
 
-# How much of a body is kept for the log; a larger one is not looked at for its model.
+# Bytes kept for the log; larger bodies are not searched for a model.
 SMALL_BODY_BYTES = 65_536
 
 

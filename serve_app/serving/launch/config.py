@@ -1,4 +1,4 @@
-"""Reads a Serve config file as `serve run` does, and finds what is wrong with it before anything starts.
+"""Reads a Serve config file as `serve run` does, and finds mistakes before anything starts.
 
 `serve run` reports a wrong argument after half a minute, from inside a replica; this takes a second.
 """

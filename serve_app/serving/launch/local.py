@@ -1,7 +1,7 @@
-"""A cluster on this machine for as long as a block of code: `serve run` as a child process, and nothing left after.
+"""A cluster on this machine for the time of a block of code: `serve run` as a child process, and nothing left after.
 
-Knows how to wait until every replica is ready, how to tell why it never will be, and how to find every process
-that it is answerable for: each carries RUN_MARKER in its environment, which children inherit.
+Waits until every replica is ready, or says why it never will be, and finds every process that it started: each inherits
+RUN_MARKER in its environment.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from serve_app.settings import api_key_headers
 RUN_MARKER = "SERVE_APP_RUN"
 DRIVER_ROUTE = "/v1/populations"
 STOP_TIMEOUT_S = 45.0
-# Processes tied to a parent (engine/processes/lifeline.py) go within moments of it.
+# Processes tied to a parent (engine/processes/lifeline.py) end moments after it.
 SETTLE_S = 10.0
 
 
@@ -100,7 +100,7 @@ def local_server(
 
 
 def _prepare_child() -> None:
-    """Stop with us, even if we are killed; and heed SIGINT, which a shell's background job is started without."""
+    """Stop with us, even if we are killed; restore SIGINT, which a shell ignores for background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     die_with_parent(signal.SIGTERM)
 
@@ -111,17 +111,17 @@ def serve_environment() -> dict[str, str]:
     return {
         "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "serve-app-haproxy"),
-        # A replica whose engine is lost has no stream left to finish.
+        # A replica without an engine has no stream to finish.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": os.environ.get("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1"),
-        # How often the controller looks round: at Ray's 0.1 s it takes 7 % of a slow core while nothing happens.
+        # The controller's period: at Ray's 0.1 s it takes 7 % of a slow core when idle.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": os.environ.get("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5"),
-        # HAProxy ends the streams of a replica that left after this many seconds (Ray's default: 120).
+        # HAProxy cuts streams of a replica that left after so many seconds (Ray's default: 120).
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": os.environ.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "1200"),
-        # Proxy to replica by gRPC: in turns, streams were faster than by actor calls (benchmarks/README.md).
+        # Proxy to replica by gRPC: streams were faster than by actor calls (benchmarks/README.md).
         "RAY_SERVE_PROXY_USE_GRPC": os.environ.get("RAY_SERVE_PROXY_USE_GRPC", "1"),
-        # What a replica has to send at a time may be a whole answer, or all of a file that is read faster than sent.
+        # A single message may be a whole answer, or a file that is read faster than sent.
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
-        # Ray's workers are at nice 15: an engine would then wait for all else on the machine, Ray's own agents too.
+        # Ray's workers run at nice 15: an engine would wait for all else, Ray's own agents too.
         "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  # Ray's own spelling
     }
 
@@ -187,7 +187,7 @@ def _wait_until_ready(
             what = timeline.under_way(_timeline_file(log))
             on_wait(f"{now - started:.0f} s: {ready} of {settings.worked.replicas} replicas ready; {what}")
             last_told = now
-        time.sleep(1.0)  # a question takes processor time of those who start
+        time.sleep(1.0)  # asking costs the starting processes time
 
 
 def _answers(settings: ServeConfig, engine: EngineConfig) -> bool:
@@ -199,8 +199,7 @@ def _answers(settings: ServeConfig, engine: EngineConfig) -> bool:
 def replicas_ready(base_url: str) -> tuple[bool, int, str]:
     """Whether the driver answers, how many replicas can work, and why none ever will."""
     with suppress(httpx.HTTPError, ValueError, KeyError):
-        # Until the driver's route is there its path belongs to the replicas' route, `/`: such a question would
-        # start a replica where there are to be none.
+        # Until the driver's route exists its path belongs to the replicas' route, `/`: asking would start a replica.
         if DRIVER_ROUTE not in httpx.get(f"{base_url}/-/routes", timeout=5.0).json():
             return False, 0, ""
         answer = httpx.get(f"{base_url}{DRIVER_ROUTE}/replicas", timeout=5.0, headers=api_key_headers()).json()
@@ -209,7 +208,7 @@ def replicas_ready(base_url: str) -> tuple[bool, int, str]:
 
 
 def failure_reason(log: Path) -> str:
-    """The line of the log that says what went wrong: the last of one of our errors, else the last line."""
+    """The line of the log that says what went wrong: the last of our errors, else the last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     ours = [line.partition("serve_app.errors.")[2] for line in lines if "serve_app.errors." in line]
     return (ours or lines or ["it printed nothing"])[-1]

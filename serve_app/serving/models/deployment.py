@@ -1,16 +1,15 @@
 """Several models on one base URL: each request goes to the replicas that serve the `model` it names.
 
-Which replicas those are says `directory.py`. Every byte of a request passes as it came. Does not know the engines, only
-their HTTP applications.
+`directory.py` says which those are. Every byte passes unchanged. Does not know the engines, only their HTTP
+applications.
 
     client ─ HTTP ─> Models ┬ handle ─> Replica of one application ─> its own OpenAI routes
                             └ handle ─> Replica of another
 
-Each engine is an application of its own, with its own route prefix: whoever uses that as base URL has no hop between.
-With one model none of this is deployed. A body is read whole before it is sent on, as `model` may be its last field;
-the answer streams. It is held back for a slow client as far as Serve does so: `forward` stops the application after
-MAX_UNSENT_MESSAGES, but unless RAY_SERVE_THROUGHPUT_OPTIMIZED=1 Serve itself takes any number from it, as it does
-without us; an answer is then held in memory at most once.
+Each engine is an application with its own route prefix, which clients may use as base URL without this hop. With one
+model none of this is deployed. A body is read whole first, as `model` may be its last field; the answer streams. For a
+slow client `forward` stops the application after MAX_UNSENT_MESSAGES, but unless RAY_SERVE_THROUGHPUT_OPTIMIZED=1 Serve
+buffers without a bound, at most one whole answer.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ from serve_app.serving.models.directory import (
     Served,
     read_session,
 )
+from serve_app.serving.requests.asgi import SCOPE, Answer, HttpRequest, is_last
 from serve_app.serving.requests.disconnect import until_disconnect
-from serve_app.serving.requests.piece import SCOPE, Answer, Piece, is_last
 from serve_app.serving.requests.wanted import read_request
 from serve_app.settings import REPLICA_DEPLOYMENT, ModelsSettings
 
 logger = logging.getLogger(__name__)
 
-# Where a scope holds the name of a model that nobody serves.
+# Key in the scope for the name of a model that nobody serves.
 UNKNOWN = "serve_app.unknown_model"
-LIST_MODELS = Piece(
+LIST_MODELS = HttpRequest(
     {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -70,7 +69,7 @@ LIST_MODELS = Piece(
 
 
 def build_app(settings: ModelsSettings, served: Mapping[str, Served]) -> Starlette:
-    """The routes over `served`, by application's name: lists are answered here, all else by the replicas.
+    """The routes over `served`, by application name: lists are answered here, all else by the replicas.
 
     Raises BadSettings for key files that cannot be used.
     """
@@ -95,14 +94,14 @@ def build_app(settings: ModelsSettings, served: Mapping[str, Served]) -> Starlet
 
 @serve.deployment(
     name="Models",
-    # Most of them wait for a replica; how many those take is theirs to say.
+    # Most of them wait for a replica, which has its own limit.
     max_ongoing_requests=4096,
     ray_actor_options={"num_cpus": 0},
     logging_config={"enable_access_log": False},
 )
 @serve.ingress()
 class Models:
-    """The application at `/` of a config file with several models. Without state: any number of replicas may run."""
+    """The application at `/` of a config file with several models. Stateless: any number of replicas may run."""
 
     def __init__(self, settings: ModelsSettings) -> None:
         self._settings = settings
@@ -116,7 +115,7 @@ class Models:
 
 
 async def read_body(request: Request, most_bytes: int | None) -> bytes | None:
-    """The body, or None when it is too large. Raises ClientDisconnect."""
+    """The body, or None when too large. Raises ClientDisconnect."""
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -129,9 +128,9 @@ async def read_body(request: Request, most_bytes: int | None) -> bytes | None:
 
 
 class Relay:
-    """ASGI application: each HTTP request is answered by a replica of the application that serves its model.
+    """ASGI application: a replica of the application that serves its model answers each request.
 
-    `unknown` answers those whose model nobody serves; it finds the name in its scope, under UNKNOWN.
+    `unknown` answers for models that nobody serves; the scope has the name, under UNKNOWN.
     """
 
     def __init__(
@@ -158,13 +157,13 @@ class Relay:
             name = await self._directory.find(wanted.model)
         if name is None:
             return await self._unknown({**scope, UNKNOWN: wanted.model}, receive, send)
-        request = Piece({key: scope[key] for key in (*SCOPE, "headers") if key in scope}, body)
+        request = HttpRequest({key: scope[key] for key in (*SCOPE, "headers") if key in scope}, body)
         await self._relay(self._served[name].forward(request, read_session(scope, wanted)), scope, receive, send)
 
     async def _relay(
         self, answer: AsyncGenerator[list[Message], None], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Send on what comes, until its end or until the client leaves."""
+        """Send on what comes, until its end or the client leaves."""
         started = whole = False
 
         async def pump() -> None:
@@ -191,13 +190,13 @@ class Relay:
 
 
 class HandleServed:
-    """See `Served`: the deployment `Replica` of an application, which may not be there yet."""
+    """See `Served`: the deployment `Replica` of an application, which may not exist yet."""
 
     def __init__(self, application: str) -> None:
         self._application = application
         self._handle: DeploymentHandle | None = None
 
-    async def forward(self, request: Piece, session: str) -> AsyncGenerator[list[Message], None]:
+    async def forward(self, request: HttpRequest, session: str) -> AsyncGenerator[list[Message], None]:
         handle = await self._found()
         response = handle.options(stream=True, session_id=session).forward.remote(request)
         try:
@@ -221,7 +220,7 @@ class HandleServed:
 
     async def _found(self) -> DeploymentHandle:
         if self._handle is None:
-            try:  # asks the controller, and waits for its answer
+            try:  # blocks on the controller
                 self._handle = await asyncio.to_thread(
                     serve.get_deployment_handle, REPLICA_DEPLOYMENT, self._application
                 )

@@ -1,4 +1,4 @@
-"""Which application serves a model: what the settings say, and what the replicas say of themselves.
+"""Which application serves a model, by the settings and by the replicas' own lists.
 
 Knows of a request what `requests/wanted.py` reads, and of the replicas what `GET /v1/models` says of them.
 """
@@ -15,13 +15,13 @@ from typing import Any, Protocol
 from starlette.types import Message, Scope
 
 from serve_app.openai.errors import ErrorAnswer, model_not_found, unavailable
-from serve_app.serving.requests.piece import Piece
+from serve_app.serving.requests.asgi import HttpRequest
 from serve_app.serving.requests.wanted import Wanted
 from serve_app.settings import ModelsSettings
 
-# Serve's own name of it; it takes `-` and `_` for the same.
+# Serve's own name for it; it treats `-` and `_` alike.
 SESSION_HEADER = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "x-session-id").lower().replace("_", "-").encode()
-# Replicas are asked what they serve only for a list or for a name that nobody is known to serve, once in REFRESH_S.
+# Replicas are asked only for a list or an unknown name, once in REFRESH_S.
 REFRESH_S, LIST_TIMEOUT_S = 1.0, 2.0
 Card = dict[str, Any]
 
@@ -29,15 +29,15 @@ Card = dict[str, Any]
 class Served(Protocol):
     """The replicas of one application."""
 
-    def forward(self, request: Piece, session: str) -> AsyncGenerator[list[Message], None]:
-        """The answer of one of them, as it comes. Ending the generator early aborts the request there."""
+    def forward(self, request: HttpRequest, session: str) -> AsyncGenerator[list[Message], None]:
+        """A replica's answer, as it comes. Closing the generator aborts the request."""
 
     async def models(self) -> list[Card]:
-        """What those that run serve, as OpenAI's model objects; nothing if none could be asked."""
+        """OpenAI's model objects of the running replicas; none if none could be asked."""
 
 
 class Directory:
-    """Which application serves which model. What one of them once said stays true while none of its replicas runs."""
+    """Which application serves which model. A known answer stays while no replica runs."""
 
     def __init__(self, settings: ModelsSettings, served: Mapping[str, Served]) -> None:
         self._served = served
@@ -80,7 +80,7 @@ class Directory:
         if time.monotonic() < self._valid_until:
             return
         if self._asking is None or self._asking.done():
-            # In a context of its own: who asks first may leave, and Serve would cancel what was begun in its request.
+            # Own context: whoever asks first may leave, and Serve would cancel what began in its request.
             self._asking = asyncio.create_task(self._ask(), context=contextvars.Context())
         await asyncio.shield(self._asking)
 
@@ -91,7 +91,7 @@ class Directory:
 
 
 def read_session(scope: Scope, wanted: Wanted) -> str:
-    """The session's name from the header, or else from OpenAI's field for requests that share a prefix."""
+    """The session from the header, or from OpenAI's field for requests that share a prefix."""
     for name, value in scope["headers"]:
         if name.lower().replace(b"_", b"-") == SESSION_HEADER:
             return bytes(value).decode("latin-1")

@@ -1,1 +1,1 @@
-"""Requests as values that cross to another replica, and what is made of them there."""
+"""Requests as values that cross to another replica."""

@@ -1,7 +1,7 @@
 """A chunk whose rows are HTTP requests, answered by the engine's own application in process.
 
-Knows ASGI and what of a request is not the caller's to say: its priority, and that it has no stream. Does not know
-what else is in a body, nor what an answer means beyond its status and token counts.
+Knows ASGI, and that a request's priority is ours and that it cannot stream. Does not know other fields, nor of an
+answer more than status and token counts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from serve_app.engine.protocol import ASGIApp
 from serve_app.openai.errors import ErrorAnswer
 from serve_app.openai.usage import usage_of
 from serve_app.schema import Chunk, Completion, HttpResponse
-from serve_app.serving.requests.piece import Answer, Piece, answer_piece
+from serve_app.serving.requests.asgi import Answer, HttpRequest, call_app
 
-# The engine takes no more for now (vLLM's admission control, a limit in front of it): asked again after these pauses.
+# The engine takes no more for now (vLLM's admission control, a limit in front): retried after these pauses.
 BUSY = (429, 503)
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-# Not the row's fault: another attempt, perhaps elsewhere, may be answered.
+# Not the row's fault: another attempt may succeed.
 PASSING = (401, 403, 408, 429)
-# An answer that does not come in one piece has no place in a file.
+# A streamed answer has no place in a file.
 REFUSED = ("stream", "background")
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -36,14 +36,14 @@ async def answer_requests(
     """One completion a request of the chunk, in order, all asked at once.
 
     An answer below 400 is `ok`, 4xx `invalid`, each with its `response`; else the row has `failed`. `model` is for
-    bodies that name none, `headers` (authorisation, say) for every request. Raises what `check_health` raises, after
-    a row has failed: then nothing of the chunk is done.
+    bodies that name none, `headers` (authorisation, say) for every request. After a failed row raises what
+    `check_health` raises: then nothing of the chunk is done.
     """
     tasks = [asyncio.create_task(_complete(app, chunk, body, model, headers)) for body in chunk.prompts]
     try:
         completions = tuple(await asyncio.gather(*tasks))
     finally:
-        for task in tasks:  # the application sees its clients leave, and has the engine abort
+        for task in tasks:  # the application sees its clients leave, and aborts
             task.cancel()
     if any(completion.status == "failed" for completion in completions):
         await check_health()
@@ -56,10 +56,10 @@ async def _complete(app: ASGIApp, chunk: Chunk, body: bytes, model: str, headers
     asked = prepare(body, model=model, priority=chunk.priority)
     if isinstance(asked, str):
         return _refused(asked, request_id)
-    piece = Piece(_scope(chunk.path, request_id, len(asked), headers), asked)
+    request = HttpRequest(_scope(chunk.path, request_id, len(asked), headers), asked)
     try:
-        answer = await _ask(app, piece)
-    except Exception as error:  # whatever the application raised in place of an answer
+        answer = await _ask(app, request)
+    except Exception as error:  # raised instead of an answer
         return Completion(status="failed", error=f"{type(error).__name__}: {error}")
     return _completion(answer, request_id, (time.perf_counter() - started) * 1000)
 
@@ -67,7 +67,7 @@ async def _complete(app: ASGIApp, chunk: Chunk, body: bytes, model: str, headers
 def prepare(body: bytes, *, model: str, priority: int) -> bytes | str:
     """The request's body with model and priority, or (a str) the field that a row may not have.
 
-    All other bytes stay as they are. What is no JSON object goes on as it is: the application says what is wrong.
+    Other bytes stay as they are, also what is not a JSON object: the application says what is wrong.
     """
     try:
         fields = _decode(body)
@@ -82,13 +82,13 @@ def prepare(body: bytes, *, model: str, priority: int) -> bytes | str:
     return _encode(fields)
 
 
-async def _ask(app: ASGIApp, piece: Piece) -> Answer:
+async def _ask(app: ASGIApp, request: HttpRequest) -> Answer:
     for pause_s in PAUSES_S:
-        answer = await answer_piece(app, piece)
+        answer = await call_app(app, request)
         if answer.status not in BUSY:
             return answer
         await asyncio.sleep(pause_s)
-    return await answer_piece(app, piece)
+    return await call_app(app, request)
 
 
 def _completion(answer: Answer, request_id: str, latency_ms: float) -> Completion:

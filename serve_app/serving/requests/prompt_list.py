@@ -1,6 +1,6 @@
-"""The body of a `/v1/completions` request, cut into pieces by its list of prompts, and their answers merged into one.
+"""Splits the body of a `/v1/completions` request by its list of prompts, and merges the answers.
 
-Knows of a request its `prompt`, and of an answer its `choices` and `usage`; every other byte passes as it came.
+Knows a request's `prompt` and an answer's `choices` and `usage`; every other byte passes unchanged.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Any
 
 import msgspec
 
-from serve_app.serving.requests.piece import SCOPE, Answer, Piece
+from serve_app.serving.requests.asgi import SCOPE, Answer, HttpRequest
 
-# How many replicas worked, in the answer to a list that was cut.
+# How many replicas answered a split list.
 REPLICAS_HEADER = b"x-serve-app-replicas"
 
 
-# vLLM refuses longer lists, by this environment variable and default; cutting must not get round it.
+# vLLM refuses longer lists, by this environment variable and default; splitting must not get round it.
 MAX_PROMPTS_ENV, MAX_PROMPTS = "VLLM_MAX_COMPLETION_PROMPTS", 1024
-# These describe the body as the client sent it, or ask for an encoding that could not be merged.
+# These describe the client's own body, or ask for an encoding that could not be merged.
 OWN_HEADERS = (b"content-length", b"transfer-encoding", b"expect", b"accept-encoding")
 
 
 def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
-    """The fields of a JSON object, each as the bytes it came in; none if it is not one."""
+    """The fields of a JSON object, each as raw bytes; none if it is not one."""
     try:
         return _decode_fields(body)
     except (msgspec.DecodeError, RecursionError):
@@ -32,7 +32,7 @@ def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
 
 
 def read_prompts(fields: dict[str, msgspec.Raw]) -> list[msgspec.Raw]:
-    """The prompts, if all are texts or all lists of token ids, and the answer is to come in one; else none."""
+    """The prompts, if all are texts or all token ids and nothing is to be streamed; else none."""
     if any(bytes(fields.get(name, b"null")) not in (b"null", b"false") for name in ("stream", "prompt_embeds")):
         return []
     try:
@@ -43,28 +43,28 @@ def read_prompts(fields: dict[str, msgspec.Raw]) -> list[msgspec.Raw]:
     return prompts if kinds in ({b'"'}, {b"["}) else []
 
 
-def cut(scope: Any, fields: dict[str, msgspec.Raw], prompts: Sequence[msgspec.Raw], size: int) -> list[Piece]:
-    """Requests for `size` prompts each, in order. All but the first get request ids of their own, if there is one."""
+def split(scope: Any, fields: dict[str, msgspec.Raw], prompts: Sequence[msgspec.Raw], size: int) -> list[HttpRequest]:
+    """Requests for `size` prompts each, in order. All but the first get their own request ids, if there is one."""
     starts = range(0, len(prompts), size)
     bodies = [_encode({**fields, "prompt": prompts[start : start + size]}) for start in starts]
     headers = [(name.lower(), value) for name, value in scope["headers"] if name.lower() not in OWN_HEADERS]
     request_id = dict(headers).get(b"x-request-id") or _text(fields.get("request_id")).encode("latin-1", "replace")
     plain = {name: scope[name] for name in SCOPE if name in scope}
-    pieces = []
+    parts = []
     for number, body in enumerate(bodies):
         own = [*headers, (b"content-length", b"%d" % len(body))]
         if number and request_id:  # vLLM takes the header before the body's field
             own = [item for item in own if item[0] != b"x-request-id"]
             own.append((b"x-request-id", b"%b-%d" % (request_id, number)))
-        pieces.append(Piece({**plain, "headers": own}, body))
-    return pieces
+        parts.append(HttpRequest({**plain, "headers": own}, body))
+    return parts
 
 
 def merge(answers: Sequence[Answer]) -> Answer:
-    """One answer out of those to the pieces, in order: the first one's, with all choices and the sum of the usage.
+    """One answer of all parts, in order: the first one's, with all choices and the summed usage.
 
-    `prompt_tokens_details.cached_tokens` is summed like the rest; vLLM 0.32 counts there only the last prompt of a
-    list, here of each piece (vllm#55120 mends it). `metrics` vLLM gives for single prompts only, so no list has it.
+    `prompt_tokens_details.cached_tokens` is summed too; vLLM 0.32 counts there only the last prompt of a list, here of
+    each part (vllm#55120). vLLM gives `metrics` for single prompts only.
     """
     bodies = [_decode_fields(answer.body) for answer in answers]
     merged: dict[str, Any] = dict(bodies[0])
@@ -82,7 +82,7 @@ def merge(answers: Sequence[Answer]) -> Answer:
 
 
 def _sum(one: Any, other: Any) -> Any:
-    """Of two usages: numbers added, whatever is missing in one taken from the other."""
+    """Two usages added; a number that one lacks is the other's."""
     if isinstance(one, dict) and isinstance(other, dict):
         return {name: _sum(one.get(name), other.get(name)) for name in {**one, **other}}
     if one is None or other is None:

@@ -1,13 +1,13 @@
 """A long list of prompts in one `/v1/completions` call, answered by all replicas as if by one.
 
-Does not know the engine, only its HTTP application, nor what of a request is cut (`prompt_list.py`).
+Knows the engine's HTTP application; what is split is up to `prompt_list.py`.
 
-    client ─ HTTP ─> replica ┬ piece ─> its own engine
-                             └ piece ─ handle ─> a peer's engine      pieces are pulled: a slow replica takes fewer
+    client ─ HTTP ─> replica ┬ part ─> its own engine
+                             └ part ─ handle ─> a peer's engine       parts are pulled: a slow replica takes fewer
 
-Why the answer is the same (vLLM 0.32, `OpenAIServingCompletion`): each prompt of a list is an engine request of its
-own, with the same sampling parameters, and so the same `seed`; and `index` counts the choices, prompt by prompt.
-What vLLM refuses (4xx) it is asked again with the whole list, so that the refusal too is its own, word for word.
+Why the answer is the same (vLLM 0.32, `OpenAIServingCompletion`): each prompt of a list is its own engine request with
+the same sampling parameters and `seed`, and `index` counts choices prompt by prompt. What vLLM refuses (4xx) is asked
+again as a whole, so that the refusal is vLLM's own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ray.serve.handle import DeploymentHandle
 
@@ -27,9 +27,9 @@ from serve_app.engine.protocol import ASGIApp
 from serve_app.openai.errors import unavailable
 from serve_app.schema import ReplicaInfo
 from serve_app.serving.gate import accounting
+from serve_app.serving.requests.asgi import Answer, HttpRequest, call_app
 from serve_app.serving.requests.disconnect import until_disconnect
-from serve_app.serving.requests.piece import Answer, Piece, answer_piece
-from serve_app.serving.requests.prompt_list import MAX_PROMPTS, MAX_PROMPTS_ENV, cut, merge, read_fields, read_prompts
+from serve_app.serving.requests.prompt_list import MAX_PROMPTS, MAX_PROMPTS_ENV, merge, read_fields, read_prompts, split
 from serve_app.serving.router import TARGET
 from serve_app.settings import ShardingSettings
 
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 Receive = Callable[[], Awaitable[Any]]
 
 PATH = "/v1/completions"
-# Replicas are asked who they are at most once in REFRESH_S, and not for FAILED_S after one took LIST_TIMEOUT_S: one
-# that hangs must not delay every request until Serve replaces it.
+# Replicas are listed at most once in REFRESH_S, and not for FAILED_S after a listing took LIST_TIMEOUT_S: one that
+# hangs must not delay every request.
 REFRESH_S, LIST_TIMEOUT_S, FAILED_S = 1.0, 2.0, 10.0
 
 
@@ -46,10 +46,17 @@ class Peers(Protocol):
     """The deployment's replicas, seen from one of them."""
 
     async def replicas(self) -> Sequence[str]:
-        """Ids of the running replicas, this one too."""
+        """Ids of the running replicas, including this one."""
 
-    async def complete(self, replica_id: str, piece: Piece) -> Answer:
-        """Have a replica answer. Any exception means that it did not; cancelling aborts the piece there."""
+    async def complete(self, replica_id: str, part: HttpRequest) -> Answer:
+        """Have a replica answer, or raise. Cancelling aborts there."""
+
+
+class Call(NamedTuple):
+    """Which part, by its place in the list, is open on which replica."""
+
+    part: int
+    replica_id: str
 
 
 class Sharding:
@@ -64,18 +71,18 @@ class Sharding:
         self._open = 0
 
     def __getattr__(self, name: str) -> Any:
-        # Serve reads the application's routes, to label its metrics, and adds exception handlers to it.
+        # Serve reads the application's routes, and adds exception handlers to it.
         return getattr(self._app, name)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if not self._may_be_long(scope):
             return await self._app(scope, receive, send)
         messages = await _read(receive)
-        crew, pieces = await self._cut(scope, b"".join(message.get("body", b"") for message in messages))
-        if pieces:
+        replicas, parts = await self._split(scope, b"".join(message.get("body", b"") for message in messages))
+        if parts:
             self._open += 1
             try:
-                work = spread(pieces, crew, self._complete, self._settings)
+                work = spread(parts, replicas, self._complete, self._settings)
                 async with until_disconnect(receive, work) as working:
                     answer = working.result() if working.done() else None
             finally:
@@ -87,7 +94,7 @@ class Sharding:
         return await self._app(scope, _replay(messages, receive), send)
 
     def _may_be_long(self, scope: Any) -> bool:
-        """Whether the body is worth a look: cheap, as every request passes here."""
+        """Cheap test for a long body, as every request passes here."""
         threshold = self._settings.threshold
         if threshold is None or scope["type"] != "http" or scope["method"] != "POST":
             return False
@@ -96,98 +103,98 @@ class Sharding:
         length = dict(scope["headers"]).get(b"content-length", b"")
         return not length.isdigit() or int(length) > 3 * threshold  # no prompt takes less than `"",` or `[],`
 
-    async def _cut(self, scope: Any, body: bytes) -> tuple[Sequence[str], list[Piece]]:
-        """Who may work, and the pieces; no pieces if the request is not one to cut."""
+    async def _split(self, scope: Any, body: bytes) -> tuple[Sequence[str], list[HttpRequest]]:
+        """Replicas that may work, and the parts; no parts if the request is not to be split."""
         fields = read_fields(body)
         prompts = read_prompts(fields)
         if not (self._settings.threshold or 0) < len(prompts) <= self._max_prompts:
             return [], []
-        crew = [self._me, *(replica for replica in await self._peers.replicas() if replica != self._me)]
-        if len(crew) == 1:
+        replicas = [self._me, *(replica for replica in await self._peers.replicas() if replica != self._me)]
+        if len(replicas) == 1:
             return [], []
-        return crew, cut(scope, fields, prompts, self._settings.piece_size(len(prompts), len(crew)))
+        return replicas, split(scope, fields, prompts, self._settings.piece_size(len(prompts), len(replicas)))
 
-    async def _complete(self, replica_id: str, piece: Piece) -> Answer:
+    async def _complete(self, replica_id: str, part: HttpRequest) -> Answer:
         if replica_id == self._me:
-            return await answer_piece(self._app, piece, self._me)
-        answer = await self._peers.complete(replica_id, piece)
+            return await call_app(self._app, part, self._me)
+        answer = await self._peers.complete(replica_id, part)
         if (account := accounting.current()) is not None:
             account.add(*answer.tokens)
         return answer
 
 
-# --- cut and merge ---
+# --- split and merge ---
 
 
 # --- doing it ---
 
 
 async def spread(
-    pieces: Sequence[Piece],
-    crew: Collection[str],
-    complete: Callable[[str, Piece], Coroutine[Any, Any, Answer]],
+    parts: Sequence[HttpRequest],
+    replicas: Collection[str],
+    complete: Callable[[str, HttpRequest], Coroutine[Any, Any, Answer]],
     settings: ShardingSettings,
 ) -> Answer:
-    """Have the crew answer the pieces, each replica a few at a time, and merge; or the first answer of 4xx.
+    """Have the replicas answer the parts, each a few at a time, and merge; or the first 4xx answer.
 
-    A piece whose replica is lost, or answers 5xx (its engine is), goes to another, and that replica gets no more of
-    this request. After `max_attempts`, or when none is left, the answer is the last 5xx, or else a 503. Whatever is
-    still open at the end, or when cancelled, is cancelled.
+    A part whose replica is lost or answers 5xx goes to another, and that replica gets no more of this request. After
+    `max_attempts`, or when none is left, the answer is the last 5xx, or a 503. What is still open at the end is
+    cancelled.
     """
-    crew, waiting = list(crew), deque(range(len(pieces)))
+    replicas, waiting = list(replicas), deque(range(len(parts)))
     answers: dict[int, Answer] = {}
     attempts: Counter[int] = Counter()
-    calls: dict[asyncio.Task[Answer], tuple[int, str]] = {}
-    failure = _unavailable(len(pieces))
+    calls: dict[asyncio.Task[Answer], Call] = {}
+    failure = _unavailable(len(parts))
     try:
-        while len(answers) < len(pieces):
+        while len(answers) < len(parts):
             while waiting:
-                # A piece that was lost goes to the first of the crew, which is the caller: it is alive.
-                able = crew[:1] if attempts[waiting[0]] else crew
+                # A lost part goes to the first replica, the caller: it is alive.
+                able = replicas[:1] if attempts[waiting[0]] else replicas
                 replica = _idlest(able, calls.values(), settings.open_pieces)
                 if replica is None:
                     break
-                piece = waiting.popleft()
-                calls[asyncio.create_task(complete(replica, pieces[piece]))] = piece, replica
+                part = waiting.popleft()
+                calls[asyncio.create_task(complete(replica, parts[part]))] = Call(part, replica)
             if not calls:
                 return failure
             done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
             for call in done:
-                piece, replica = calls.pop(call)
+                part, replica = calls.pop(call)
                 answer = _result(call, replica)
                 if answer and answer.status < 400:
-                    answers[piece] = answer
+                    answers[part] = answer
                     continue
                 if answer and answer.status < 500:
                     return answer
                 failure = answer or failure
-                attempts[piece] += 1
-                if attempts[piece] == settings.max_attempts:
+                attempts[part] += 1
+                if attempts[part] == settings.max_attempts:
                     return failure
-                waiting.append(piece)
-                if replica in crew:
-                    crew.remove(replica)
+                waiting.append(part)
+                if replica in replicas:
+                    replicas.remove(replica)
     finally:
         await _cancel(calls)
-    return merge([answers[piece] for piece in range(len(pieces))])
+    return merge([answers[part] for part in range(len(parts))])
 
 
-def _idlest(crew: Sequence[str], calls: Collection[tuple[int, str]], most: int) -> str | None:
-    """The replica with the fewest pieces open, if it may take one more."""
-    busy = Counter(replica for _, replica in calls)
-    replica = min(crew, key=lambda name: busy[name], default=None)
+def _idlest(replicas: Sequence[str], calls: Collection[Call], most: int) -> str | None:
+    """The replica with the fewest open parts, if it may take one more."""
+    busy = Counter(call.replica_id for call in calls)
+    replica = min(replicas, key=lambda name: busy[name], default=None)
     return replica if replica is not None and busy[replica] < most else None
 
 
 def _result(call: asyncio.Task[Answer], replica: str) -> Answer | None:
-    # Ray raises CancelledError also for a call that was cancelled on the replica.
+    # Ray raises CancelledError also when the replica cancelled the call.
     error = asyncio.CancelledError() if call.cancelled() else call.exception()
     if error is not None:
-        logger.warning("a piece of a completion request was lost on %s: %r", replica, error)
+        logger.warning("a part of a completion request was lost on %s: %r", replica, error)
         return None
     answer = call.result()
     if answer.status >= 500:
-        logger.warning("a piece of a completion request failed on %s: status %d", replica, answer.status)
+        logger.warning("a part of a completion request failed on %s: status %d", replica, answer.status)
     return answer
 
 
@@ -197,7 +204,7 @@ def _unavailable(pieces: int) -> Answer:
 
 
 class HandlePeers:
-    """See `Peers`. `handle` is that of the deployment itself."""
+    """See `Peers`. `handle` is the deployment's own."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -221,11 +228,11 @@ class HandlePeers:
             return [], FAILED_S
         return [answer.replica_id for answer in answers if isinstance(answer, ReplicaInfo)], REFRESH_S
 
-    async def complete(self, replica_id: str, piece: Piece) -> Answer:
-        return await outside_request(self._call(replica_id, piece))
+    async def complete(self, replica_id: str, part: HttpRequest) -> Answer:
+        return await outside_request(self._call(replica_id, part))
 
-    async def _call(self, replica_id: str, piece: Piece) -> Answer:
-        response = self._handle.complete.remote(piece, **{TARGET: replica_id})
+    async def _call(self, replica_id: str, part: HttpRequest) -> Answer:
+        response = self._handle.complete.remote(part, **{TARGET: replica_id})
         try:
             answer: Answer = await response
         except asyncio.CancelledError:
@@ -238,7 +245,7 @@ class HandlePeers:
 
 
 async def _read(receive: Receive) -> list[dict[str, Any]]:
-    """The messages that hold the body; the last is `http.disconnect` if the client left before its end."""
+    """The messages that hold the body; the last is `http.disconnect` if the client left early."""
     messages = [await receive()]
     while messages[-1].get("more_body", False):
         messages.append(await receive())

@@ -10,6 +10,7 @@ import pytest
 from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
 from serve_app.dispatch.provider.pool import ProviderPool
+from serve_app.dispatch.rows import RenderedRow
 from serve_app.errors import BadSettings, EngineFailed
 from serve_app.schema import Chunk, Completion
 from serve_app.spec import Provider
@@ -107,14 +108,14 @@ async def test_the_dispatcher_gets_every_row_answered_or_learns_why_not() -> Non
     pool: ReplicaPool = a_pool(app)
     async with Dispatcher(pool, DispatchSettings(chunk_rows=2, window_rows=2, max_window_rows=2)) as dispatcher:
         stream = dispatcher.stream(Chunk(0, ()))
-        await stream.put((i, chat(str(i)), 0) for i in range(7))
+        await stream.put(RenderedRow(i, chat(str(i))) for i in range(7))
         stream.finish()
         results = [result async for some in stream for result in some]
         assert {(result.key, result.completion.text) for result in results} == {(i, str(i)) for i in range(7)}
         stream.close()
         app.default = lambda _: Reply(401, error("no such key"))
         stream = dispatcher.stream(Chunk(0, ()))
-        await stream.put([(0, chat("hello"), 0)])
+        await stream.put([RenderedRow(0, chat("hello"))])
         stream.finish()
         with pytest.raises(EngineFailed, match="refuses all work .*api_key_env.*: 401"):
             [some async for some in stream]

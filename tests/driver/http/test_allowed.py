@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.driver.http.allowed import check_permitted
+from serve_app.driver.http.allowed import check_allowed
 from serve_app.driver.jobs import part as run
 from serve_app.errors import BadSettings
 from serve_app.schema import Row
@@ -50,12 +50,12 @@ def test_where_there_are_keys_jobs_may_name_only_what_the_operator_does(
         provider_keys={"MY_KEY": "https://api.example/v1"},
         source_folders=(str(tmp_path),),
     )
-    check_permitted(job, DriverSettings())  # one's own machine
+    check_allowed(job, DriverSettings())  # one's own machine
     if problem:
         with pytest.raises(BadSettings, match=problem):
-            check_permitted(job, settings)
+            check_allowed(job, settings)
     else:
-        check_permitted(job, settings)
+        check_allowed(job, settings)
 
 
 async def test_what_is_not_permitted_is_refused_over_http(make_jobs: MakeJobs) -> None:
@@ -78,7 +78,7 @@ def test_a_block_ends_after_so_many_rows_or_characters(monkeypatch: pytest.Monke
     left = iter([long, short, short, short, short])
     taken: list[tuple[int, bool]] = []
     while not taken or not taken[-1][1]:
-        some, last = run._take(left, 2)
+        some, last = run._next_rows(left, 2)
         taken.append((len(some), last))
     assert taken == [(2, False), (2, False), (1, True)]
-    assert run._take(iter([long, long, long]), 100) == ([long, long], False)
+    assert run._next_rows(iter([long, long, long]), 100) == ([long, long], False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.dispatch.render import CharacterRenderer
+from serve_app.dispatch.render import CharacterRenderer, NotRendered
 from serve_app.driver.jobs.job import cut
 from serve_app.errors import StoreError
 from serve_app.schema import Row
@@ -57,9 +57,9 @@ async def test_a_row_that_the_template_refuses_is_invalid_alone(
 ) -> None:
     whole = CharacterRenderer.prompts
 
-    def refuse_one(self: CharacterRenderer, some: list[Row]) -> list[bytes | str]:
-        prompts = whole(self, some)
-        return ["roles must alternate" if r.custom_id == "row-2" else p for r, p in zip(some, prompts, strict=True)]
+    def refuse_one(self: CharacterRenderer, some: list[Row]) -> list[bytes | NotRendered]:
+        prompts, bad = whole(self, some), NotRendered("roles must alternate")
+        return [bad if r.custom_id == "row-2" else p for r, p in zip(some, prompts, strict=True)]
 
     monkeypatch.setattr(CharacterRenderer, "prompts", refuse_one)
     jobs = await make_jobs(FakePool(["a"]))

@@ -19,7 +19,7 @@ from ray import serve
 from serve_app.errors import EngineFailed
 from serve_app.serving.models import directory
 from serve_app.serving.models.deployment import HandleServed, build_app
-from serve_app.serving.requests.piece import Answer, Piece, answer_piece, forward
+from serve_app.serving.requests.asgi import Answer, HttpRequest, call_app, forward
 from serve_app.settings import ModelsSettings
 
 SCOPE = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [], "asgi": {"version": "3.0"}}
@@ -94,14 +94,14 @@ class Engine:
 class FakeResponse:
     """Ray's streaming call: the replica runs by itself, and whatever it yields waits here, however much."""
 
-    def __init__(self, replica: Any, piece: bytes) -> None:
+    def __init__(self, replica: Any, request: bytes) -> None:
         self._arrived: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
         self.cancelled = False
-        self.task = asyncio.create_task(self._run(replica, pickle.loads(piece)))
+        self.task = asyncio.create_task(self._run(replica, pickle.loads(request)))
 
-    async def _run(self, replica: Any, piece: Piece) -> None:
+    async def _run(self, replica: Any, request: HttpRequest) -> None:
         try:
-            async with contextlib.aclosing(replica(piece)) as messages:
+            async with contextlib.aclosing(replica(request)) as messages:
                 async for message in messages:
                     self._arrived.put_nowait(pickle.dumps(message))
             self._arrived.put_nowait(None)
@@ -129,7 +129,7 @@ class FakeHandle:
 
     def __init__(self, *engines: Engine) -> None:
         self.engines = list(engines)
-        self.fault: Callable[[Piece], Any] | None = None
+        self.fault: Callable[[HttpRequest], Any] | None = None
         self.sessions: list[str] = []
         self.calls: list[FakeResponse] = []
         self.broadcasts = 0
@@ -144,15 +144,15 @@ class FakeHandle:
     def forward(self) -> FakeHandle:
         return self
 
-    def remote(self, piece: Piece) -> FakeResponse:
-        replica = self.fault or (lambda piece: forward(self.engines[0].app, piece))
-        self.calls.append(FakeResponse(replica, pickle.dumps(piece)))
+    def remote(self, request: HttpRequest) -> FakeResponse:
+        replica = self.fault or (lambda request: forward(self.engines[0].app, request))
+        self.calls.append(FakeResponse(replica, pickle.dumps(request)))
         return self.calls[-1]
 
-    def broadcast(self, method: str, piece: Piece) -> FakeHandle:
+    def broadcast(self, method: str, request: HttpRequest) -> FakeHandle:
         assert method == "complete"
         self.broadcasts += 1
-        self._asked = pickle.loads(pickle.dumps(piece))
+        self._asked = pickle.loads(pickle.dumps(request))
         return self
 
     async def results_async(self, *, return_exceptions: bool) -> list[Any]:
@@ -161,7 +161,7 @@ class FakeHandle:
             await self.hold.wait()
         if not self.engines:
             raise RuntimeError("no replica")
-        answers: list[Any] = [await answer_piece(engine.app, self._asked) for engine in self.engines]
+        answers: list[Any] = [await call_app(engine.app, self._asked) for engine in self.engines]
         return [*answers, EngineFailed("one of them is lost"), Answer(500, (), b"another too")]
 
 
@@ -218,5 +218,5 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def piece(path: str, body: bytes = b"") -> Piece:
-    return Piece({**SCOPE, "path": path}, body)
+def request(path: str, body: bytes = b"") -> HttpRequest:
+    return HttpRequest({**SCOPE, "path": path}, body)

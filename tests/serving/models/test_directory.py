@@ -11,7 +11,7 @@ from openai import AsyncOpenAI, NotFoundError
 
 from serve_app.serving.models import deployment as models
 from serve_app.serving.models import directory
-from serve_app.serving.requests.piece import forward
+from serve_app.serving.requests.asgi import forward
 from tests.serving.models.kit import Cluster, Engine, until
 
 
@@ -102,7 +102,7 @@ async def test_an_unknown_model_is_a_503_as_long_as_an_application_has_not_said_
 async def test_names_in_the_settings_are_known_while_no_replica_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, b=["large"])
     cluster.handles["b"].engines.clear()
-    cluster.handles["b"].fault = lambda piece: forward(cluster.b.app, piece)  # Serve starts one for the call
+    cluster.handles["b"].fault = lambda request: forward(cluster.b.app, request)  # Serve starts one for the call
     assert (await cluster.post({"model": "large"})).headers["x-from"] == "large"
     assert [card["id"] for card in (await cluster.get("/v1/models")).json()["data"]] == [
         "small",

@@ -17,7 +17,7 @@ from ray.serve.exceptions import BackPressureError
 
 from serve_app.errors import EngineFailed
 from serve_app.serving.gate.key_file import create_key
-from serve_app.serving.requests.piece import Piece
+from serve_app.serving.requests.asgi import HttpRequest
 from tests.serving.models.kit import SCOPE, Cluster, until
 
 
@@ -171,7 +171,7 @@ async def test_an_application_that_fails_answers_for_itself(cluster: Cluster) ->
 async def test_a_call_that_fails_before_the_answer_is_an_error_in_openais_shape(
     cluster: Cluster, error: BaseException, status: int, retry_after: str | None
 ) -> None:
-    async def fail(piece: Piece) -> AsyncIterator[Any]:
+    async def fail(request: HttpRequest) -> AsyncIterator[Any]:
         raise error
         yield
 
@@ -184,7 +184,7 @@ async def test_a_call_that_fails_before_the_answer_is_an_error_in_openais_shape(
 
 
 async def test_an_answer_that_ends_half_way_breaks_the_connection(cluster: Cluster) -> None:
-    async def half(piece: Piece) -> AsyncIterator[Any]:
+    async def half(request: HttpRequest) -> AsyncIterator[Any]:
         yield [{"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}]
         yield [{"type": "http.response.body", "body": b"data: one\n\n", "more_body": True}]
         raise ActorDiedError()

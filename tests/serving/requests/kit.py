@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from serve_app.serving.requests.piece import Answer, Piece, answer_piece
+from serve_app.serving.requests.asgi import Answer, HttpRequest, call_app
 from serve_app.serving.requests.sharding import Sharding
 from serve_app.settings import ShardingSettings
 
@@ -119,7 +119,7 @@ class FakePeers:
         self.listed += 1
         return [*self.apps, ME]
 
-    async def complete(self, replica_id: str, piece: Piece) -> Answer:
+    async def complete(self, replica_id: str, part: HttpRequest) -> Answer:
         self.calls[replica_id] += 1
         self.open[replica_id] += 1
         self.most_open = max(self.most_open, self.open[replica_id])
@@ -127,7 +127,7 @@ class FakePeers:
             await asyncio.sleep(0)
             if replica_id in self.dead:
                 raise ConnectionError(f"{replica_id} died")
-            answer = await answer_piece(self.apps[replica_id], pickle.loads(pickle.dumps(piece)), replica_id)
+            answer = await call_app(self.apps[replica_id], pickle.loads(pickle.dumps(part)), replica_id)
             return pickle.loads(pickle.dumps(answer))  # type: ignore[no-any-return]
         finally:
             self.open[replica_id] -= 1

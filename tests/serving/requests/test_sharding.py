@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.serving.requests.piece import Answer
+from serve_app.serving.requests.asgi import Answer
 from serve_app.serving.requests.prompt_list import merge
 from serve_app.serving.requests.sharding import Sharding
 from serve_app.settings import ShardingSettings

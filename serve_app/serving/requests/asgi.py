@@ -1,8 +1,7 @@
-"""An HTTP request as a value, which a handle can send, and an ASGI application's answer to it: whole, or as it comes.
+"""An HTTP request as a value, which a handle can send, and calling an ASGI application with it.
 
-Both have the application see its client leave when the caller is gone. httpx.ASGITransport would cancel it instead,
-which vLLM does not notice: its handler runs in a task of its own, and stops on `http.disconnect` only
-(`with_cancellation`).
+The application sees its client leave when the caller is gone. httpx.ASGITransport would cancel it, which vLLM does not
+notice: its handler runs in a task of its own, and stops only on `http.disconnect` (`with_cancellation`).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
@@ -22,36 +21,42 @@ from serve_app.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
 
-# What a piece keeps of its request's ASGI scope: plain values, which the handle can send.
+# What is kept of the ASGI scope: plain values, which a handle can send.
 SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "client")
-# How long an engine's application may take to abort what a cancelled piece asked.
+# How long an application may take to abort a cancelled request.
 ABORT_S = 5.0
 MAX_UNSENT_MESSAGES = 64
 BODY = "http.response.body"
 
 
-class Piece(msgspec.Struct, frozen=True):
-    """An HTTP request for a part of the prompts: its ASGI scope and its body."""
+class HttpRequest(msgspec.Struct, frozen=True):
+    """An HTTP request: its ASGI scope and its body."""
 
     scope: dict[str, Any]
     body: bytes
 
 
+class TokenCounts(NamedTuple):
+    """Tokens that an engine read and gave."""
+
+    prompt: int = 0
+    completion: int = 0
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """The HTTP answer to a piece, or to the whole, and the replica that gave it."""
+    """A whole HTTP answer, and the replica that gave it. `tokens` are those of a peer's engine."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
     replica_id: str = ""
-    # Prompt and completion tokens that a peer's engine gave for it.
-    tokens: tuple[int, int] = (0, 0)
+    tokens: TokenCounts = TokenCounts()
 
 
-async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answer:
-    """Ask an ASGI application in process. When cancelled it sees its client leave, and the piece is aborted.
+async def call_app(app: ASGIApp, request: HttpRequest, replica_id: str = "") -> Answer:
+    """The whole answer of an ASGI application in process. When cancelled, the application sees its client leave.
 
-    Raises EngineFailed if it gave no answer, and whatever it raised before it gave one.
+    Raises EngineFailed if it gave no answer, or what it raised before one.
     """
     left = asyncio.Event()
     start: dict[str, Any] = {}
@@ -66,7 +71,7 @@ async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answ
             parts.append(message.get("body", b""))
             complete = not message.get("more_body", False)
 
-    call = asyncio.ensure_future(app({**piece.scope, "state": {}}, _client(piece.body, left), send))
+    call = asyncio.ensure_future(app({**request.scope, "state": {}}, _client(request.body, left), send))
     try:
         await asyncio.shield(call)
     except asyncio.CancelledError:
@@ -76,7 +81,7 @@ async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answ
     except Exception:
         if not complete:
             raise
-        logger.exception("after its answer to a piece of a completion request")  # Starlette raises what it answered
+        logger.exception("after its answer to a request")  # Starlette raises what it answered
     finally:
         call.cancel()
     if not complete:
@@ -86,11 +91,11 @@ async def answer_piece(app: ASGIApp, piece: Piece, replica_id: str = "") -> Answ
     return Answer(start["status"], kept, b"".join(parts), replica_id)
 
 
-async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message], None]:
+async def forward(app: ASGIApp, request: HttpRequest) -> AsyncGenerator[list[Message], None]:
     """An ASGI application's messages as they come, those that wait together at once. Runs in the replica.
 
-    When it is cancelled or closed, the application sees its client leave, as vLLM stops on nothing else. Raises
-    EngineFailed when the application ends without a whole answer, and whatever it raised before that.
+    When cancelled or closed, the application sees its client leave. Raises EngineFailed when it ends without a whole
+    answer, or what it raised before that.
     """
     outbox, inbox = anyio.create_memory_object_stream[Message](MAX_UNSENT_MESSAGES)
     left = asyncio.Event()
@@ -99,7 +104,7 @@ async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message],
         try:
             await outbox.send(message)
         except anyio.BrokenResourceError:
-            raise OSError("the client left") from None  # the error that ASGI has for it
+            raise OSError("the client left") from None  # ASGI's error for it
 
     async def answer() -> None:
         with outbox:
@@ -129,7 +134,7 @@ async def forward(app: ASGIApp, request: Piece) -> AsyncGenerator[list[Message],
 
 
 def _client(body: bytes, left: asyncio.Event) -> Receive:
-    """A client that sends its body in one message, and stays until it has `left`."""
+    """A client that sends its body in one message, and stays until `left` is set."""
     unsent = [body]
 
     async def receive() -> Message:
@@ -148,7 +153,7 @@ def _waiting(inbox: MemoryObjectReceiveStream[Message]) -> Iterator[Message]:
 
 
 def joined(messages: Iterable[Message]) -> list[Message]:
-    """The same messages, parts of the body that follow one another made one."""
+    """The same messages, with consecutive parts of the body joined."""
     result: list[Message] = []
     for message in messages:
         if result and message["type"] == result[-1]["type"] == BODY:

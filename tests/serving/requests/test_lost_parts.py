@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from serve_app.serving.requests.piece import Piece
+from serve_app.serving.requests.asgi import HttpRequest
 from serve_app.serving.requests.sharding import HandlePeers, Sharding
 from serve_app.settings import ShardingSettings
 from tests.fakes import replica
@@ -191,7 +191,7 @@ class FakeHandle:
             raise TimeoutError
         return self.answers
 
-    def remote(self, piece: Piece, *, replica_id: str) -> FakeHandle:
+    def remote(self, part: HttpRequest, *, replica_id: str) -> FakeHandle:
         self.targets.append(f"{replica_id} {request_of_serve.get(None)}")
         return self
 
@@ -217,7 +217,7 @@ async def test_the_replicas_are_asked_once_for_many_requests_also_when_they_do_n
 async def test_a_cancelled_call_is_cancelled_on_its_replica_and_carries_no_request_of_serve() -> None:
     handle = FakeHandle([])
     request_of_serve.set("the client's")
-    call = asyncio.create_task(HandlePeers(handle).complete("a", Piece({}, b"")))
+    call = asyncio.create_task(HandlePeers(handle).complete("a", HttpRequest({}, b"")))
     await until(lambda: handle.targets == ["a None"])
     call.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import EngineFailed
-from serve_app.serving.requests import piece as pieces
-from serve_app.serving.requests.piece import forward, joined
-from tests.serving.models.kit import Cluster, piece
+from serve_app.serving.requests import asgi
+from serve_app.serving.requests.asgi import forward, joined
+from tests.serving.models.kit import Cluster, request
 
 
 async def test_parts_of_an_answer_that_wait_together_travel_together(cluster: Cluster) -> None:
     taken = 0
-    async for messages in forward(cluster.a.app, piece("/v1/flood")):
+    async for messages in forward(cluster.a.app, request("/v1/flood")):
         taken += 1
         body = messages[-1]
         await asyncio.sleep(0.001)
@@ -27,11 +27,11 @@ async def test_parts_of_an_answer_that_wait_together_travel_together(cluster: Cl
 
 
 async def test_an_application_is_held_back_while_nobody_takes_its_answer(cluster: Cluster) -> None:
-    answer = forward(cluster.a.app, piece("/v1/flood"))
+    answer = forward(cluster.a.app, request("/v1/flood"))
     await anext(answer)
     for _ in range(2000):
         await asyncio.sleep(0)
-    assert cluster.a.sent <= 2 * pieces.MAX_UNSENT_MESSAGES
+    assert cluster.a.sent <= 2 * asgi.MAX_UNSENT_MESSAGES
     received = sum(len(message.get("body", b"")) for messages in [m async for m in answer] for message in messages)
     assert received <= 1000
     assert cluster.a.sent == 1000
@@ -40,7 +40,7 @@ async def test_an_application_is_held_back_while_nobody_takes_its_answer(cluster
 async def test_an_application_that_waits_for_room_is_freed_when_its_answer_is_no_longer_wanted(
     cluster: Cluster,
 ) -> None:
-    answer = forward(cluster.a.app, piece("/v1/flood"))
+    answer = forward(cluster.a.app, request("/v1/flood"))
     await anext(answer)
     await asyncio.sleep(0.01)
     async with asyncio.timeout(2):
@@ -60,11 +60,11 @@ async def test_an_application_that_ends_without_an_answer_is_an_error() -> None:
 
     for app in (silent, half):
         with pytest.raises(EngineFailed, match="without an answer"):
-            _ = [messages async for messages in forward(app, piece("/"))]
+            _ = [messages async for messages in forward(app, request("/"))]
 
 
 async def test_what_an_application_raises_after_its_answer_does_not_undo_the_answer(cluster: Cluster) -> None:
-    messages = [message async for messages in forward(cluster.a.app, piece("/v1/broken")) for message in messages]
+    messages = [message async for messages in forward(cluster.a.app, request("/v1/broken")) for message in messages]
     assert messages[0]["status"] == 500
     assert messages[-1]["body"] == b"Internal Server Error"
 
@@ -81,7 +81,7 @@ async def test_an_application_that_never_listens_is_told_by_its_send_that_its_cl
             told.append(type(error))
             raise
 
-    answer = forward(endless, piece("/"))
+    answer = forward(endless, request("/"))
     await anext(answer)
     await answer.aclose()
     assert told == [OSError]
@@ -97,8 +97,8 @@ async def test_one_that_hangs_although_its_client_left_is_cancelled(monkeypatch:
         finally:
             ended.set()
 
-    monkeypatch.setattr(pieces, "ABORT_S", 0.01)
-    answer = forward(deaf, piece("/"))
+    monkeypatch.setattr(asgi, "ABORT_S", 0.01)
+    answer = forward(deaf, request("/"))
     await anext(answer)
     await answer.aclose()
     async with asyncio.timeout(2):
