@@ -195,7 +195,7 @@ def _show(status: JobStatus, as_json: bool) -> None:
         "rows": f"{status.done:,} of {status.total:,}: {status.ok:,} ok, {status.invalid:,} invalid, "
         f"{status.failed:,} failed, {status.reused:,} reused",
         "rate": f"{status.rows_per_s:.1f} rows/s over {duration(status.run_s)}{eta}",
-        "replicas": f"{status.replicas_chosen} used of {status.replicas_available}, {status.replicas_wanted} wanted",
+        "replicas": f"{status.replicas_chosen} used of {status.replicas_available}",
         "by replica": ", ".join(f"{name}: {rows:,}" for name, rows in status.rows_by_replica.items()),
         "model": f"{status.model}{' (SIMULATED)' if status.simulated else ''}",
         "cached tokens": f"{status.cached_share:.1%} of {status.prompt_tokens:,}",

@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 def up(
     config: Annotated[Path, typer.Argument(help="Serve config file.")] = Path("config.yaml"),
+    simulated: Annotated[bool, typer.Option("--simulated", help="No model: made-up answers.")] = False,
     log: Annotated[Path, typer.Option(help="File for what Ray, Serve and the engines print.")] = Path("runs/serve.log"),
 ) -> None:
     """Start a server, wait until it is ready, and say how to use it. Ctrl-C stops it."""
     from serve_app.serving.launch.config import ServeConfig
     from serve_app.serving.launch.local import local_server
+    from serve_app.serving.launch.simulated import write_simulated
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
+    if simulated:
+        config = write_simulated(config, log.with_name("simulated.yaml"))
     settings = ServeConfig.load(config)
     console.print(f"starting {config} (log: {log})", markup=False, highlight=False)
     for engine in settings.engines:

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from serve_app.spec import JobState, JobStatus
+from serve_app.spec import JobStatus
 
 LINE_EVERY_S = 5.0
 
@@ -65,7 +65,7 @@ class _Bar(Progress):
 def progress_line(status: JobStatus) -> str:
     """Rows, rate and time left."""
     if not status.total:
-        return "queued" if status.state is JobState.QUEUED else "counting the rows"
+        return str(status.state)
     parts = [f"{100 * status.done // status.total} %, {status.done:,} of {status.total:,} rows"]
     if status.rows_per_s:
         parts.append(f"{status.rows_per_s:,.1f} rows/s")
