@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,19 @@ from serve_app.models import default
 
 # Of one weight, by vLLM's and PyTorch's names.
 TYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
+# config.json's names of the longest sequence, as vLLM 0.32 looks for them; the smallest counts.
+LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_target_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+# Families in which every layer keeps keys and values of all tokens.
+PLAIN_ATTENTION = ("llama", "qwen2", "qwen3", "mistral")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -51,6 +66,54 @@ def check_heads(model: Path | str, ranks: int) -> None:
         raise BadSettings(
             f"engine.tensor_parallel_size {ranks} does not divide the model's {heads} attention heads: "
             f"use one of {possible}"
+        )
+
+
+def check_length(model: Path | str, options: Mapping[str, Any]) -> None:
+    """Raise BadSettings where `max_model_len` is beyond what the model's config.json allows, if that is here.
+
+    As `_get_and_verify_max_len` of vLLM 0.32. Models that another part of the configuration may lengthen are let pass.
+    """
+    length = options.get("max_model_len")
+    longest = longest_sequence(read_config(model))
+    allowed = any(options.get(name) for name in ("hf_overrides", "hf_config_path"))
+    if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") != "0":
+        allowed = True
+    if length and longest and length > longest and not allowed:
+        raise BadSettings(
+            f"engine.max_model_len {length} is beyond the model's {longest} positions: use at most {longest}"
+        )
+
+
+def longest_sequence(config: Mapping[str, Any]) -> int | None:
+    """Tokens of a model's longest sequence by its config.json; None where that does not say."""
+    text = config.get("text_config") or config
+    if text.get("rope_scaling") or (text.get("rope_parameters") or {}).get("factor") or text.get("model_max_length"):
+        return None
+    known = [text[key] for key in LENGTHS if isinstance(text.get(key), int)]
+    return min(known, default=None)
+
+
+def check_kv_cache(model: Path | str, options: Mapping[str, Any], dtype: str) -> None:
+    """Raise BadSettings where `kv_cache_memory_bytes` holds no whole sequence in `dtype`, which vLLM would refuse.
+
+    For models whose layers all attend to everything; others need less than this could tell.
+    """
+    config = read_config(model)
+    length = options.get("max_model_len") or longest_sequence(config)
+    room = options.get("kv_cache_memory_bytes")
+    if not length or length < 0 or not room or config.get("model_type") not in PLAIN_ATTENTION or config.get(
+        "sliding_window"
+    ) or options.get("kv_cache_dtype") not in (None, "auto"):  # fmt: skip
+        return
+    ranks, heads = int(options.get("tensor_parallel_size") or 1), config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    per_token = 2 * config["num_hidden_layers"] * max(1, config.get("num_key_value_heads", heads) // ranks) * size
+    tokens = room // (per_token * TYPE_BYTES.get(dtype, 2))
+    if tokens < length:
+        raise BadSettings(
+            f"engine.kv_cache_memory_bytes {room} holds {tokens} tokens, fewer than one sequence of max_model_len "
+            f"{length}: give at least {length * room // max(1, tokens)}, or a smaller max_model_len"
         )
 
 
