@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from serve_app.fields import UNKNOWN_FIELD, UNKNOWN_VALUE, choices, did_you_mean, meant, members, models_of, names
+from serve_app.fields import UNKNOWN_FIELD, UNKNOWN_VALUE, choices, did_you_mean, meant, members, names
 
 Path = tuple[str | int, ...]
 
@@ -37,6 +37,8 @@ _LIMITS = {
 }
 # What `silent` finds by itself.
 _SILENT = (UNKNOWN_FIELD, "extra_forbidden", "invalid_key")
+_UNREADABLE = "cannot be read:"
+_VAGUE = ("must be", _UNREADABLE)
 # So many choices are listed; of more only the nearest is named.
 MOST_CHOICES = 12
 
@@ -176,22 +178,37 @@ def silent(model: type[BaseModel], document: Any, path: Path = ()) -> Iterator[M
         if isinstance(value, bool) and bool not in kinds and {int, float} & {*kinds}:
             what = _KINDS["float" if float in kinds else "int"]
             yield Mistake(here, f"must be {what}, not {shown(value)}")
-        loose = any(get_origin(kind) is dict or kind is dict for kind in kinds)
-        for inner in models_of(fields[name].annotation):
-            for at, one in _each(value, here):
-                yield from silent(inner, one, at)
-                if loose and isinstance(one, dict):
-                    yield from checked(inner, one, at)
+        # Where any mapping would do in place of a model, what the model says counts too.
+        loose = any(kind is dict or get_origin(kind) is dict for kind in kinds)
+        for inner, place, one in _models_at(kinds, value, here):
+            yield from silent(inner, one, place)
+            if loose:
+                yield from checked(inner, one, place)
+
+
+def _models_at(kinds: list[Any], value: Any, path: Path) -> Iterator[tuple[type[BaseModel], Path, Any]]:
+    """Mappings in `value` that should be models, by the members of its field's type: itself, or those of a list."""
+    for kind in kinds:
+        if get_origin(kind) is list and isinstance(value, list):
+            for at, one in enumerate(value):
+                yield from _models_at(list(members(get_args(kind)[0])), one, (*path, at))
+        elif isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
+            yield kind, path, value
 
 
 def mistakes(model: type[BaseModel], document: Any, path: Path = ()) -> list[Mistake]:
     """All that is wrong in `document`, which is at `path` of a larger one and should be a `model`."""
-    found: dict[Path, Mistake] = {}
-    for one in (*silent(model, document, path), *checked(model, document, path)):
-        found.setdefault(one.path, one)
-    # Of `a name or a mapping` it says that a mapping is no name, and what is wrong in the mapping.
-    deep = {path[:end] for path in found for end in range(len(path))}
-    return [one for path, one in found.items() if path not in deep or not one.problem.startswith("must be")]
+    return sharpest([*silent(model, document, path), *checked(model, document, path)])
+
+
+def sharpest(found: Iterable[Mistake]) -> list[Mistake]:
+    """One for each place, the first; without what only says that a field is wrong in which another mistake is."""
+    by_path: dict[Path, Mistake] = {}
+    for one in found:
+        by_path.setdefault(one.path, one)
+    # As of `a name or a mapping`: it says that a mapping is no name, and what is wrong in the mapping.
+    outer = {path[:end] for path in by_path for end in range(len(path))}
+    return [one for path, one in by_path.items() if path not in outer or not one.problem.startswith(_VAGUE)]
 
 
 def checked(model: type[BaseModel], document: Any, path: Path = ()) -> list[Mistake]:
@@ -200,8 +217,6 @@ def checked(model: type[BaseModel], document: Any, path: Path = ()) -> list[Mist
         model.model_validate(document)
     except ValidationError as error:
         return [one.below(path) for one in from_pydantic(error, document)]
+    except Exception as error:  # of a validator: Serve's import what a field names
+        return [Mistake(path, f"{_UNREADABLE} {type(error).__name__}: {error}")]
     return []
-
-
-def _each(value: Any, path: Path) -> Iterable[tuple[Path, Any]]:
-    return [((*path, at), one) for at, one in enumerate(value)] if isinstance(value, list) else [(path, value)]

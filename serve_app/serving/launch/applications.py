@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from pydantic import BaseModel
@@ -45,12 +46,25 @@ def document_mistakes(document: Mapping[str, Any]) -> Iterator[Mistake]:
         if isinstance(one, dict)
     ]
     twice = [*_twice(pairs, "name", "default"), *_twice(pairs, "route_prefix", "/")]
-    yield from twice
+    imported = [one for path, application in pairs for one in _imported(path, application)]
+    yield from (*twice, *imported)
     # What Serve says of all applications together is which of them are there twice, in other words.
-    yield from (one for one in mistakes(ServeDeploySchema, document) if not (twice and one.path == ("applications",)))
+    found = mistakes(ServeDeploySchema, _without(document, imported))
+    yield from (one for one in found if not (twice and one.path == ("applications",)))
     yield from _addresses(document)
     for path, application in pairs:
         yield from _application(path, application)
+
+
+def _without(document: Mapping[str, Any], found: Iterable[Mistake]) -> dict[str, Any]:
+    """A copy without the fields that are wrong: Serve's models import what they name, and raise what that raises."""
+    copy: Any = deepcopy(dict(document))
+    for one in found:
+        field: Any = copy
+        for part in one.path[:-1]:
+            field = field[part]
+        field.pop(one.path[-1], None)
+    return dict(copy)
 
 
 def _twice(pairs: list[tuple[Path, dict[str, Any]]], field: str, default: str) -> Iterator[Mistake]:
@@ -89,7 +103,6 @@ def _application(path: Path, application: dict[str, Any]) -> Iterator[Mistake]:
         pairs = [((*path, "deployments", at), one) for at, one in enumerate(deployments) if isinstance(one, dict)]
         yield from _deployment_names(pairs, names, builder)
         for place, deployment in pairs:
-            yield from _imported(place, deployment)
             if deployment.get("name") == DRIVER_DEPLOYMENT and names:
                 yield from _one_driver(place, deployment)
             if names and deployment.get("user_config") is not None:
@@ -137,22 +150,25 @@ def _one_driver(path: Path, deployment: dict[str, Any]) -> Iterator[Mistake]:
         yield Mistake((*path, "autoscaling_config"), "cannot be set for the driver: one owns the jobs")
 
 
-def _imported(path: Path, fields: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Of a deployment's policies and routers: that they can be imported, and take the arguments that are given."""
-    for name, value in fields.items():
+def _imported(path: Path, fields: Any) -> Iterator[Mistake]:
+    """Of policies and routers, anywhere below: that they can be imported, and take the arguments that are given."""
+    if isinstance(fields, list):
+        for at, one in enumerate(fields):
+            yield from _imported((*path, at), one)
+    for name, value in fields.items() if isinstance(fields, dict) else ():
         here = (*path, name)
-        if isinstance(value, dict):
+        if name not in IMPORTED or not isinstance(value, str):
             yield from _imported(here, value)
-        elif name in IMPORTED and isinstance(value, str):
-            try:
-                target = load(value)
-            except NotImportable as error:
-                yield Mistake(here, str(error))
-                continue
-            given = fields.get(IMPORTED[name])
-            target = getattr(target, "initialize_state", target)  # of a request router
-            for argument, problem in unknown_arguments(target, given if isinstance(given, dict) else {}):
-                yield Mistake((*path, IMPORTED[name], argument), problem)
+            continue
+        try:
+            target = load(value)
+        except NotImportable as error:
+            yield Mistake(here, str(error))
+            continue
+        given = fields.get(IMPORTED[name])
+        target = getattr(target, "initialize_state", target)  # of a request router
+        for argument, problem in unknown_arguments(target, given if isinstance(given, dict) else {}):
+            yield Mistake((*path, IMPORTED[name], argument), problem)
 
 
 def _made_by(path: Path, import_path: str, args: Any) -> Iterator[Mistake]:

@@ -61,9 +61,7 @@ def test_an_unknown_engine_option_names_the_nearest(write: Callable[..., ServeCo
 
 
 def test_an_unknown_argument_names_its_place_and_the_nearest(write: Callable[..., ServeConfig]) -> None:
-    with pytest.raises(
-        BadSettings, match=r"yaml:\d+: applications\[1\]\.args\.chunk_row: .*did you mean 'chunk_rows'"
-    ):
+    with pytest.raises(BadSettings, match=r"yaml:\d+: applications\[1\]\.args\.chunk_row: .*did you mean 'chunk_rows'"):
         write(lambda document: document["applications"][1]["args"].update(chunk_row=4))
 
 
