@@ -181,34 +181,40 @@ def silent(model: type[BaseModel], document: Any, path: Path = ()) -> Iterator[M
         # Where any mapping would do in place of a model, what the model says counts too.
         loose = any(kind is dict or get_origin(kind) is dict for kind in kinds)
         for inner, place, one in _models_at(kinds, value, here):
+            if not isinstance(one, dict):  # Serve's validators fall over it
+                yield Mistake(place, f"must be {_KINDS['model']}, not {shown(one)}")
+                continue
             yield from silent(inner, one, place)
             if loose:
                 yield from checked(inner, one, place)
 
 
 def _models_at(kinds: list[Any], value: Any, path: Path) -> Iterator[tuple[type[BaseModel], Path, Any]]:
-    """Mappings in `value` that should be models, by the members of its field's type: itself, or those of a list."""
+    """What in `value` should be a model, by the members of its field's type: itself, or what it has in a list."""
     for kind in kinds:
-        if get_origin(kind) is list and isinstance(value, list):
+        if get_origin(kind) in (list, tuple) and isinstance(value, list):
+            items = list(members(get_args(kind)[0]))
             for at, one in enumerate(value):
-                yield from _models_at(list(members(get_args(kind)[0])), one, (*path, at))
-        elif isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
+                if len(items) == 1 or isinstance(one, dict):
+                    yield from _models_at(items, one, (*path, at))
+        elif isinstance(kind, type) and issubclass(kind, BaseModel) and (isinstance(value, dict) or len(kinds) == 1):
             yield kind, path, value
 
 
 def mistakes(model: type[BaseModel], document: Any, path: Path = ()) -> list[Mistake]:
     """All that is wrong in `document`, which is at `path` of a larger one and should be a `model`."""
-    return sharpest([*silent(model, document, path), *checked(model, document, path)])
+    first: dict[Path, Mistake] = {}
+    for one in (*silent(model, document, path), *checked(model, document, path)):
+        first.setdefault(one.path, one)
+    return sharpest(first.values())
 
 
 def sharpest(found: Iterable[Mistake]) -> list[Mistake]:
-    """One for each place, the first; without what only says that a field is wrong in which another mistake is."""
-    by_path: dict[Path, Mistake] = {}
-    for one in found:
-        by_path.setdefault(one.path, one)
+    """Without doubles, and without what only says that a field is wrong in which another mistake is."""
+    found = list(dict.fromkeys(found))
     # As of `a name or a mapping`: it says that a mapping is no name, and what is wrong in the mapping.
-    outer = {path[:end] for path in by_path for end in range(len(path))}
-    return [one for path, one in by_path.items() if path not in outer or not one.problem.startswith(_VAGUE)]
+    outer = {one.path[:end] for one in found for end in range(len(one.path))}
+    return [one for one in found if one.path not in outer or not one.problem.startswith(_VAGUE)]
 
 
 def checked(model: type[BaseModel], document: Any, path: Path = ()) -> list[Mistake]:

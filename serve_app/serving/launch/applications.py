@@ -86,6 +86,8 @@ def _addresses(document: Mapping[str, Any]) -> Iterator[Mistake]:
     for name in ("http_options", "grpc_options"):
         options = document.get(name)
         for field, value in options.items() if isinstance(options, dict) else ():
+            if field == "host" and value == "":
+                yield Mistake((name, field), "is empty: 127.0.0.1 is this machine alone, 0.0.0.0 every address of it")
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             if field == "port" and value not in PORTS:
@@ -115,13 +117,15 @@ def _application(path: Path, application: dict[str, Any]) -> Iterator[Mistake]:
 
 
 def _route(path: Path, application: dict[str, Any]) -> Iterator[Mistake]:
-    route = application.get("route_prefix", "/")
+    route, usual = application.get("route_prefix", "/"), ROUTES.get(builder_of(application))
+    here = (*path, "route_prefix")
+    if route is None and usual:
+        yield Mistake(here, f"must be '{usual}', where clients look, not empty")
     if not isinstance(route, str):
         return
-    here = (*path, "route_prefix")
     if not route.startswith("/") or (len(route) > 1 and route.endswith("/")) or {"{", "}"} & {*route}:
         yield Mistake(here, f"must begin with '/', not end with one and hold no braces, not '{route}'")
-    elif (usual := ROUTES.get(builder_of(application))) and not route.endswith(usual):
+    elif usual and not route.endswith(usual):
         yield Mistake(here, f"must be '{usual}', where clients look, not '{route}'{did_you_mean(route, [usual])}")
 
 

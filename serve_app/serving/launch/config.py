@@ -33,6 +33,9 @@ from serve_app.serving.launch.wiring import EngineConfig, Wiring, missing_applic
 from serve_app.settings import AccessSettings, DriverSettings
 from serve_app.storage.filesystem import Folder
 
+# What Serve takes where a file gives none: every address of the machine.
+SERVE_HOST = "0.0.0.0"
+
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
@@ -70,7 +73,7 @@ class ServeConfig:
         http = document.data.get("http_options") or {}
         return cls(
             document=document,
-            host=str(http.get("host", "127.0.0.1")),
+            host=str(http.get("host", SERVE_HOST)),
             port=int(http.get("port", 8000)),
             engines=wired.engines,
             driver_settings=wired.driver,

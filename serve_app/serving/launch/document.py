@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from serve_app.errors import BadSettings
-from serve_app.mistakes import Mistake
+from serve_app.mistakes import Mistake, sharpest
 from serve_app.mistakes import Path as Place
 
 
@@ -38,7 +38,7 @@ class Document:
 
     def refuse(self, mistakes: Iterable[Mistake], kind: type[BadSettings] = BadSettings) -> None:
         """Raise `kind` with a line for each, in the file's order, if there are any."""
-        found = sorted({str(one): one for one in mistakes}.values(), key=lambda one: self.line(one.path))
+        found = sorted(sharpest(mistakes), key=lambda one: self.line(one.path))
         if found:
             raise kind("\n".join(f"{self.where(one.path)}: {one}" for one in found))
 

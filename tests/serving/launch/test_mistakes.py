@@ -4,7 +4,7 @@ name that was meant; and what is right is not refused."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from serve_app.errors import BadSettings
 from serve_app.k8s.ray_service import yaml_text
 from serve_app.k8s.serve_config import serve_config
 from serve_app.k8s.values import Values
+from serve_app.mistakes import dotted, sharpest
 from serve_app.serving.apps import DEPLOYMENTS
 from serve_app.serving.launch.applications import document_mistakes
 from serve_app.serving.launch.config import ServeConfig, set_store
@@ -68,6 +69,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("http_options.port", True, "must be a whole number, not true"),
     ("http_options.host", 127, "must be text"),
     ("http_options.host", "127.0.0.256", "is no address of this machine"),
+    ("http_options.host", "", "is empty"),
     ("http_options.request_timeout_s", -5, "must be a number of at least 0"),
     ("http_options.keep_alive_timeout", 5, "did you mean 'keep_alive_timeout_s'"),
     ("target_capacity", 120, "must be a number of at most 100"),
@@ -79,6 +81,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (f"{DRIVER}.name", "population", "must be 'populations'"),
     (f"{BATCHES}.name", "files", r"is 'files', as that of"),
     (f"{DRIVER}.route_prefix", "/", r"is '/', as that of applications\[0\]"),
+    (f"{DRIVER}.route_prefix", None, "must be '/v1/populations', where clients look, not empty"),
     (f"{DRIVER}.route_prefix", "v1/populations", "must begin with '/'"),
     (f"{DRIVER}.route_prefix", "/v1/population", "did you mean '/v1/populations'"),
     (f"{REPLICAS}.import_path", "serve_app.serving.apps:replica", "did you mean 'replicas'"),
@@ -91,6 +94,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (f"{REPLICAS}.deployment", [], "did you mean 'deployments'"),
     (f"{REPLICAS}.deployments", {"Replica": {}}, "must be a list, not a mapping"),
     # deployments
+    (f"{REPLICA}", "Replica", "must be a mapping, not 'Replica'"),
     (f"{REPLICA}.name", "Replicas", "did you mean 'Replica'"),
     (f"{FILES}.deployments[0].name", "files", "did you mean 'Files'"),
     (f"{REPLICA}.num_replica", 2, "did you mean 'num_replicas'"),
@@ -202,6 +206,50 @@ def test_a_mistake_among_several_models_is_refused(
 ) -> None:
     with pytest.raises(BadSettings, match=said):
         check((f"applications[2].{field}", value), name="config.two-models.yaml")
+
+
+def fields(document: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    for part, value in document.items() if isinstance(document, dict) else enumerate(document):
+        yield (*above, part)
+        if isinstance(value, dict | list):
+            yield from fields(value, (*above, part))
+
+
+def test_every_field_of_the_shipped_files_is_named_where_it_is_misspelt() -> None:
+    tried = 0
+    for name in ("config.yaml", "config.gpu.yaml", "config.two-models.yaml"):
+        document = yaml.safe_load((ROOT / name).read_text())
+        for *above, field in list(fields(document)):
+            if isinstance(field, int) or "engine" in above:  # vLLM's are another test's
+                continue
+            at = document
+            for part in above:
+                at = at[part]
+            wrong = field[:-1]
+            at[wrong] = at.pop(field)
+            found = {str(one) for one in document_mistakes(document)}
+            said = f"{dotted((*above, wrong))}: there is no field of this name"
+            assert [one for one in found if one.startswith(said) and f"'{field}'" in one], found
+            at[field] = at.pop(wrong)
+            tried += 1
+        assert list(document_mistakes(document)) == []
+    assert tried > 80
+
+
+GARBAGE: tuple[Any, ...] = (None, True, -3, 1.5, "x", "", [], {}, [None], {"a": 1}, 10**30)
+
+
+def test_no_value_of_any_field_is_a_traceback() -> None:
+    """Whatever stands there: a mistake, or what is right."""
+    document = yaml.safe_load((ROOT / "config.two-models.yaml").read_text())
+    for *above, field in list(fields(document)):
+        at = document
+        for part in above:
+            at = at[part]
+        right = at[field]
+        for at[field] in GARBAGE:
+            assert not any("cannot be read" in one.problem for one in sharpest(document_mistakes(document)))
+        at[field] = right
 
 
 def test_all_mistakes_are_said_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
