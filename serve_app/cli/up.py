@@ -31,9 +31,9 @@ def up(
     path = config_file(config)
     settings = ServeConfig.load(path)
     console.print(f"starting {path} (log: {log})", markup=False, highlight=False)
+    settings.check()
     for engine in settings.engines:
         console.print(f"  {engine_line(engine)}", markup=False, highlight=False)
-    settings.check()
     print_notes(settings)
     try:
         with WaitLines() as told, local_server(path, log=log, on_wait=told.say) as server:

@@ -28,6 +28,7 @@ def models() -> dict[str, Any]:
 
     from serve_app import settings
     from serve_app.driver.batches.record import BatchRequest
+    from serve_app.fields import Frozen
     from serve_app.schema import Outcome
     from serve_app.spec import JobSpec, JobStatus, Provider
     from serve_app.workloads.ctr.people.bank import Bank
@@ -37,7 +38,7 @@ def models() -> dict[str, Any]:
     mine = {
         name: kind
         for name, kind in vars(settings).items()
-        if isinstance(kind, type) and issubclass(kind, settings.Frozen)
+        if isinstance(kind, type) and issubclass(kind, Frozen)
     }
     return {
         **mine,

@@ -39,12 +39,19 @@ class EngineConfig:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names that it serves, adapters too."""
+        """The names that it serves, adapters too. The options need not have been checked."""
         options = self.settings.engine
-        served = options.get("served_model_name") or options.get("model") or ()
-        adapters = [one["name"] if isinstance(one, dict) else one.partition("=")[0]
-                    for one in options.get("lora_modules") or ()]  # fmt: skip
-        return (*([served] if isinstance(served, str) else served), *adapters)
+        served = options.get("served_model_name") or options.get("model")
+        adapters = options.get("lora_modules")
+        names = [
+            *(served if isinstance(served, list) else [served]),
+            *(_adapter_name(one) for one in (adapters if isinstance(adapters, list) else ())),
+        ]
+        return tuple(name for name in names if isinstance(name, str))
+
+
+def _adapter_name(adapter: Any) -> Any:
+    return adapter.get("name") if isinstance(adapter, dict) else str(adapter).partition("=")[0]
 
 
 class Applications:
