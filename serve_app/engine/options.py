@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from serve_app.engine.option_types import Module, config_model, dict_keys, option_fields, option_type
 from serve_app.errors import BadSettings, UnknownOption
 from serve_app.fields import did_you_mean
-from serve_app.mistakes import Mistake, mistakes, unknown_choice
+from serve_app.mistakes import Mistake, dotted, mistakes, unknown_choice
 
 # Where vLLM 0.32 defines its options; `tests/engine/test_vllm_api.py` fails when a release moves them. A name in both
 # is the engine's, which comes last; the front end gets the engine's options too.
@@ -72,7 +72,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Raise UnknownOption, naming the nearest match, or BadSettings, if `options` cannot be given to vLLM."""
     if found := option_mistakes(options):
         kind = UnknownOption if any(name not in known_options() for name in options) else BadSettings
-        raise kind("; ".join(str(one.below(("engine",))) for one in found))
+        below = [one.below(("engine",)) for one in found]
+        error = kind("; ".join(map(str, below)))
+        error.field = dotted(below[0].path)
+        raise error
 
 
 def option_mistakes(options: Mapping[str, Any]) -> list[Mistake]:

@@ -26,6 +26,8 @@ LENGTHS = (
     "max_seq_length",
     "seq_len",
 )
+# Kinds of rotary embedding whose factor is in those lengths already.
+ALREADY_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 # Families in which every layer keeps keys and values of all tokens.
 PLAIN_ATTENTION = ("llama", "qwen2", "qwen3", "mistral")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -70,28 +72,33 @@ def check_heads(model: Path | str, ranks: int) -> None:
 
 
 def check_length(model: Path | str, options: Mapping[str, Any]) -> None:
-    """Raise BadSettings where `max_model_len` is beyond what the model's config.json allows, if that is here.
-
-    As `_get_and_verify_max_len` of vLLM 0.32. Models that another part of the configuration may lengthen are let pass.
-    """
-    length = options.get("max_model_len")
-    longest = longest_sequence(read_config(model))
-    allowed = any(options.get(name) for name in ("hf_overrides", "hf_config_path"))
-    if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") != "0":
-        allowed = True
+    """Raise BadSettings where `max_model_len` is beyond what the model's config.json allows, if that is here."""
+    length, longest = options.get("max_model_len"), longest_sequence(read_config(model))
+    allowed = (
+        os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") != "0"
+        or options.get("hf_overrides")
+        or options.get("hf_config_path")
+    )
     if length and longest and length > longest and not allowed:
         raise BadSettings(
-            f"engine.max_model_len {length} is beyond the model's {longest} positions: use at most {longest}"
+            f"{length} is beyond the model's {longest} positions: use at most {longest}", field="engine.max_model_len"
         )
 
 
 def longest_sequence(config: Mapping[str, Any]) -> int | None:
-    """Tokens of a model's longest sequence by its config.json; None where that does not say."""
+    """Tokens of a model's longest sequence by its config.json; None where that does not say.
+
+    As `_get_and_verify_max_len` of vLLM 0.32.
+    """
     text = config.get("text_config") or config
-    if text.get("rope_scaling") or (text.get("rope_parameters") or {}).get("factor") or text.get("model_max_length"):
-        return None
+    if isinstance(own := text.get("model_max_length"), int):
+        return own
     known = [text[key] for key in LENGTHS if isinstance(text.get(key), int)]
-    return min(known, default=None)
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not known or any(isinstance(value, dict) for value in rope.values()):  # of each kind of layer its own
+        return None
+    scaled = rope.get("rope_type", rope.get("type")) in ALREADY_SCALED or "gemma3" in str(text.get("model_type"))
+    return int(min(known) * (1 if scaled else rope.get("factor") or 1))
 
 
 def check_kv_cache(model: Path | str, options: Mapping[str, Any], dtype: str) -> None:
@@ -102,18 +109,18 @@ def check_kv_cache(model: Path | str, options: Mapping[str, Any], dtype: str) ->
     config = read_config(model)
     length = options.get("max_model_len") or longest_sequence(config)
     room = options.get("kv_cache_memory_bytes")
-    if not length or length < 0 or not room or config.get("model_type") not in PLAIN_ATTENTION or config.get(
-        "sliding_window"
-    ) or options.get("kv_cache_dtype") not in (None, "auto"):  # fmt: skip
+    plain = config.get("model_type") in PLAIN_ATTENTION and not config.get("sliding_window")
+    if not length or length < 0 or not room or not plain or options.get("kv_cache_dtype") not in (None, "auto"):
         return
     ranks, heads = int(options.get("tensor_parallel_size") or 1), config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
-    per_token = 2 * config["num_hidden_layers"] * max(1, config.get("num_key_value_heads", heads) // ranks) * size
-    tokens = room // (per_token * TYPE_BYTES.get(dtype, 2))
-    if tokens < length:
+    values = 2 * config["num_hidden_layers"] * max(1, config.get("num_key_value_heads", heads) // ranks) * size
+    per_token = values * TYPE_BYTES.get(dtype, 2)
+    if room < length * per_token:
         raise BadSettings(
-            f"engine.kv_cache_memory_bytes {room} holds {tokens} tokens, fewer than one sequence of max_model_len "
-            f"{length}: give at least {length * room // max(1, tokens)}, or a smaller max_model_len"
+            f"{room} bytes hold {room // per_token} tokens in {dtype}, fewer than one sequence of max_model_len "
+            f"{length}: give at least {length * per_token}, or a smaller max_model_len",
+            field="engine.kv_cache_memory_bytes",
         )
 
 

@@ -35,11 +35,7 @@ def models() -> dict[str, Any]:
 
     line = {"rows", "ok", "failed", "replicas", "tp", "rows_per_s", "ctr", "cached_token_share", "wall_s", "dtype",
             "setup_s", "start_s", "run_s", "simulated", "label_swap_bias_before", "label_swap_bias_after"}  # fmt: skip
-    mine = {
-        name: kind
-        for name, kind in vars(settings).items()
-        if isinstance(kind, type) and issubclass(kind, Frozen)
-    }
+    mine = {name: kind for name, kind in vars(settings).items() if isinstance(kind, type) and issubclass(kind, Frozen)}
     return {
         **mine,
         "JobSpec": JobSpec,

@@ -129,8 +129,8 @@ class ServeConfig:
         try:
             yield
         except BadSettings as error:
-            field = str(error).partition(":")[0].split()[0].removeprefix("engine.")
-            place = (*engine.place, "args", "engine", field)
+            field = error.field or str(error).split()[0]  # both begin with "engine."
+            place = (*engine.place, "args", *field.split("."))
             above = dotted((*engine.place, "args"))
             raise type(error)(f"{self.document.where(place)}: {above}.{error}") from error
 

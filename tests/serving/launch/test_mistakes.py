@@ -103,7 +103,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (f"{ENGINE}.max_model_len", "four thousand", "must be a whole number, not 'four thousand'"),
     (f"{ENGINE}.max_model_len", 1_000_000, "is beyond the model's 8192 positions: use at most 8192"),
     (f"{ENGINE}.max_model_len", 0, "must be a whole number of at least 1"),
-    (f"{ENGINE}.kv_cache_memory_bytes", 4 << 20, "holds .* tokens, fewer than one sequence"),
+    (f"{ENGINE}.kv_cache_memory_bytes", 4 << 20, "hold .* tokens in .*, fewer than one sequence"),
     (f"{ENGINE}.kv_cache_memory_bytes", "512 MiB", "must be a whole number"),
     (f"{ENGINE}.tensor_parallel_size", 0, "must be a whole number of at least 1"),
     (f"{ENGINE}.tensor_parallel_size", 5, "does not divide the model's 12 attention heads"),
