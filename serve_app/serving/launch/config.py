@@ -178,14 +178,6 @@ class ServeConfig:
             ) from error
 
 
-def served_names(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names under which an engine with these options serves its model and adapters."""
-    served = options.get("served_model_name") or options.get("model") or ()
-    adapters = [one["name"] if isinstance(one, dict) else one.partition("=")[0]
-                for one in options.get("lora_modules") or ()]  # fmt: skip
-    return (*([served] if isinstance(served, str) else served), *adapters)
-
-
 def set_store(document: dict[str, Any], store: str) -> None:
     """Give every application of a config document that has a store this one."""
     for application in document["applications"]:

@@ -39,15 +39,19 @@ class EngineConfig:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names that it serves, adapters too. The options need not have been checked."""
-        options = self.settings.engine
-        served = options.get("served_model_name") or options.get("model")
-        adapters = options.get("lora_modules")
-        names = [
-            *(served if isinstance(served, list) else [served]),
-            *(_adapter_name(one) for one in (adapters if isinstance(adapters, list) else ())),
-        ]
-        return tuple(name for name in names if isinstance(name, str))
+        """The names that it serves, adapters too."""
+        return served_names(self.settings.engine)
+
+
+def served_names(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names under which an engine serves its model and adapters. The options need not have been checked."""
+    served = options.get("served_model_name") or options.get("model")
+    adapters = options.get("lora_modules")
+    names = [
+        *(served if isinstance(served, list) else [served]),
+        *(_adapter_name(one) for one in (adapters if isinstance(adapters, list) else ())),
+    ]
+    return tuple(name for name in names if isinstance(name, str))
 
 
 def _adapter_name(adapter: Any) -> Any:
