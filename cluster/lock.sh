@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Resolves pyproject.toml's extras `cpu` and `dev` into requirements.txt, with hashes: Linux on x86-64 and aarch64,
+# Resolves pyproject.toml's extras but `gpu` into requirements.txt, with hashes: Linux on x86-64 and aarch64,
 # Python 3.11 and newer. aarch64 is resolved and not run: tests/test_pins.py sees that every pin has a wheel for both
 # (glibc 2.31 and newer), and nobody has started a server there.
 #
@@ -21,7 +21,7 @@ touch "$work/pins"
 others='nvidia-.*|cuda-.*|pywin32|win32-.*|colorama|httpx2-jsfetch'
 {
   echo "# Resolved by cluster/lock.sh; installed with --no-deps by cluster/setup.sh."
-  uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 --generate-hashes \
+  uv pip compile pyproject.toml --extra cpu --extra dev --extra plots --extra openai --universal --python-version 3.11 --generate-hashes \
     --constraint "$work/pins" --override "$work/overrides" --index-strategy unsafe-best-match \
     --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q --find-links "${PIP_FIND_LINKS:-.}" |
     awk -v others="^($others)==" '

@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from serve_app.fields import Frozen
 
 REPLICAS_APP = "replicas"
 REPLICA_DEPLOYMENT = "Replica"
 DRIVER_APP = "populations"
+DRIVER_DEPLOYMENT = "Driver"
 FILES_APP = "files"
 BATCHES_APP = "batches"
 MODELS_APP = "models"
@@ -35,10 +38,6 @@ def api_key() -> str:
 def api_key_headers() -> dict[str, str]:
     """What a request of our own carries."""
     return {"authorization": f"Bearer {api_key()}"} if api_key() else {}
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class SimulatedSettings(Frozen):

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from serve_app.errors import BadSettings
+from serve_app.fields import Frozen
 from serve_app.schema import Row, Sampling
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -58,25 +59,21 @@ class JobState(StrEnum):
         return self in (JobState.CANCELLED, JobState.FAILED)
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Message(Body):
+class Message(Frozen):
     """A chat message; `content` may hold `{column}` fields."""
 
     role: str = Field(min_length=1)
     content: str
 
 
-class Generator(Body):
+class Generator(Frozen):
     """Rows made by a workload that is installed here (entry points `serve_app.generators`)."""
 
     name: str = Field(min_length=1)
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-class Price(Body):
+class Price(Frozen):
     """Dollars. Own replicas cost time, external providers cost tokens."""
 
     replica_hour: float = Field(0.0, ge=0)
@@ -84,7 +81,7 @@ class Price(Body):
     output_per_million_tokens: float = Field(0.0, ge=0)
 
 
-class Provider(Body):
+class Provider(Frozen):
     """An external OpenAI-compatible endpoint that answers the rows instead of our replicas.
 
     The key is read from the driver's environment: it is never part of a job.
@@ -120,7 +117,7 @@ NOT_OF_REQUESTS = (
 )
 
 
-class JobSpec(Body):
+class JobSpec(Frozen):
     """Body of `POST /v1/populations`.
 
     The population is one of `rows`, `source` and `generator`. A row is {"custom_id", "messages"} or {"custom_id",

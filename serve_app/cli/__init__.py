@@ -32,7 +32,7 @@ def options(
     """Whole-population LLM inference on Ray Serve and vLLM."""
 
 
-for command in (ctr.demo, icm.icm, icm.icm_preset, up.up, server.serve, server.validate, server.check):
+for command in (ctr.demo, icm.icm, icm.icm_preset, up.up, server.init, server.serve, server.validate, server.check):
     app.command()(command)
 app.add_typer(ctr.app, name="ctr")
 app.add_typer(population.app, name="population")

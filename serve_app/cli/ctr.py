@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
+from serve_app import extras
+from serve_app.cli.common import CONFIG_HELP, DEFAULT_URL, BaseUrl, config_file, console
 from serve_app.cli.ctr_calibrate import calibrate
 from serve_app.cli.ctr_compare import compare
 from serve_app.cli.ctr_options import bank_name, platform_context, profile_file
@@ -105,7 +106,7 @@ def demo(
     seed: Seed = 42,
     out: Out = Path("runs"),
     price: Price = 0.10,
-    config: Annotated[Path, typer.Option("--config", help="Serve config file.")] = Path("config.yaml"),
+    config: Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line, with the start's stages.")] = False,
 ) -> None:
     """Start Ray and the replicas on this machine, predict click-through, stop everything."""
@@ -116,13 +117,15 @@ def demo(
     started = time.monotonic()
     output = Console(stderr=True, quiet=True) if as_json else console
     study = make_study(ad=ad, platform=ad_platform, size=population_size, seed=seed)
+    extras.require(extras.PLOTS)  # now, as the report comes last
     check_store(out)
     log = out / "serve.log"
-    settings = ServeConfig.load(config)
+    path = config_file(config)
+    settings = ServeConfig.load(path)
     settings.check()
     print_notes(settings, output)
-    output.print(f"starting Ray and the replicas of {config} (log: {log})")
-    with local_serve(config, log=log, on_wait=lambda message: output.print(f"  {message}", markup=False)) as base_url:
+    output.print(f"starting Ray and the replicas of {path} (log: {log})")
+    with local_serve(path, log=log, on_wait=lambda message: output.print(f"  {message}", markup=False)) as base_url:
         start_s = time.monotonic() - started
         stages = start_stages(log)
         output.print(f"replicas ready after {start_s:.0f} s: {stages_line(stages)}", highlight=False)

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from serve_app import extras
 from serve_app.cli.common import DEFAULT_URL, BaseUrl, console
 from serve_app.errors import BadSettings, ServeAppError
 
@@ -60,6 +61,7 @@ def icm(
     """Label a dataset by the model's own coherence, without any given label (Wen et al. 2025)."""
     from serve_app.workloads.icm.search.runs import Run
 
+    extras.require(extras.PLOTS)  # now, as the report comes last
     started = time.monotonic()
     asked: dict[str, Any] = {
         "testbed": testbed, "data": data and str(data.absolute()), "gold": gold and str(gold.absolute()),

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, console
+from serve_app.cli.common import CONFIG_HELP, DEFAULT_URL, BaseUrl, Json, config_file, console
 
 if TYPE_CHECKING:
     from serve_app.serving.launch.config import ServeConfig
 
-Config = Annotated[Path, typer.Argument(help="Serve config file.")]
+Config = Annotated[Path | None, typer.Argument(help=CONFIG_HELP)]
 
 
-def serve(config: Config = Path("config.yaml")) -> None:
+def serve(config: Config = None) -> None:
     """Check a config file, then become `serve run` on it. Ctrl-C stops everything."""
     from serve_app.serving.launch.config import ServeConfig
     from serve_app.serving.launch.local import serve_environment
 
-    settings = ServeConfig.load(config)
+    path = config_file(config)
+    settings = ServeConfig.load(path)
     settings.check()
     print_notes(settings)
     console.print(
@@ -33,17 +34,29 @@ def serve(config: Config = Path("config.yaml")) -> None:
         markup=False,
     )
     os.environ.update(serve_environment())
-    os.execv(Path(sys.executable).with_name("serve"), ["serve", "run", str(config)])
+    os.execv(Path(sys.executable).with_name("serve"), ["serve", "run", str(path)])
 
 
-def validate(config: Config = Path("config.yaml")) -> None:
+def validate(config: Config = None) -> None:
     """Check a config file against the installed vLLM and this machine, without starting anything."""
     from serve_app.serving.launch.config import ServeConfig
 
-    settings = ServeConfig.load(config)
+    path = config_file(config)
+    settings = ServeConfig.load(path)
     settings.check(port=False)  # the server itself may be running
     print_notes(settings)
-    console.print(f"{config}: {settings.replicas} replica(s), {settings.base_url}", markup=False)
+    console.print(f"{path}: {settings.replicas} replica(s), {settings.base_url}", markup=False)
+
+
+def init(
+    config: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("config.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write the config file that comes with the package, to be changed and served."""
+    from serve_app.serving.launch.default import write_config
+
+    write_config(config, force=force)
+    console.print(f"wrote {config}; `serve-app serve {config}` starts it", markup=False, highlight=False)
 
 
 def print_notes(settings: ServeConfig, output: Console = console) -> None:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from serve_app.cli.common import DEFAULT_URL, console
-from serve_app.cli.server import print_notes
+from serve_app.cli.common import DEFAULT_URL, config_file, console
+from serve_app.cli.server import Config, print_notes
 from serve_app.errors import ServerUnavailable
 
 if TYPE_CHECKING:
-    from serve_app.serving.launch.config import EngineConfig, ServeConfig
+    from serve_app.serving.launch.config import ServeConfig
+    from serve_app.serving.launch.wiring import EngineConfig
 
 
 def up(
-    config: Annotated[Path, typer.Argument(help="Serve config file.")] = Path("config.yaml"),
+    config: Config = None,
     simulated: Annotated[bool, typer.Option("--simulated", help="No model: made-up answers.")] = False,
     log: Annotated[Path, typer.Option(help="File for what Ray, Serve and the engines print.")] = Path("runs/serve.log"),
 ) -> None:
@@ -29,16 +30,17 @@ def up(
     from serve_app.serving.launch.simulated import write_simulated
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
+    path = config_file(config)
     if simulated:
-        config = write_simulated(config, log.with_name("simulated.yaml"))
-    settings = ServeConfig.load(config)
-    console.print(f"starting {config} (log: {log})", markup=False, highlight=False)
+        path = write_simulated(path, log.with_name("simulated.yaml"))
+    settings = ServeConfig.load(path)
+    console.print(f"starting {path} (log: {log})", markup=False, highlight=False)
+    settings.check()
     for engine in settings.engines:
         console.print(f"  {engine_line(engine)}", markup=False, highlight=False)
-    settings.check()
     print_notes(settings)
     try:
-        with WaitLines() as told, local_server(config, log=log, on_wait=told.say) as server:
+        with WaitLines() as told, local_server(path, log=log, on_wait=told.say) as server:
             told.stop()
             console.print(ready_text(server.settings), markup=False, highlight=False)
             code = server.wait()

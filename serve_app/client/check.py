@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from serve_app import extras
 from serve_app.settings import SIMULATED_OWNER, api_key, api_key_headers
 
 # Long enough to fill several blocks of the prefix cache, and unlike any other prompt.
@@ -20,7 +21,11 @@ class _Problem(Exception):
 
 
 def run_checks(base_url: str, replicas: int = 1) -> Iterator[tuple[str, str | None, str]]:
-    """Yield (step, problem or None, what was seen). Stops after a step that makes the rest pointless."""
+    """Yield (step, problem or None, what was seen). Stops after a step that makes the rest pointless.
+
+    Raises BadSettings where the extra `openai` is not installed.
+    """
+    extras.require(extras.OPENAI)
     checks = _Checks(base_url.rstrip("/").removesuffix("/v1"), replicas)
     for name, step, needed in checks.steps():
         try:

@@ -33,7 +33,7 @@ from serve_app.driver.runner import RemotePart
 from serve_app.driver.store.retries import log_retries
 from serve_app.driver.threads import use_large_thread_pool
 from serve_app.errors import BadSettings, JobNotFound, ServeAppError
-from serve_app.settings import DriverSettings
+from serve_app.settings import DRIVER_DEPLOYMENT, DriverSettings
 from serve_app.spec import JobSpec, JobStatus
 
 # Puts keys and limits around an ASGI application.
@@ -148,7 +148,7 @@ async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:
 
 
 @serve.deployment(
-    name="Driver",
+    name=DRIVER_DEPLOYMENT,
     max_ongoing_requests=256,
     ray_actor_options={"num_cpus": 0},
     logging_config={"enable_access_log": False},  # clients poll

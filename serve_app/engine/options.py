@@ -1,29 +1,35 @@
-"""Which options the installed vLLM has, found without importing it (an import takes about 9 s).
+"""What is wrong with options for vLLM, found without importing it (an import takes about 9 s).
 
-Names are read from the source of vLLM's option classes.
+Names, types, limits and choices are read from the source of the installed vLLM (`option_types.py`). What vLLM refuses
+only once a replica starts, and a file can tell before, is checked here too.
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
-import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from serve_app.engine.option_types import Module, config_model, dict_keys, option_fields, option_type
 from serve_app.errors import BadSettings, UnknownOption
+from serve_app.fields import did_you_mean
+from serve_app.mistakes import Mistake, dotted, mistakes, unknown_choice
 
 # Where vLLM 0.32 defines its options; `tests/engine/test_vllm_api.py` fails when a release moves them. A name in both
 # is the engine's, which comes last; the front end gets the engine's options too.
 OPTION_CLASSES = {
-    "front end": ("entrypoints/launchers/cli_args.py", ("BaseFrontendArgs", "FrontendArgs")),
-    "engine": ("engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs")),
+    "front end": ("vllm.entrypoints.launchers.cli_args", ("BaseFrontendArgs", "FrontendArgs")),
+    "engine": ("vllm.engine.arg_utils", ("EngineArgs", "AsyncEngineArgs")),
 }
-# Checked here, as a wrong one would otherwise show only at the engine's start; vLLM checks the rest.
-COUNTS = ("tensor_parallel_size", "block_size", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")
-# Serve owns the address, the number of front ends and the process model.
+# Names that vLLM registers when it is imported, and a plugin may add to: option -> module, dict, the plugin's option.
+REGISTERED = {
+    "tool_call_parser": ("vllm.tool_parsers", "_TOOL_PARSERS_TO_REGISTER", "tool_parser_plugin"),
+    "reasoning_parser": ("vllm.reasoning", "_REASONING_PARSERS_TO_REGISTER", "reasoning_parser_plugin"),
+}
+# Serve owns the address, the number of front ends and the process model; vLLM must not be told otherwise.
 OWNED = {
     "host": "http_options.host in config.yaml",
     "port": "http_options.port in config.yaml",
@@ -31,48 +37,131 @@ OWNED = {
     "api_key": "an authenticating proxy in front: the key would not cover /v1/populations",
     "distributed_executor_backend": "nothing: the replica always uses the multiprocessing executor ('mp')",
 }
+# Options that do nothing, or fail at the start, without another one.
+NEEDS = {
+    "enable_auto_tool_choice": "tool_call_parser",
+    "lora_modules": "enable_lora",
+    "enable_log_outputs": "enable_log_requests",
+}
+JINJA = "{}\n"
 
 
-@cache
 def known_options() -> dict[str, str]:
     """Map each option's name to its kind, 'engine' or 'front end'.
 
     Raises BadSettings when vLLM is not installed.
     """
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:
-        raise BadSettings("vLLM is not installed: run `make setup`, or set `simulated` to run without an engine")
-    root = Path(spec.origin).parent
-    return {
-        name: kind
-        for kind, (file, classes) in OPTION_CLASSES.items()
-        for node in ast.parse((root / file).read_text()).body
-        if isinstance(node, ast.ClassDef) and node.name in classes
-        for name in _fields(node)
-    }
+    return {name: kind for name, (kind, _, _) in _options().items()}
 
 
-def _fields(node: ast.ClassDef) -> list[str]:
-    return [
-        item.target.id
-        for item in node.body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not item.target.id.startswith("_")
-    ]
+@cache
+def _options() -> dict[str, tuple[str, Any, Module]]:
+    try:
+        return {
+            name: (kind, *found)
+            for kind, (module, classes) in OPTION_CLASSES.items()
+            for name, found in option_fields(module, classes).items()
+        }
+    except ModuleNotFoundError as error:
+        raise BadSettings(
+            "vLLM is not installed: run `make setup`, or set `simulated` to run without an engine"
+        ) from error
 
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise UnknownOption, naming the nearest match, or BadSettings, if `options` cannot be given to vLLM."""
+    if found := option_mistakes(options):
+        kind = UnknownOption if any(name not in known_options() for name in options) else BadSettings
+        below = [one.below(("engine",)) for one in found]
+        error = kind("; ".join(map(str, below)))
+        error.field = dotted(below[0].path)
+        raise error
+
+
+def option_mistakes(options: Mapping[str, Any]) -> list[Mistake]:
+    """All that is wrong with `options`, each at its name. Raises BadSettings when vLLM is not installed."""
     known = known_options()
-    for name, value in options.items():
-        if name not in known:
-            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "see `vllm serve --help` for the names"
-            raise UnknownOption(f"vLLM has no option of that name; {hint}", field=f"engine.{name}")
-        if name in OWNED and value != "mp":
-            raise BadSettings(f"engine.{name} cannot be set here; use {OWNED[name]}")
+    found = [
+        Mistake((name,), f"vLLM has no option of that name{did_you_mean(name, known) or _HELP}")
+        for name in options
+        if name not in known
+    ]
+    found += [
+        Mistake((name,), f"cannot be set here; use {OWNED[name]}")
+        for name, value in options.items()
+        if name in OWNED and value != "mp"
+    ]
     if not options.get("model"):
-        raise BadSettings("engine.model is missing: give a prepared model's name, a folder or a hub name")
-    for name in COUNTS:
-        value = options.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise BadSettings(f"engine.{name} must be a whole number of at least 1, not {value!r}")
+        found.append(Mistake(("model",), "is missing: give a prepared model's name, a folder or a hub name"))
+    given = {name: value for name, value in options.items() if name in known and name not in OWNED}
+    found += mistakes(_model_of(given), given)
+    wrong = {one.path[0] for one in found}
+    fine = {name: value for name, value in given.items() if name not in wrong}
+    return [*found, *_unregistered(fine), *_alone(fine, given), *_sizes(fine), *_files(fine)]
+
+
+_HELP = "; see `vllm serve --help` for the names"
+
+
+def _model_of(names: Mapping[str, Any]) -> type[BaseModel]:
+    """A model of these options: read for those that are given, as reading all takes most of a second."""
+    fields: dict[str, Any] = {}
+    for name in names:
+        _, field, module = _options()[name]
+        kind, limits = option_type(field, module)
+        fields[name] = (kind, limits)
+    if "lora_modules" in fields:  # the front end takes `name=path` too
+        adapter: Any = config_model("vllm.entrypoints.openai.models.protocol", "LoRAModulePath")
+        fields["lora_modules"] = (list[Union[str, adapter]] | None, None)  # noqa: UP007  # a type that is a variable
+    for name, (kind, limits) in fields.items():
+        # A mapping from which vLLM makes the configuration of that name, as `speculative_config`.
+        if name.endswith("_config") and kind == dict[str, Any] | None:
+            inner = config_model("vllm.config", "".join(part.capitalize() for part in name.split("_")))
+            fields[name] = (kind if inner is None else inner | None, limits)
+    if "kv_cache_memory_bytes" in fields:
+        fields["kv_cache_memory_bytes"] = (int | None, Field(None, ge=1))
+    config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    return create_model("EngineOptions", __config__=config, **fields)
+
+
+def _unregistered(options: Mapping[str, Any]) -> Iterator[Mistake]:
+    places: list[tuple[tuple[str, ...], Any]] = [((name,), options.get(name)) for name in REGISTERED]
+    if isinstance(nested := options.get("structured_outputs_config"), dict):
+        places.append((("structured_outputs_config", "reasoning_parser"), nested.get("reasoning_parser")))
+    for path, value in places:
+        module, table, plugin = REGISTERED[path[-1]]
+        known = dict_keys(module, table)
+        if value and known and value not in known and not options.get(plugin):
+            yield Mistake(path, f"{unknown_choice(value, known)} (a parser of your own needs {plugin})")
+
+
+def _alone(fine: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Mistake]:
+    for name, other in NEEDS.items():
+        if fine.get(name) and not given.get(other):
+            yield Mistake((name,), f"needs {other}, which is not set")
+
+
+def _sizes(options: Mapping[str, Any]) -> Iterator[Mistake]:
+    length, tokens = options.get("max_model_len"), options.get("max_num_batched_tokens")
+    if length == 0:
+        yield Mistake(("max_model_len",), "must be a whole number of at least 1, or -1 for what fits, not 0")
+    if tokens is None:
+        return
+    if tokens < (options.get("max_num_seqs") or 0):
+        yield Mistake(("max_num_batched_tokens",), f"is {tokens}, below max_num_seqs {options['max_num_seqs']}")
+    if options.get("enable_chunked_prefill") is False and tokens < (length or 0):
+        yield Mistake(("max_num_batched_tokens",), f"is {tokens}, below max_model_len {length}: without chunked "
+                      "prefill a prompt goes into one step")  # fmt: skip
+
+
+def _files(options: Mapping[str, Any]) -> Iterator[Mistake]:
+    for name in ("tool_parser_plugin", "reasoning_parser_plugin"):
+        if (file := options.get(name)) and not Path(file).is_file():
+            yield Mistake((name,), f"there is no file {file}")
+    template = options.get("chat_template")
+    if template and not any(one in template for one in JINJA) and not Path(template).is_file():
+        yield Mistake(("chat_template",), f"{template} is no file that is there, and no template")
+    for at, adapter in enumerate(options.get("lora_modules") or ()):
+        path = adapter["path"] if isinstance(adapter, dict) else adapter.partition("=")[2]
+        if str(path).startswith(("/", "./", "../", "~")) and not Path(path).expanduser().is_dir():
+            yield Mistake(("lora_modules", at), f"there is no folder {path}")

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from serve_app.errors import BadSettings
+from serve_app.fields import Frozen
 from serve_app.k8s.values import Gpu, Preset, Values
 from serve_app.settings import (
     BATCHES_APP,
@@ -20,7 +21,6 @@ from serve_app.settings import (
     REPLICAS_APP,
     AccessSettings,
     DriverSettings,
-    Frozen,
     ReplicaSettings,
 )
 

@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from serve_app.errors import BadSettings
-from serve_app.settings import Frozen
+from serve_app.fields import Frozen
 
 VALUES = Path("k8s/values.yaml")
 # The volume claim `serve-app-data`, and in it the weights that `models.download` brings.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,21 @@ from serve_app.models import default
 
 # Of one weight, by vLLM's and PyTorch's names.
 TYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
+# config.json's names of the longest sequence, as vLLM 0.32 looks for them; the smallest counts.
+LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_target_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+# Kinds of rotary embedding whose factor is in those lengths already.
+ALREADY_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+# Families in which every layer keeps keys and values of all tokens.
+PLAIN_ATTENTION = ("llama", "qwen2", "qwen3", "mistral")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -51,6 +68,59 @@ def check_heads(model: Path | str, ranks: int) -> None:
         raise BadSettings(
             f"engine.tensor_parallel_size {ranks} does not divide the model's {heads} attention heads: "
             f"use one of {possible}"
+        )
+
+
+def check_length(model: Path | str, options: Mapping[str, Any]) -> None:
+    """Raise BadSettings where `max_model_len` is beyond what the model's config.json allows, if that is here."""
+    length, longest = options.get("max_model_len"), longest_sequence(read_config(model))
+    allowed = (
+        os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") != "0"
+        or options.get("hf_overrides")
+        or options.get("hf_config_path")
+    )
+    if length and longest and length > longest and not allowed:
+        raise BadSettings(
+            f"{length} is beyond the model's {longest} positions: use at most {longest}", field="engine.max_model_len"
+        )
+
+
+def longest_sequence(config: Mapping[str, Any]) -> int | None:
+    """Tokens of a model's longest sequence by its config.json; None where that does not say.
+
+    As `_get_and_verify_max_len` of vLLM 0.32.
+    """
+    text = config.get("text_config") or config
+    if isinstance(own := text.get("model_max_length"), int):
+        return own
+    known = [text[key] for key in LENGTHS if isinstance(text.get(key), int)]
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not known or any(isinstance(value, dict) for value in rope.values()):  # of each kind of layer its own
+        return None
+    scaled = rope.get("rope_type", rope.get("type")) in ALREADY_SCALED or "gemma3" in str(text.get("model_type"))
+    return int(min(known) * (1 if scaled else rope.get("factor") or 1))
+
+
+def check_kv_cache(model: Path | str, options: Mapping[str, Any], dtype: str) -> None:
+    """Raise BadSettings where `kv_cache_memory_bytes` holds no whole sequence in `dtype`, which vLLM would refuse.
+
+    For models whose layers all attend to everything; others need less than this could tell.
+    """
+    config = read_config(model)
+    length = options.get("max_model_len") or longest_sequence(config)
+    room = options.get("kv_cache_memory_bytes")
+    plain = config.get("model_type") in PLAIN_ATTENTION and not config.get("sliding_window")
+    if not length or length < 0 or not room or not plain or options.get("kv_cache_dtype") not in (None, "auto"):
+        return
+    ranks, heads = int(options.get("tensor_parallel_size") or 1), config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    values = 2 * config["num_hidden_layers"] * max(1, config.get("num_key_value_heads", heads) // ranks) * size
+    per_token = values * TYPE_BYTES.get(dtype, 2)
+    if room < length * per_token:
+        raise BadSettings(
+            f"{room} bytes hold {room // per_token} tokens in {dtype}, fewer than one sequence of max_model_len "
+            f"{length}: give at least {length * per_token}, or a smaller max_model_len",
+            field="engine.kv_cache_memory_bytes",
         )
 
 

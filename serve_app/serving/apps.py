@@ -8,7 +8,23 @@ from ray.serve import Application, Deployment
 from serve_app.engine.options import check_options
 from serve_app.engine.protocol import ASGIApp
 from serve_app.serving.gate.middleware import Gate
-from serve_app.settings import AccessSettings, DriverSettings, ModelsSettings, ReplicaSettings
+from serve_app.settings import (
+    DRIVER_DEPLOYMENT,
+    REPLICA_DEPLOYMENT,
+    AccessSettings,
+    DriverSettings,
+    ModelsSettings,
+    ReplicaSettings,
+)
+
+# Of each builder: what `deployments` of a config file may name.
+DEPLOYMENTS = {
+    "replicas": (REPLICA_DEPLOYMENT,),
+    "populations": (DRIVER_DEPLOYMENT,),
+    "files": ("Files",),
+    "batches": ("Batches",),
+    "models": ("Models",),
+}
 
 
 def replicas(args: ReplicaSettings) -> Application:

@@ -28,17 +28,14 @@ def models() -> dict[str, Any]:
 
     from serve_app import settings
     from serve_app.driver.batches.record import BatchRequest
+    from serve_app.fields import Frozen
     from serve_app.schema import Outcome
     from serve_app.spec import JobSpec, JobStatus, Provider
     from serve_app.workloads.ctr.people.bank import Bank
 
     line = {"rows", "ok", "failed", "replicas", "tp", "rows_per_s", "ctr", "cached_token_share", "wall_s", "dtype",
             "setup_s", "start_s", "run_s", "simulated", "label_swap_bias_before", "label_swap_bias_after"}  # fmt: skip
-    mine = {
-        name: kind
-        for name, kind in vars(settings).items()
-        if isinstance(kind, type) and issubclass(kind, settings.Frozen)
-    }
+    mine = {name: kind for name, kind in vars(settings).items() if isinstance(kind, type) and issubclass(kind, Frozen)}
     return {
         **mine,
         "JobSpec": JobSpec,

@@ -22,14 +22,13 @@ from serve_app.driver.batches.record import BatchRequest
 from serve_app.driver.batches.routes import batches_app, files_app
 from serve_app.driver.threads import use_large_thread_pool
 from serve_app.errors import ServeAppError, ServerUnavailable, StoreError
-from serve_app.settings import DRIVER_APP, DriverSettings
+from serve_app.settings import DRIVER_APP, DRIVER_DEPLOYMENT, DriverSettings
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # See `deployment.Guard`.
 Guard = Callable[[Any], Any]
 
-DRIVER_DEPLOYMENT = "Driver"
 SWEEP_EVERY_S = 600.0
 OPTIONS: dict[str, Any] = {
     "max_ongoing_requests": 256,

@@ -17,8 +17,9 @@ from pydantic import Field, field_validator
 from serve_app.driver.batches.files import stamp
 from serve_app.driver.store.store import JobStore
 from serve_app.errors import JobNotFound, StoreError
+from serve_app.fields import Frozen
 from serve_app.openai.usage import Usage
-from serve_app.spec import Body, Endpoint, JobStatus
+from serve_app.spec import Endpoint, JobStatus
 from serve_app.storage.filesystem import Folder
 
 NAME = "batch.json"
@@ -32,14 +33,14 @@ UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 End = Literal["completed", "failed", "expired", "cancelled"]
 
 
-class ExpiresAfter(Body):
+class ExpiresAfter(Frozen):
     """When a file goes, in seconds after its creation."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3600, le=2_592_000)
 
 
-class BatchRequest(Body):
+class BatchRequest(Frozen):
     """Body of `POST /v1/batches`. The window is OpenAI's `24h`, or any other number of s, m, h or d."""
 
     input_file_id: str

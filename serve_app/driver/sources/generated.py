@@ -10,6 +10,7 @@ from itertools import islice
 import pydantic
 
 from serve_app.errors import BadSettings
+from serve_app.fields import did_you_mean
 from serve_app.schema import Row
 from serve_app.spec import Generator
 
@@ -27,7 +28,8 @@ class Generated:
         installed = {point.name: point for point in entry_points(group=GENERATORS)}
         if asked.name not in installed:
             known = ", ".join(installed) or "none"
-            raise BadSettings(f"'{asked.name}' is not installed here; these are: {known}", field="generator.name")
+            near = did_you_mean(asked.name, installed)
+            raise BadSettings(f"'{asked.name}' is not installed here{near}; these are: {known}", field="generator.name")
         try:
             make = installed[asked.name].load()
             self._takes_start = "start" in inspect.signature(make).parameters

@@ -31,7 +31,7 @@ import msgspec
 from pydantic import AwareDatetime, Field, ValidationError
 
 from serve_app.errors import BadSettings
-from serve_app.settings import Frozen
+from serve_app.fields import Frozen
 
 logger = logging.getLogger(__name__)
 

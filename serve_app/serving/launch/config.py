@@ -5,58 +5,43 @@
 
 from __future__ import annotations
 
-import difflib
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from serve_app.engine.host.cpu import GIB, available_cores, cpu_build, memory_bytes
 from serve_app.engine.host.fit import fit_to_host
-from serve_app.engine.options import check_options
-from serve_app.errors import BadSettings, StoreError
-from serve_app.models.catalog import check_heads, resolve_model
-from serve_app.serving.gate.keys import read_keys
-from serve_app.settings import (
-    BATCHES_APP,
-    DRIVER_APP,
-    FILES_APP,
-    MODELS_APP,
-    REPLICA_DEPLOYMENT,
-    REPLICAS_APP,
-    AccessSettings,
-    DriverSettings,
-    ModelsSettings,
-    ReplicaSettings,
+from serve_app.engine.options import known_options, option_mistakes
+from serve_app.errors import BadSettings, StoreError, UnknownOption
+from serve_app.mistakes import dotted
+from serve_app.models.catalog import (
+    check_heads,
+    check_kv_cache,
+    check_length,
+    read_config,
+    resolve_model,
+    stored_type,
 )
+from serve_app.serving.gate.keys import read_keys
+from serve_app.serving.launch.applications import document_mistakes
+from serve_app.serving.launch.document import Document
+from serve_app.serving.launch.wiring import EngineConfig, Wiring, missing_applications
+from serve_app.settings import AccessSettings, DriverSettings
 from serve_app.storage.filesystem import Folder
 
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """An application of replicas."""
-
-    app: str
-    replicas: int  # that should be ready at the start; may be 0 where a cluster starts empty
-    settings: ReplicaSettings
-    route_prefix: str = "/"
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The names that it serves, adapters too."""
-        return served_names(self.settings.engine)
+# What Serve takes where a file gives none: every address of the machine.
+SERVE_HOST = "0.0.0.0"
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
     """A checked config file. The first of `engines` answers requests that name no model; `worked` has populations."""
 
-    path: Path
+    document: Document
     host: str
     port: int
     engines: tuple[EngineConfig, ...]
@@ -80,53 +65,19 @@ class ServeConfig:
 
     @classmethod
     def load(cls, path: Path) -> ServeConfig:
-        """Parse and validate. Raises BadSettings that names the field."""
-        try:
-            document = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise BadSettings(f"{path}: {error.strerror or error}") from error
-        except yaml.YAMLError as error:
-            raise BadSettings(f"{path} is not YAML: {error}") from error
-        if not isinstance(document, dict):
-            raise BadSettings(f"{path} is not a Serve config file: it has no fields")
-        applications = {app.get("name"): app for app in document.get("applications") or []}
-        names = [REPLICAS_APP]
-        if models_app := applications.get(MODELS_APP):
-            models = _parse(ModelsSettings, models_app, path)
-            names = [application.name for application in models.applications]
-        for name in (*names, DRIVER_APP):
-            if name not in applications:
-                raise BadSettings(f"{path}: there is no application named '{name}'")
-        http = document.get("http_options") or {}
-        driver_app = applications[DRIVER_APP]
-        engines = tuple(_engine(applications[name], path) for name in names)
-        driver_settings = _parse(DriverSettings, driver_app, path)
-        if driver_settings.replicas not in names:
-            raise BadSettings(
-                f"{path}: applications.{DRIVER_APP}.args.replicas: '{driver_settings.replicas}' is not one of "
-                + ", ".join(names)
-            )
-        accesses = [driver_settings.access, *(engine.settings.access for engine in engines)]
-        if files_app := applications.get(FILES_APP):
-            files_settings = _parse(DriverSettings, files_app, path)
-            accesses.append(files_settings.access)
-        if files_app and files_settings.store != driver_settings.store:
-            raise BadSettings(
-                f"{path}: applications.{FILES_APP}.args.store: it is not the driver's, '{driver_settings.store}', so "
-                "batches would not find their files"
-            )
-        if models_app:
-            _check_names(path, models, engines)
-            accesses.append(models.access)
-        if batches_app := applications.get(BATCHES_APP):
-            accesses.append(_parse(AccessSettings, batches_app, path))
+        """Parse and validate. Raises BadSettings, a line for each mistake with its place in the file."""
+        document = Document(path)
+        document.refuse([*document_mistakes(document.data), *missing_applications(document.data)])
+        wired = Wiring.of(document.data)
+        document.refuse(wired.mistakes())
+        http = document.data.get("http_options") or {}
         return cls(
-            path=path,
-            host=str(http.get("host", "127.0.0.1")),
+            document=document,
+            host=str(http.get("host", SERVE_HOST)),
             port=int(http.get("port", 8000)),
-            engines=engines,
-            driver_settings=driver_settings,
-            accesses=tuple(accesses),
+            engines=wired.engines,
+            driver_settings=wired.driver,
+            accesses=wired.accesses,
         )
 
     def check(self, *, port: bool = True) -> None:
@@ -135,13 +86,11 @@ class ServeConfig:
         Raises BadSettings, UnknownOption, ModelNotFound or NotEnoughMemory.
         """
         real = [engine for engine in self.engines if engine.settings.simulated is None]
-        for engine in real:
-            check_options(engine.settings.engine)
+        self._check_options(real)
         self._check_models(real)
         for file in {file for access in self.accesses for file in access.key_files}:
             read_keys(Path(file))
-        if port:
-            self._check_port()
+        self._check_address(self.port if port else 0)
         store = self.driver_settings.store
         if "://" in store:
             probe = Folder.at(store).child("probe")
@@ -150,17 +99,40 @@ class ServeConfig:
         else:
             check_store(Path(store))
 
+    def _check_options(self, engines: list[EngineConfig]) -> None:
+        found = [(engine, option_mistakes(engine.settings.engine)) for engine in engines]
+        unknown = any(name not in known_options() for engine, _ in found for name in engine.settings.engine)
+        mistakes = [one.below((*engine.place, "args", "engine")) for engine, some in found for one in some]
+        self.document.refuse(mistakes, UnknownOption if unknown else BadSettings)
+
     def _check_models(self, engines: list[EngineConfig]) -> None:
         free, total = memory_bytes()
         for engine in engines:
             options = engine.settings.engine
-            model = resolve_model(options["model"])
             ranks = int(options.get("tensor_parallel_size") or 1)
-            check_heads(model, ranks)
+            with self._at(engine):
+                model = resolve_model(options["model"])
+                check_heads(model, ranks)
+                check_length(model, options)
+            dtype = _dtype(options, model)
             if cpu_build():
                 replicas = max(1, engine.replicas)  # one that starts at zero must still have room for one
                 fit = fit_to_host(options, model, replicas=replicas, total=total, free=free, checked=replicas)
                 free -= ranks * replicas * (fit.worker + fit.kv)  # the next one has what is left
+                dtype = fit.chosen.dtype if fit.chosen else dtype
+            with self._at(engine):
+                check_kv_cache(model, options, dtype)
+
+    @contextmanager
+    def _at(self, engine: EngineConfig) -> Iterator[None]:
+        """Errors that name a field of `engine` name the file and the application too."""
+        try:
+            yield
+        except BadSettings as error:
+            field = error.field or str(error).split()[0]  # both begin with "engine."
+            place = (*engine.place, "args", *field.split("."))
+            above = dotted((*engine.place, "args"))
+            raise type(error)(f"{self.document.where(place)}: {above}.{error}") from error
 
     def notes(self) -> list[str]:
         """What somebody who starts this on this machine should know, a sentence each; after `check`."""
@@ -186,24 +158,24 @@ class ServeConfig:
                 )
         return notes
 
-    def _check_port(self) -> None:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self.host, self.port))
-            except OSError as error:
+    def _check_address(self, port: int) -> None:
+        """Whether this machine has the address, and nobody its port; with port 0 only the former."""
+        place = ("http_options", "port" if port else "host")
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((self.host, port))
+        except OSError as error:
+            if port:
+                self._check_address(0)  # raises where it is the host that is wrong
+                what = f"port {port} on {self.host} cannot be used ({error.strerror}): stop what listens there, or set "
                 raise BadSettings(
-                    f"http_options.port {self.port} on {self.host} cannot be used ({error.strerror}): stop what "
-                    "listens there, or set another port in the config file"
+                    f"{self.document.where(place)}: http_options.{what}another port in the config file"
                 ) from error
-
-
-def served_names(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names under which an engine with these options serves its model and adapters."""
-    served = options.get("served_model_name") or options.get("model") or ()
-    adapters = [one["name"] if isinstance(one, dict) else one.partition("=")[0]
-                for one in options.get("lora_modules") or ()]  # fmt: skip
-    return (*([served] if isinstance(served, str) else served), *adapters)
+            raise BadSettings(
+                f"{self.document.where(place)}: http_options.host '{self.host}' is no address of this machine "
+                f"({error.strerror}): 127.0.0.1 is this machine alone, 0.0.0.0 every address of it"
+            ) from error
 
 
 def set_store(document: dict[str, Any], store: str) -> None:
@@ -213,50 +185,9 @@ def set_store(document: dict[str, Any], store: str) -> None:
             application["args"]["store"] = store
 
 
-def _engine(application: dict[str, Any], path: Path) -> EngineConfig:
-    settings = _parse(ReplicaSettings, application, path)
-    return EngineConfig(application["name"], _replicas(application), settings, application.get("route_prefix", "/"))
-
-
-def _check_names(path: Path, models: ModelsSettings, engines: tuple[EngineConfig, ...]) -> None:
-    """Raises BadSettings for a name that its engine does not have, or that two engines have."""
-    field = f"{path}: applications.{MODELS_APP}.args.applications"
-    owners: dict[str, str] = {}
-    for application, engine in zip(models.applications, engines, strict=True):
-        for name in application.models:
-            if name not in engine.models:
-                raise BadSettings(
-                    f"{field}: '{engine.app}' does not serve '{name}' but {', '.join(engine.models)}: "
-                    "correct it there, or set served_model_name"
-                )
-        for name in engine.models:
-            if (owner := owners.setdefault(name, engine.app)) != engine.app:
-                raise BadSettings(f"{field}: '{owner}' and '{engine.app}' both serve '{name}': set served_model_name")
-
-
-def _replicas(application: dict[str, Any]) -> int:
-    for deployment in application.get("deployments", []):
-        if deployment.get("name") == REPLICA_DEPLOYMENT:
-            autoscaling = deployment.get("autoscaling_config") or {}
-            count = autoscaling.get("initial_replicas")
-            if count is None:
-                count = autoscaling.get("min_replicas", deployment.get("num_replicas", 1))
-            return count if isinstance(count, int) else 1  # "auto" starts with one
-    return 1
-
-
-Settings = TypeVar("Settings", bound=BaseModel)
-
-
-def _parse(model: type[Settings], application: dict[str, Any], path: Path) -> Settings:
-    try:
-        return model.model_validate(application.get("args") or {})
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        near = difflib.get_close_matches(field, model.model_fields, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near and first["type"] == "extra_forbidden" else ""
-        raise BadSettings(f"{path}: applications.{application['name']}.args.{field}: {first['msg']}{hint}") from error
+def _dtype(options: Mapping[str, Any], model: Path | str) -> str:
+    asked = options.get("dtype")
+    return stored_type(read_config(model)) if asked in (None, "auto") else str(asked)
 
 
 def check_store(folder: Path) -> None:

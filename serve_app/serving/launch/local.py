@@ -24,7 +24,8 @@ import psutil
 from serve_app.engine.processes import timeline
 from serve_app.engine.processes.lifeline import die_with_parent
 from serve_app.errors import ServerUnavailable
-from serve_app.serving.launch.config import EngineConfig, ServeConfig
+from serve_app.serving.launch.config import ServeConfig
+from serve_app.serving.launch.wiring import EngineConfig
 from serve_app.settings import api_key_headers
 
 RUN_MARKER = "SERVE_APP_RUN"

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from serve_app.serving.launch.config import ServeConfig, served_names
+from serve_app.serving.launch.config import ServeConfig
+from serve_app.serving.launch.wiring import served_names
 from serve_app.settings import REPLICA_DEPLOYMENT
 
 # One replica, which answers at once. Needs neither vLLM nor a model.

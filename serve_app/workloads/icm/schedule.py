@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import Field
 
-from serve_app.settings import Frozen
+from serve_app.fields import Frozen
 from serve_app.workloads.icm.variants import Variant, variant_of
 
 

@@ -61,7 +61,7 @@ def test_an_unknown_engine_option_names_the_nearest(write: Callable[..., ServeCo
 
 
 def test_an_unknown_argument_names_its_place_and_the_nearest(write: Callable[..., ServeConfig]) -> None:
-    with pytest.raises(BadSettings, match=r"populations\.args\.chunk_row: .* did you mean 'chunk_rows'"):
+    with pytest.raises(BadSettings, match=r"yaml:\d+: applications\[1\]\.args\.chunk_row: .*did you mean 'chunk_rows'"):
         write(lambda document: document["applications"][1]["args"].update(chunk_row=4))
 
 
@@ -70,7 +70,7 @@ def test_access_of_every_application_is_checked(write: Callable[..., ServeConfig
         found: dict[str, Any] = next(app for app in document["applications"] if app["name"] == name)
         return found.setdefault("args", {})  # type: ignore[no-any-return]
 
-    with pytest.raises(BadSettings, match=r"applications.batches.args.max_bodybytes: .*did you mean 'max_body_bytes'"):
+    with pytest.raises(BadSettings, match=r"applications\[3\]\.args\.max_bodybytes: .*did you mean 'max_body_bytes'"):
         write(lambda document: application(document, "batches").update(max_bodybytes=1))
     for name in ("files", "batches"):
         access = {"key_files": ["/nonexistent.yaml"]}

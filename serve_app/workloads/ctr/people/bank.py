@@ -33,7 +33,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from serve_app.errors import BadSettings
-from serve_app.settings import Frozen
+from serve_app.fields import Frozen
 from serve_app.workloads.ctr.people.columns import RESERVED
 from serve_app.workloads.ctr.people.conditional import Conditional
 from serve_app.workloads.ctr.people.describe import Description

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
-from serve_app.settings import Frozen
+from serve_app.fields import Frozen
 from serve_app.workloads.ctr.people.distributions import (
     DistinctLevels,
     Distribution,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, Field, FiniteFloat, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 from scipy.special import ndtr
 
-from serve_app.settings import Frozen
+from serve_app.fields import Frozen
 
 # A value of an attribute. In YAML quote "Yes" and "No": without quotes they are true and false.
 Value = str | int | float | bool | None

@@ -11,17 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
+from serve_app import extras
 from serve_app.workloads.ctr.statistics.calibration import Calibration
 from serve_app.workloads.ctr.statistics.estimate import Floats
 from serve_app.workloads.ctr.statistics.experiment import Comparison
 from serve_app.workloads.ctr.statistics.history import observed_interval
 from serve_app.workloads.ctr.statistics.segments import Segment
+
+try:
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+except ModuleNotFoundError as error:
+    raise extras.missing(extras.PLOTS) from error
 
 # Okabe & Ito's blue and vermilion: told apart by the colour-blind, and seen on white and on black.
 PLAIN, STRONG = "#3d8fc9", "#d9662b"
