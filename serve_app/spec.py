@@ -12,7 +12,8 @@ from serve_app.errors import BadSettings
 from serve_app.fields import Frozen
 from serve_app.schema import Row, Sampling
 
-Format = Literal["csv", "jsonl", "parquet"]
+# csv: any delimited text; xlsx: any workbook.
+Format = Literal["csv", "jsonl", "parquet", "xlsx"]
 # Routes of the engine that a row may be a request to.
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 
@@ -129,10 +130,14 @@ class JobSpec(Frozen):
     """
 
     rows: tuple[dict[str, Any], ...] = ()
-    source: str = Field("", description="path or URL of a CSV, JSONL or Parquet file that the driver can read")
+    source: str = Field("", description="path or URL of a CSV, JSONL, Parquet or Excel file that the driver can read")
     format: Format | None = Field(None, description="of `source`; default: by its name's ending")
     generator: Generator | None = None
-    id_column: str = Field("custom_id", min_length=1, description="without it in the data, ids are row-1, row-2, …")
+    id_column: str = Field(
+        "custom_id",
+        min_length=1,
+        description="without it in the data: `id`, if its values differ; else row-1, row-2, …",
+    )
     length_column: str = Field("", description="column with the answer's expected length in tokens; longest go first")
     prompt: str | None = Field(None, description="template of plain text")
     messages: tuple[Message, ...] = Field((), description="template of a chat")

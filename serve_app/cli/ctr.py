@@ -52,12 +52,14 @@ def ctr(
     seed: Seed = 42,
     bank: Annotated[str, typer.Option(help="Identity bank: default, rich, or a YAML or JSON file of your own.")] = "",
     persona: Annotated[str, typer.Option(help="default or rich (interests, traits): short for that bank.")] = "",
-    profiles: Annotated[Path | None, typer.Option(help="Your own people: CSV, JSONL or Parquet.")] = None,
+    profiles: Annotated[Path | None, typer.Option(help="Your own people: CSV, Excel, JSONL or Parquet.")] = None,
     mapped: Annotated[list[str] | None, typer.Option("--map", metavar="NAME=COLUMN", help="Use these columns only.")
                    ] = None,
     id_column: Annotated[str, typer.Option(help="Column of --profiles with ids.")] = "",
     weights: Annotated[str, typer.Option(help="Column of --profiles with weights.")] = "",
     describe: Annotated[str, typer.Option(help='How people of --profiles are described: "{age}, from {city}".')] = "",
+    require: Annotated[list[str] | None, typer.Option(help="Attribute that nobody may lack, or all; may be repeated.")
+                       ] = None,
     stratify: Annotated[list[str] | None, typer.Option(help="Attribute, or age:30,45,60; may be repeated.")] = None,
     allocation: Annotated[str, typer.Option(help="People a stratum: proportional or equal.")] = "proportional",
     calibration: Annotated[Path | None, typer.Option(help="File of `serve-app ctr calibrate`.")] = None,
@@ -86,9 +88,10 @@ def ctr(
         study = make_study(
             ad=ad, platform=ad_platform, context=platform_context(ad_platform, ad_platform_context, platforms),
             mode=mode, swap=swap, size=population_size, seed=seed, bank=bank_name(bank, persona),
-            profiles=profile_file(profiles, mapped or [], id_column, weights, describe), strata=tuple(stratify or ()),
-            allocation=allocation,
+            profiles=profile_file(profiles, mapped or [], id_column, weights, describe, require or []),
+            strata=tuple(stratify or ()), allocation=allocation,
         )  # fmt: skip
+        say_people(study, output)
     job = job_fields(
         provider, model, api_key_env=api_key_env, batch_rows=batch_rows, concurrency=concurrency,
         requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
@@ -156,6 +159,14 @@ def make_study(**fields: Any) -> Study:
     return study
 
 
+def say_people(study: Study, output: Console) -> None:
+    """How a file of people was read, and one of them as the model will see it."""
+    if (summary := study.people_summary) is not None:
+        first = next(person for person in study.people if person.error is None)
+        output.print(f"{study.profiles and study.profiles.path} {summary.text}", markup=False, highlight=False)
+        output.print(f"the model will see {first.id} as: {first.description}", markup=False, highlight=False)
+
+
 def run_ctr(
     base_url: str,
     study: Study | None,
@@ -221,6 +232,7 @@ def study_figures(study: Study, result: Result) -> dict[str, Any]:
         "swap": study.swap,
         "bank": study.people_bank.identity if study.profiles is None else None,
         "profiles": str(study.profiles.path) if study.profiles is not None else None,
+        "people_summary": study.people_summary and study.people_summary.figures,
     }
     if (bias := result.label_bias) is not None:
         figures |= {f"label_swap_bias_{name}": getattr(bias.position, name) for name in ("before", "after", "offset")}
@@ -250,6 +262,11 @@ def finish(report: dict[str, Any], started: float, **more: Any) -> None:
     if report["simulated"]:
         line["simulated"] = True
     print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+    if report["state"] == "completed_with_failures":  # which is the end: nothing is left to resume
+        raise ServerUnavailable(
+            f"job {report['job_id']}: {report['invalid']:,} rows could not be asked and {report['failed']:,} have no "
+            "answer; the results say why, row by row"
+        )
     if report["state"] != "completed":
         why = report["message"] or "see its results"
         raise ServerUnavailable(

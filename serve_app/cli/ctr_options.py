@@ -33,14 +33,14 @@ def bank_name(bank: str, persona: str) -> str:
 
 
 def profile_file(
-    path: Path | None, mapped: list[str], id_column: str, weights: str, describe: str
+    path: Path | None, mapped: list[str], id_column: str, weights: str, describe: str, require: list[str]
 ) -> ProfileFile | None:
     """What `--profiles` and its companions say. Raises BadSettings."""
     from serve_app.workloads.ctr.people.profile_file import ProfileFile
 
     if path is None:
         if idle := [flag for flag, value in (("--map", mapped), ("--id-column", id_column), ("--weights", weights),
-                                             ("--describe", describe)) if value]:  # fmt: skip
+                                             ("--describe", describe), ("--require", require)) if value]:  # fmt: skip
             raise BadSettings(f"{', '.join(idle)}: for a file of --profiles only")
         return None
     columns = {}
@@ -51,4 +51,4 @@ def profile_file(
         if name in columns:
             raise BadSettings(f"--map {pair}: '{name}' is mapped twice")
         columns[name] = column
-    return ProfileFile(path, columns, id_column, weights, describe)
+    return ProfileFile(path, columns, id_column, weights, describe, tuple(require))

@@ -33,7 +33,7 @@ PRESETS = {"8B": "llama-3.1-8b", "70B": "llama-3.1-70b", "405B": "llama-3.1-405b
 def icm(
     testbed: Annotated[str, typer.Option(help="reviews or claims (bundled); truthfulqa, gsm8k, alpaca or text, with "
                                               "--data; or a JSONL file.")] = "reviews",
-    data: Annotated[Path | None, typer.Option(help="The testbed's rows: JSONL or a JSON array.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The testbed's rows: JSONL, a JSON array, CSV or Excel.")] = None,
     gold: Annotated[Path | None, typer.Option(help="Gold labels, JSONL of id and label; for evaluation only.")] = None,
     words: Annotated[str, typer.Option(help="Label words, the one for 0 first: negative,positive.")] = "",
     variant: Annotated[str, typer.Option(help="paper, or original for its published code's.")] = "paper",

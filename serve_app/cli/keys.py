@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from serve_app.cli.common import Json, console
+from serve_app.errors import BadSettings
 
 app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
 
@@ -29,7 +30,11 @@ def create(
 ) -> None:
     """Make a key and print it, this once: the file has only its hash."""
     from serve_app.serving.gate.key_file import create_key
+    from serve_app.serving.gate.keys import Scope
 
+    known = get_args(Scope)
+    if unknown := [one for one in scope or () if one not in known]:
+        raise BadSettings(f"--scope '{unknown[0]}' is unknown: use {' or '.join(known)}")
     options = {
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,

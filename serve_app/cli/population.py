@@ -26,7 +26,9 @@ Job = Annotated[str, typer.Argument(metavar="JOB_ID")]
 
 @app.command()
 def submit(
-    source: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet: a local file (sent along), or a URL.")] = "",
+    source: Annotated[
+        str, typer.Argument(help="CSV, Excel, JSONL or Parquet: a local file (sent along), or a URL.")
+    ] = "",
     spec: Annotated[Path | None, typer.Option("--spec", help="JSON file with the job's fields; options win.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Template of plain text with {column} fields.")] = None,
     system: Annotated[str | None, typer.Option(help="Template of a chat's system message.")] = None,
@@ -40,7 +42,7 @@ def submit(
     model: Annotated[str | None, typer.Option(help="Served model.")] = None,
     id_column: Annotated[str | None, typer.Option(help="Column of the rows' ids.")] = None,
     length_column: Annotated[str | None, typer.Option(help="Column of the answers' expected tokens.")] = None,
-    format: Annotated[str | None, typer.Option(help="csv, jsonl or parquet; default: by the name.")] = None,
+    format: Annotated[str | None, typer.Option(help="csv, xlsx, jsonl or parquet; default: by the name.")] = None,
     priority: Annotated[int | None, typer.Option(help="Lower goes first; online requests have 0.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Dollars for one replica's hour.")] = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take answers that other jobs already have.")] = False,
@@ -87,8 +89,10 @@ def submit(
     }
     fields |= {"source": source or None}
     job = JobSpec.parse({**(_read_json(spec) if spec else {}), **{k: v for k, v in fields.items() if v is not None}})
-    client = _client(base_url)
     local = source and "://" not in source and not no_upload
+    if local and job.format is None:
+        _say_table(Path(source), Console(stderr=True, quiet=as_json, soft_wrap=True))
+    client = _client(base_url)
     name = client.upload(job) if local else client.submit(job)
     if watch:
         _follow(client, name, as_json)
@@ -167,6 +171,20 @@ def _client(base_url: str) -> PopulationClient:
     from serve_app.client.populations import PopulationClient
 
     return PopulationClient(base_url)
+
+
+def _say_table(path: Path, output: Console) -> None:
+    """How a local table will be read; nothing of other files. Raises BadSettings before anything is sent."""
+    from serve_app.tables.table import DELIMITED, WORKBOOKS, read_table
+
+    if path.suffix.lower() not in (*DELIMITED, *WORKBOOKS):
+        return
+    try:
+        table = read_table(path)
+    except (BadSettings, OSError) as error:
+        raise BadSettings(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    said = "; ".join([f"{len(table.columns)} columns ({', '.join(table.columns)})", *table.notes])
+    output.print(f"{path} read as {table.read_as}: {said}", markup=False, highlight=False)
 
 
 def _follow(client: PopulationClient, job_id: str, as_json: bool) -> None:

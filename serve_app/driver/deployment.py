@@ -30,6 +30,7 @@ from serve_app.driver.jobs.job import make_dispatcher
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.driver.metrics import PopulationMetrics
 from serve_app.driver.runner import RemotePart
+from serve_app.driver.sources.files import UPLOADED
 from serve_app.driver.store.retries import log_retries
 from serve_app.driver.threads import use_large_thread_pool
 from serve_app.errors import BadSettings, JobNotFound, ServeAppError
@@ -50,13 +51,13 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
 
     @app.post("/", status_code=201, openapi_extra={"requestBody": _REQUEST_BODY})
     async def submit(request: Request) -> JobStatus:
-        """Queue a population: a JSON body, or a form of `spec` (the JSON) and `file` (CSV, JSONL or Parquet)."""
+        """Queue a population: a JSON body, or a form of `spec` (the JSON) and `file` (CSV, JSONL, Parquet or Excel)."""
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
             async with request.form() as form:
                 spec, file = form.get("spec", "{}"), form.get("file")
                 if not isinstance(file, UploadFile) or not isinstance(spec, str):
                     raise BadSettings("give the form fields spec (JSON) and file")
-                name = f"input-{PurePath(file.filename or 'rows.jsonl').name}"
+                name = f"{UPLOADED}{PurePath(file.filename or 'rows.jsonl').name}"
                 parsed = _spec(spec, source=f"job:{name}")
                 check_allowed(parsed, jobs.settings)
                 return await jobs.status(await jobs.submit(parsed, (name, file.file)))

@@ -1,10 +1,12 @@
 """`serve-app ctr`: what its options come to."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from serve_app.cli import app
@@ -13,6 +15,7 @@ from serve_app.cli.provider import job_fields
 from serve_app.errors import BadSettings
 from serve_app.workloads.ctr.people.profile_file import ProfileFile
 from serve_app.workloads.ctr.study import Study
+from tests.workloads.ctr.fakes import FakeClient, scored
 
 
 class Ran(Exception):
@@ -53,13 +56,44 @@ def test_options_of_people_and_questions_reach_the_study(asked: dict[str, Any], 
     raised = serve_app(
         "--ad", "x", "--ad-platform", "radio", "--platforms", str(platforms), "--swap", "order", "--profiles",
         str(people), "--map", "age=Age", "--id-column", "who", "--weights", "w", "--describe", "{age}", "--stratify",
-        "age:35", "--allocation", "equal", "--population-size", "2", "--seed", "3",
+        "age:35", "--allocation", "equal", "--population-size", "2", "--seed", "3", "--require", "age",
     )  # fmt: skip
     assert isinstance(raised, Ran)
     assert asked["study"] == Study(
         ad="x", platform="radio", context="Between two songs.", swap="order", size=2, seed=3, strata=("age:35",),
-        allocation="equal", profiles=ProfileFile(people, {"age": "Age"}, "who", "w", "{age}"),
+        allocation="equal", profiles=ProfileFile(people, {"age": "Age"}, "who", "w", "{age}", ("age",)),
     )  # fmt: skip
+
+
+def test_how_people_were_read_and_one_of_them_is_shown_before_anything_runs(
+    asked: dict[str, Any], tmp_path: Path
+) -> None:
+    people = tmp_path / "people.csv"
+    people.write_bytes("id;age;income\r\na;30;1.200,50\r\nb;old;\r\nc;50;\r\n".encode("utf-16"))
+    result = CliRunner().invoke(app, ["ctr", "--ad", "x", "--profiles", str(people)])
+    assert result.output.replace(str(people), "people.csv").splitlines() == [
+        "people.csv read as `;`, UTF-16: 2 people, 2 columns; 1 without income; 1 row is nobody "
+        "(line 3: age: 'old' is not a number)",
+        "the model will see a as: age: 30, income: 1200.50",
+    ]
+    assert isinstance(result.exception, Ran)
+
+
+def test_the_terminal_and_the_report_tell_of_gaps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = tmp_path / "people.csv"
+    people.write_text("age,income\n30,9\n,5\n-1,7\n33,\n")
+    client = FakeClient(lambda system, user: scored(-1))
+    monkeypatch.setattr("serve_app.client.populations.PopulationClient", lambda base_url: client)
+    study = Study(ad="x", profiles=ProfileFile(people))
+    figures = ctr_command.run_ctr("http://fake", study, out=tmp_path, price=0.0, output=Console(width=300))
+    said = "read as `,`, UTF-8: 4 people, 2 columns; 1 without age; 1 without income; impossible age: -1 in line 4"
+    assert said in capsys.readouterr().out
+    assert figures["people_summary"]["missing"] == {"age": 1, "income": 1}
+    page = (tmp_path / "job" / "report.html").read_text()
+    assert "The file of people has 1 without age; 1 without income; impossible age: -1 in line 4." in page
+    assert json.loads((tmp_path / "job" / "report.json").read_text())["people_summary"]["text"] == said
 
 
 def test_a_persona_is_a_bank_that_comes_with_the_package(asked: dict[str, Any]) -> None:
@@ -74,6 +108,7 @@ def test_a_persona_is_a_bank_that_comes_with_the_package(asked: dict[str, Any]) 
         (["--ad", "x", "--persona", "rich", "--bank", "default"], "--persona"),
         (["--ad", "x", "--persona", "poor"], "--persona 'poor' is unknown"),
         (["--ad", "x", "--map", "a=b"], "--map: for a file of --profiles only"),
+        (["--ad", "x", "--require", "age"], "--require: for a file of --profiles only"),
         (["--ad", "x", "--profiles", "p.csv", "--map", "a"], "--map a: write name=column"),
         (["--ad", "x", "--profiles", "p.csv", "--map", "a=b", "--map", "a=c"], "'a' is mapped twice"),
         (["--ad", "x", "--profiles", "none.csv"], "none.csv: No such file"),

@@ -18,19 +18,22 @@ import pyarrow.fs as pa_fs
 from serve_app.errors import BadSettings, ServeAppError
 from serve_app.spec import Format, JobSpec
 from serve_app.storage.filesystem import join, reason, resolve
+from serve_app.tables.lines import bounded_lines
+from serve_app.tables.table import DELIMITED, WORKBOOKS
 
 # Prefix of a file in the job's own folder.
 JOB_FILE = "job:"
 FORMATS: dict[str, Format] = {
-    ".csv": "csv",
+    **dict.fromkeys(DELIMITED, "csv"),
+    **dict.fromkeys(WORKBOOKS, "xlsx"),
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
 }
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-# Bytes. No model reads a longer prompt, and a missing line end or quote must not take all memory.
-LONGEST_LINE = 1 << 24
+# Before the name that an uploaded file had, in the job's folder.
+UPLOADED = "input-"
 READ_BUFFER = 1 << 20
 
 
@@ -68,39 +71,42 @@ def write_rows(rows: Iterable[Mapping[str, Any]], file: BinaryIO) -> None:
 
 @dataclass(frozen=True)
 class SourceFile:
+    """`name` is what its user calls it, for messages."""
+
     url: str
+    name: str
     format: Format
     compression: str | None
 
     @classmethod
     def of(cls, spec: JobSpec, folder_url: str) -> SourceFile:
-        url = spec.source
+        url, name = spec.source, _shown(spec.source)
         if url.startswith(JOB_FILE):
-            url = _in_folder(folder_url, url.removeprefix(JOB_FILE))
-        suffixes = PurePosixPath(_shown(url)).suffixes
+            name = url.removeprefix(JOB_FILE)
+            url, name = _in_folder(folder_url, name), name.removeprefix(UPLOADED)
+        suffixes = PurePosixPath(name).suffixes
         compression = COMPRESSIONS.get(suffixes[-1].lower()) if suffixes else None
         ending = "".join(suffixes[-2:-1] if compression else suffixes[-1:]).lower()
         kind = spec.format or FORMATS.get(ending)
         if kind is None:
             known = ", ".join(get_args(Format))
-            raise BadSettings(f"cannot tell from the name of {_shown(url)}: give one of {known}", field="format")
-        if compression and kind == "parquet":
-            raise BadSettings(
-                f"{_shown(url)} is compressed around Parquet, which compresses inside: unpack it", field="source"
-            )
-        return cls(url, kind, compression)
-
-    @property
-    def name(self) -> str:
-        return _shown(self.url)
+            raise BadSettings(f"cannot tell from the name of {name}: give one of {known}", field="format")
+        if compression and kind in ("parquet", "xlsx"):
+            raise BadSettings(f"{name} is compressed around a format that compresses inside: unpack it", field="source")
+        return cls(url, name, kind, compression)
 
     @contextmanager
     def stream(self) -> Iterator[BinaryIO]:
-        with reading(self.url):
+        with reading(self.url, self.name):
             filesystem, path = resolve(self.url)
             with filesystem.open_input_stream(path, compression=self.compression) as raw:
                 # Python's own reader splits lines many times faster.
                 yield io.BufferedReader(cast("io.RawIOBase", raw), READ_BUFFER)
+
+    def content(self) -> bytes:
+        """All of the file, which must fit into memory."""
+        with self.stream() as file:
+            return file.read()
 
     def check(self) -> None:
         """Raise now, as `stream` would, if the file is missing."""
@@ -108,7 +114,7 @@ class SourceFile:
             pass
 
     def lines(self) -> Iterator[bytes]:
-        """See `bounded_lines`."""
+        """See `tables.lines.bounded_lines`."""
         with self.stream() as file:
             yield from bounded_lines(file)
 
@@ -125,25 +131,14 @@ def _shown(url: str) -> str:
 
 
 @contextmanager
-def reading(url: str) -> Iterator[None]:
+def reading(url: str, name: str = "") -> Iterator[None]:
+    """Errors of reading that URL, `name` for its user, as BadSettings."""
+    shown = name or _shown(url)
     try:
         yield
     except ServeAppError as error:
         raise BadSettings(str(error), field="source") from error
     except Exception as error:  # each file system has its own
-        # The error may repeat the URL.
-        said = reason(error).replace(url, _shown(url))
-        raise BadSettings(f"cannot read {_shown(url)}: {said}", field="source") from error
-
-
-def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines, split at \\n only, without a byte order mark; "" stands for a line of more than LONGEST_LINE bytes."""
-    line = file.readline(LONGEST_LINE).removeprefix(b"\xef\xbb\xbf")
-    while line:
-        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
-            yield line
-        else:
-            while line and not line.endswith(b"\n"):
-                line = file.readline(LONGEST_LINE)
-            yield b""
-        line = file.readline(LONGEST_LINE)
+        # What file systems say may repeat the URL.
+        said = reason(error).replace(url, shown)
+        raise BadSettings(f"cannot read {shown}: {said}", field="source") from error

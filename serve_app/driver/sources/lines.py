@@ -1,8 +1,7 @@
-"""Rows of CSV and JSON lines, read as they come."""
+"""Rows of tables and JSON lines, read as they come."""
 
 from __future__ import annotations
 
-import csv
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
@@ -10,13 +9,15 @@ from typing import Any
 
 import msgspec
 
-from serve_app.driver.sources import files
-from serve_app.driver.sources.files import SourceFile, bounded_lines
+from serve_app.driver.sources.files import SourceFile
 from serve_app.driver.sources.template import RowMaker, unreadable, unreadable_id
 from serve_app.errors import BadSettings
 from serve_app.schema import Row
+from serve_app.tables.lines import LONGEST_LINE, bounded_lines
+from serve_app.tables.table import DelimitedTable
+from serve_app.tables.workbook import WorkbookTable
 
-TOO_LONG = f"the line is longer than {files.LONGEST_LINE} bytes"
+TOO_LONG = f"the line is longer than {LONGEST_LINE} bytes"
 
 
 class _Streamed(ABC):
@@ -48,61 +49,34 @@ class _Streamed(ABC):
         return sum(1 for _ in self._records())
 
 
-class CsvRows(_Streamed):
-    """RFC 4180 with a header line; values are UTF-8 text. Blank lines are no rows."""
+class TableRows(_Streamed):
+    """Delimited text or a workbook, with a header line; every value is text. Blank lines are no rows."""
 
     def __init__(self, file: SourceFile, maker: RowMaker) -> None:
         super().__init__(file, maker)
-        header = next(self._parsed(), None)
-        if header is None:
-            raise BadSettings(f"{file.name} is empty: a CSV file begins with a line of column names", field="source")
-        if isinstance(problem := header if isinstance(header, str) else _not_utf8(header), str):
-            raise BadSettings(f"the first line of {file.name} has no column names: {problem}", field="source")
+        try:
+            self._table = WorkbookTable(file.content) if file.format == "xlsx" else DelimitedTable(file.stream)
+        except BadSettings as error:
+            if error.field:
+                raise
+            raise BadSettings(f"{file.name}: {error}", field="source") from error
+        header = self._table.columns
+        maker.find_ids(header, (v for v in map(self._named, self._records()) if v is not None))
         needed = maker.check(header, file.name)
         if twice := {column for column in needed if needed.count(column) > 1}:
             raise BadSettings(f"{file.name} has more than one column '{min(twice)}': rename one", field="source")
-        self._width = len(header)
         self._columns = [(header.index(column), column) for column in needed]
 
-    def _parsed(self) -> Iterator[list[str] | str]:
-        # Global, and by default too small for documents.
-        csv.field_size_limit(files.LONGEST_LINE)
-        with self._file.stream() as file:
-            # `map`, since it goes on after its function raised.
-            reader = csv.reader(map(_csv_line, bounded_lines(file)), strict=True)
-            while True:
-                try:
-                    if record := next(reader):
-                        yield record
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield str(error)
+    def _named(self, record: Any) -> dict[str, Any] | None:
+        cells = self._table.cells(record)
+        return None if isinstance(cells, str) else dict(zip(self._table.columns, cells, strict=True))
 
     def _records(self) -> Iterator[list[str] | str]:
-        return islice(self._parsed(), 1, None)
+        return (record for _, record in self._table.records())
 
     def _values(self, record: list[str] | str) -> dict[str, Any] | str:
-        if isinstance(record, str):
-            return record
-        if len(record) != self._width:
-            return f"{len(record)} fields, where the header has {self._width}"
-        return _not_utf8(record) or {column: record[i] for i, column in self._columns}
-
-
-def _csv_line(line: bytes) -> str:
-    if not line:
-        raise csv.Error(TOO_LONG)
-    # Bytes that are not UTF-8 stay recognisable, so that only their own row is refused.
-    return line.decode("utf-8", "surrogateescape")
-
-
-def _not_utf8(record: list[str]) -> str | None:
-    try:
-        "".join(record).encode()
-    except UnicodeEncodeError:
-        return "the line is not UTF-8"
-    return None
+        cells = self._table.cells(record)
+        return cells if isinstance(cells, str) else {column: cells[i] for i, column in self._columns}
 
 
 class JsonlRows(_Streamed):
@@ -112,6 +86,11 @@ class JsonlRows(_Streamed):
         super().__init__(file, maker)
         self._decode = msgspec.json.Decoder(dict[str, Any]).decode
         file.check()
+        if (first := next(self._good(), None)) is not None:
+            maker.find_ids(tuple(first), self._good())
+
+    def _good(self) -> Iterator[dict[str, Any]]:
+        return (values for values in map(self._values, self._records()) if not isinstance(values, str))
 
     def _records(self) -> Iterator[bytes]:
         with self._file.stream() as file:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from serve_app.driver.sources.files import READ_BUFFER, SourceFile, reading
-from serve_app.driver.sources.template import RowMaker
+from serve_app.driver.sources.template import IDS_SEEN, RowMaker
 from serve_app.schema import Row
 from serve_app.storage.filesystem import resolve
 
@@ -28,14 +28,17 @@ class ParquetRows:
         self._maker = maker
         with self._open() as parquet:
             metadata = parquet.metadata
-            self._columns = maker.check(parquet.schema_arrow.names, file.name)
+            names = parquet.schema_arrow.names
             sizes = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
             # Number of each row group's first row, and of all rows.
             self._begins = list(accumulate(sizes, initial=0))
+        ids = [name for name in names if name.casefold() == "id"]
+        maker.find_ids(names, (values for _, values in self._values(ids, 0, IDS_SEEN)))
+        self._columns = maker.check(names, file.name)
 
     @contextmanager
     def _open(self) -> Iterator[pa_parquet.ParquetFile]:
-        with reading(self._file.url):
+        with reading(self._file.url, self._file.name):
             filesystem, path = resolve(self._file.url)
             # Read pages as needed: the default keeps all row groups in memory.
             with pa_parquet.ParquetFile(

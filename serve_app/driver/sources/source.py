@@ -7,7 +7,7 @@ from typing import Protocol
 
 from serve_app.driver.sources.files import SourceFile
 from serve_app.driver.sources.generated import Generated
-from serve_app.driver.sources.lines import CsvRows, JsonlRows
+from serve_app.driver.sources.lines import JsonlRows, TableRows
 from serve_app.driver.sources.parquet import ParquetRows
 from serve_app.driver.sources.repeats import find_repeats
 from serve_app.driver.sources.requests import RequestRows
@@ -46,8 +46,8 @@ def open_source(spec: JobSpec, *, folder_url: str) -> Source:
     if spec.endpoint is not None:
         return _requests(file, spec.endpoint)
     match file.format:
-        case "csv":
-            return CsvRows(file, maker)
+        case "csv" | "xlsx":
+            return TableRows(file, maker)
         case "jsonl":
             return JsonlRows(file, maker)
         case "parquet":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import string
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,6 +18,10 @@ from serve_app.schema import Row
 from serve_app.spec import JobSpec
 
 OWN_COLUMNS = ("messages", "prompt")
+# `JobSpec.id_column` where the job says nothing.
+DEFAULT_IDS = "custom_id"
+# Rows whose ids must differ for a column `id` to be taken for them.
+IDS_SEEN = 1000
 _Chat = tuple[dict[str, str], ...]
 # Types that `%s` writes as `as_text` does.
 _PLAIN = frozenset((str, int, float, bool))
@@ -99,12 +104,26 @@ class RowMaker:
         """The column that has the ids, if the data has it."""
         return self._id_column
 
+    def find_ids(self, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take ids from a column `id` where no `custom_id` is, if each of the first `rows` has one of its own there.
+
+        Only by the first IDS_SEEN rows, so that all who read the data find the same without reading it all.
+        """
+        if self._id_column != DEFAULT_IDS or DEFAULT_IDS in columns:
+            return
+        found = [column for column in columns if column.casefold() == "id"]
+        if len(found) != 1:
+            return
+        ids = ["" if (given := row.get(found[0])) is None else str(given) for row in islice(rows, IDS_SEEN)]
+        if ids and all(ids) and len(set(ids)) == len(ids):
+            self._id_column = found[0]
+
     def check(self, columns: Sequence[str], name: str) -> list[str]:
         """Which of the data's `columns` are needed, in order; `name` is the data's, for errors.
 
         Raises BadSettings for columns that the job names and the data lacks.
         """
-        if "custom_id" != self._id_column not in columns:
+        if DEFAULT_IDS != self._id_column not in columns:
             raise BadSettings(_no_column(self._id_column, columns, name), field="id_column")
         if self._length_column and self._length_column not in columns:
             raise BadSettings(_no_column(self._length_column, columns, name), field="length_column")

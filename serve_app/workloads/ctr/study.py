@@ -26,9 +26,10 @@ from serve_app.workloads.ctr.asking.answers import read_answers
 from serve_app.workloads.ctr.asking.frames import Swap
 from serve_app.workloads.ctr.asking.prompts import Mode, Question
 from serve_app.workloads.ctr.people.bank import PACKAGED, Bank, Inline, load_bank
-from serve_app.workloads.ctr.people.profile_file import ProfileFile, read_profiles
+from serve_app.workloads.ctr.people.profile_file import People, ProfileFile, read_people
 from serve_app.workloads.ctr.people.profiles import Profile, draw_profiles, generate_profiles
 from serve_app.workloads.ctr.people.sample import Allocation, Stratifier, draw_sample
+from serve_app.workloads.ctr.people.summary import PeopleSummary
 from serve_app.workloads.ctr.result import Result
 
 SIZE = 1000
@@ -105,10 +106,10 @@ class Study:
         size = SIZE if self.size is None else self.size
         if self.streamed:
             return generate_profiles(size, self.seed, self.people_bank)
-        if self.profiles is None:
+        if self._read is None:
             pool = generate_profiles(POOL * size, self.seed, self.people_bank)
             return draw_sample(pool, size, self.seed, by=self._stratifiers, allocation=self.allocation)
-        found = read_profiles(self.profiles, self.people_bank)
+        found = self._read.profiles
         good, bad = [p for p in found if p.error is None], [p for p in found if p.error is not None]
         if self.size is not None or self.strata:
             drawn = draw_sample(
@@ -117,6 +118,15 @@ class Study:
             return drawn + bad
         mean = sum(person.weight for person in good) / len(good)
         return [replace(person, weight=person.weight / mean) for person in good] + bad
+
+    @property
+    def people_summary(self) -> PeopleSummary | None:
+        """How the file of people was read; None for a bank's. Raises BadSettings."""
+        return None if self._read is None else self._read.summary
+
+    @cached_property
+    def _read(self) -> People | None:
+        return None if self.profiles is None else read_people(self.profiles, self.people_bank)
 
     def rows(self, start: int = 0) -> Rows:
         """What is asked, from row `start` (from 0) on; a person's rows stand together."""
@@ -169,7 +179,9 @@ class Study:
         """Inverse of `metadata`. Raises BadSettings if the file of profiles is gone or changed."""
         known = {field.name: said[field.name] for field in fields(cls) if field.name in said}
         if file := known.get("profiles"):
-            known["profiles"] = ProfileFile(**{**file, "path": Path(file["path"])})
+            known["profiles"] = ProfileFile(
+                **{**file, "path": Path(file["path"]), "require": tuple(file.get("require", ()))}
+            )
             if known["profiles"].digest() != said["profiles_sha256"]:
                 raise BadSettings(f"--profiles {file['path']} has changed since the job was submitted")
         return cls(**{**known, "strata": tuple(known.get("strata", ()))})

@@ -38,7 +38,7 @@ def test_a_body_is_kept_as_it_was_written() -> None:
 
 
 def test_a_line_that_is_too_long_is_refused_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.driver.sources.files.LONGEST_LINE", 200)
+    monkeypatch.setattr("serve_app.tables.lines.LONGEST_LINE", 200)
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"\n".join(json.dumps(line).encode() for line in (ask("long", "x" * 300), ask("ok"))))
     source = open_source(JobSpec(source=str(path), endpoint=CHAT), folder_url="unused")

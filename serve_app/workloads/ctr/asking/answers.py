@@ -78,7 +78,9 @@ def read_answers(question: Question, profiles: Sequence[Profile], outcomes: Iter
 
 def table(answers: Sequence[Answer]) -> pa.Table:
     """The click table, one row a person: id, attributes, weight, prediction, and where it came from."""
-    names = list(dict.fromkeys(name for answer in answers for name in answer.profile.attributes))
+    # Of who has most of them first: what somebody has no value of keeps its place among the columns.
+    people = sorted((answer.profile.attributes for answer in answers), key=len, reverse=True)
+    names = list(dict.fromkeys(name for attributes in people for name in attributes))
     columns: dict[str, Any] = {"id": pa.array([answer.profile.id for answer in answers], pa.string())}
     for name in names:
         columns[name] = _column([answer.profile.attributes.get(name) for answer in answers])

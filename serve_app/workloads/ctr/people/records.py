@@ -1,12 +1,12 @@
-"""Rows of CSV files with a header, JSON lines and Parquet, each with its place in the file.
+"""Rows of tables, JSON lines and Parquet, each with its place in the file.
 
 A row that cannot be read is told by a text that says why, in its place: one bad line is no reason to lose a file.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +14,76 @@ import msgspec
 import pyarrow.parquet as pa_parquet
 
 from serve_app.errors import BadSettings
-
-# Of one field of a CSV file, in characters: a missing quote must not make the rest of a file one value.
-LONGEST_FIELD = 1 << 20
+from serve_app.tables.numbers import plain_numbers
+from serve_app.tables.table import DELIMITED, WORKBOOKS, Table, read_table
+from serve_app.workloads.ctr.people.values import is_missing
 
 # A row's place ("line 7"), and its columns or why it cannot be read.
 Record = tuple[str, dict[str, Any] | str]
 
 
-def read_records(path: Path) -> tuple[tuple[str, ...], Iterator[Record]]:
-    """The columns' names, and the rows in order. Raises BadSettings, and OSError or pyarrow.ArrowException."""
+@dataclass(frozen=True)
+class Records:
+    """A file's columns and rows, in order. `read_as` says how it was read. `delimiter` is None where values have types
+    of their own, and "" in a workbook."""
+
+    columns: tuple[str, ...]
+    rows: list[Record]
+    read_as: str
+    delimiter: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def with_plain_numbers(self, names: list[str]) -> Records:
+        """With decimal commas and thousands in columns of text rewritten; see `tables.numbers`."""
+        if self.delimiter is None:
+            return self
+        good = [row for _, row in self.rows if isinstance(row, dict)]
+        columns = {name: [value.strip() for row in good if not is_missing(value := row[name])] for name in names}
+        rewrites = plain_numbers(columns, self.delimiter)
+        for row in good:
+            for name, rewrite in rewrites.items():
+                if not is_missing(row[name]):
+                    row[name] = rewrite(row[name].strip())
+        return self
+
+
+def read_records(path: Path) -> Records:
+    """All rows. Raises BadSettings naming the file, and OSError or pyarrow.ArrowException."""
     match path.suffix.lower():
-        case ".csv":
-            return _csv(path)
         case ".jsonl" | ".ndjson":
             return _jsonl(path)
         case ".parquet" | ".pq":
-            return _parquet(path)
-    raise BadSettings(f"--profiles {path}: end the name with .csv, .jsonl or .parquet")
+            columns = tuple(pa_parquet.read_schema(path).names)
+            return Records(columns, list(_parquet_records(path)), "Parquet")
+        case ending if ending in (*DELIMITED, *WORKBOOKS):
+            return _tabular(path)
+    endings = ", ".join([*DELIMITED, *WORKBOOKS, ".jsonl"])
+    raise BadSettings(f"--profiles {path}: end the name with {endings} or .parquet")
 
 
-def _csv(path: Path) -> tuple[tuple[str, ...], Iterator[Record]]:
-    records = _csv_records(path)
-    place, header = next(records, ("line 1", "the file is empty"))
-    if isinstance(header, str):
-        raise BadSettings(f"--profiles {path}: {place} has no column names: {header}")
-    if twice := [column for column in header if header.count(column) > 1]:
-        raise BadSettings(f"--profiles {path} has two columns '{twice[0]}': rename one")
-    return tuple(header), ((place, _with_names(header, record)) for place, record in records)
-
-
-def _csv_records(path: Path) -> Iterator[tuple[str, list[str] | str]]:
-    csv.field_size_limit(LONGEST_FIELD)
-    # Bytes that are no text stay recognisable, so that only their own row is refused.
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        while True:
-            place = f"line {reader.line_num + 1}"
-            try:
-                record: list[str] | str = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                record = str(error)
-            if record:
-                yield place, record
-
-
-def _with_names(header: list[str], record: list[str] | str) -> dict[str, Any] | str:
-    if isinstance(record, str):
-        return record
-    if len(record) != len(header):
-        return f"{len(record)} fields, where the header has {len(header)}"
+def _tabular(path: Path) -> Records:
     try:
-        "".join(record).encode()
-    except UnicodeEncodeError:
-        return "is not UTF-8"
-    return dict(zip(header, record, strict=True))
+        table = read_table(path)
+        rows = list(_table_records(table))
+    except (BadSettings, UnicodeDecodeError) as error:
+        raise BadSettings(f"--profiles {path}: {error}") from error
+    if twice := [column for column in table.columns if table.columns.count(column) > 1]:
+        raise BadSettings(f"--profiles {path} has two columns '{twice[0]}': rename one")
+    return Records(table.columns, rows, table.read_as, table.delimiter, table.notes)
 
 
-def _jsonl(path: Path) -> tuple[tuple[str, ...], Iterator[Record]]:
+def _table_records(table: Table) -> Iterator[Record]:
+    unit = "line" if table.delimiter else "row"
+    for number, record in table.records():
+        cells = table.cells(record)
+        yield f"{unit} {number}", cells if isinstance(cells, str) else dict(zip(table.columns, cells, strict=True))
+
+
+def _jsonl(path: Path) -> Records:
     # All of them first: what columns there are, only all rows together know.
     records = list(_jsonl_records(path))
     names = dict.fromkeys(name for _, record in records if isinstance(record, dict) for name in record)
-    return tuple(names), iter(records)
+    return Records(tuple(names), records, "JSON lines")
 
 
 def _jsonl_records(path: Path) -> Iterator[Record]:
@@ -90,10 +96,6 @@ def _jsonl_records(path: Path) -> Iterator[Record]:
                 yield f"line {number}", decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
             except (ValueError, RecursionError) as error:
                 yield f"line {number}", f"is no JSON object: {error}"
-
-
-def _parquet(path: Path) -> tuple[tuple[str, ...], Iterator[Record]]:
-    return tuple(pa_parquet.read_schema(path).names), _parquet_records(path)
 
 
 def _parquet_records(path: Path) -> Iterator[Record]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import BadSettings
+from serve_app.workloads.ctr.people.describe import UNKNOWN
 from serve_app.workloads.ctr.people.distributions import as_text
 from serve_app.workloads.ctr.people.profiles import Profile
 
@@ -46,11 +47,9 @@ class Stratifier:
         return cls(attribute, cuts)
 
     def stratum(self, person: Profile) -> str:
-        """The name of the person's stratum. Raises BadSettings."""
+        """The name of the person's stratum; who has no value of the attribute is in one too. Raises BadSettings."""
         if self.attribute not in person.attributes:
-            raise BadSettings(
-                f"--stratify: '{self.attribute}' is no attribute; these are: {', '.join(person.attributes)}"
-            )
+            return f"{self.attribute} {UNKNOWN}"
         value = person.attributes[self.attribute]
         if not self.cuts:
             return f"{self.attribute} {as_text(value)}"
@@ -99,6 +98,10 @@ def draw_sample(
 
 
 def _strata(people: Sequence[Profile], by: Sequence[Stratifier]) -> dict[tuple[str, ...], list[int]]:
+    known = dict.fromkeys(name for person in people for name in person.attributes)
+    for one in by:
+        if one.attribute not in known:
+            raise BadSettings(f"--stratify: '{one.attribute}' is no attribute; these are: {', '.join(known)}")
     members: dict[tuple[str, ...], list[int]] = {}
     for i, person in enumerate(people):
         members.setdefault(tuple(one.stratum(person) for one in by), []).append(i)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -12,29 +13,43 @@ from serve_app.workloads.ctr.people.bank import Bank
 from serve_app.workloads.ctr.people.conditional import Conditional
 from serve_app.workloads.ctr.people.distributions import Bernoulli, Interval, Levels, Value
 
-TRUE, FALSE = frozenset({"true", "yes", "1"}), frozenset({"false", "no", "0"})
+# English, and what spreadsheets in German and French write.
+TRUE = frozenset({"true", "yes", "y", "1", "wahr", "ja", "vrai", "oui"})
+FALSE = frozenset({"false", "no", "n", "0", "falsch", "nein", "faux", "non"})
+# What programs write for no value: those of pandas (pandas._libs.parsers.STR_NA_VALUES), and dashes.
+MISSING = frozenset(
+    ["", "-", "–", "—", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL",
+     "null", "None", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "#NULL!"]
+)  # fmt: skip
 
 
-def type_of(bank: Bank, name: str) -> Callable[[Value], Value]:
-    """What turns a file's value into the bank's attribute of that name, if it has one. It raises ValueError."""
+@dataclass(frozen=True)
+class Kind:
+    """What a file's values of an attribute become; `convert` raises ValueError. `may_be_empty`: no value says
+    something of the person, as no illness does."""
+
+    convert: Callable[[Value], Value]
+    may_be_empty: bool = False
+
+
+def kind_of(bank: Bank, name: str) -> Kind:
+    """As the bank's attribute of that name, if it has one."""
     attribute = bank.attributes.get(name)
     branches = attribute.branches if isinstance(attribute, Conditional) else (attribute,)
     support = attribute.support if attribute else None
-    may_be_empty = isinstance(support, Levels) and None in support.values
     convert = _as_it_is
     if isinstance(support, Interval):
         convert = whole_number if support.integer else number
     elif all(isinstance(branch, Bernoulli) for branch in branches):
         convert = flag
+    return Kind(convert, may_be_empty=isinstance(support, Levels) and None in support.values)
 
-    def of(value: Value) -> Value:
-        if value is not None and value != "":
-            return convert(value)
-        if may_be_empty:
-            return None
-        raise ValueError("is empty")
 
-    return of
+def is_missing(value: Any) -> bool:
+    """Whether a file's value stands for none."""
+    if isinstance(value, str):
+        return value.strip() in MISSING
+    return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
 
 
 def _as_it_is(value: Value) -> Value:

@@ -102,6 +102,7 @@ def lines(r: dict[str, Any]) -> list[tuple[str, str]]:
         ("ad", f"{r['ad']} (on {r['platform']})"),
         ("model", f"{r['model']}, tensor parallel {r['tp']}"),
         ("total profiles", f"{r['people']:,} (seed {r['seed']})"),
+        *([("people of a file", summary["text"])] if (summary := r.get("people_summary")) else []),
         ("answered / invalid / failed", f"{r['ok']:,} / {r['invalid']:,} / {r['failed']:,}"),
         ("replicas available / chosen", f"{r['replicas_available']} / {r['replicas']}"),
         ("profiles per replica", f"{r['rows_per_replica']:,} planned in equal shares"),

@@ -61,6 +61,8 @@ def warnings(figures: dict[str, Any]) -> list[str]:
     missing = figures["people"] - figures["answered"]
     if missing:
         found.append(f"{missing:,} of {figures['people']:,} people have no answer; the figures leave them out.")
+    if (summary := figures.get("people_summary")) and summary["said"]:
+        found.append(f"The file of people has {'; '.join(summary['said'])}. The model is told only what is there.")
     return found
 
 

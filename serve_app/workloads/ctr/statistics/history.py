@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scipy import stats
 
 from serve_app.errors import BadSettings
+from serve_app.tables.table import DELIMITED, WORKBOOKS, Table, read_table
 
 EXAMPLE = "ad, platform, impressions, clicks"
 
@@ -33,7 +33,7 @@ class HistoricAd(BaseModel):
 
 
 def read_history(path: Path) -> list[HistoricAd]:
-    """The ads of a CSV file with those columns, or of a YAML or JSON list of such mappings.
+    """The ads of a table (CSV and its kin, Excel) with those columns, or of a YAML or JSON list of such mappings.
 
     Raises BadSettings that names every wrong row (from 1), so that one reading of the message mends the file.
     """
@@ -52,16 +52,25 @@ def read_history(path: Path) -> list[HistoricAd]:
 
 def _records(path: Path) -> list[Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            # A cell too many is under the key None, one too few is None: both are refused with the row's number.
-            return [{str(key): value for key, value in row.items()} for row in csv.DictReader(text.splitlines(True))]
-        document = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, csv.Error, yaml.YAMLError) as error:
+        if path.suffix.lower() in (*DELIMITED, *WORKBOOKS):
+            return _rows(read_table(path))
+        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadSettings(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    except BadSettings as error:
+        raise BadSettings(f"{path}: {error}") from error
     if not isinstance(document, list):
         raise BadSettings(f"{path} must be a list of ads, each with {EXAMPLE}")
     return document
+
+
+def _rows(table: Table) -> list[Any]:
+    found = []
+    for _, record in table.records():
+        cells = table.cells(record)
+        # What cannot be read is under the key None: refused with the row's number.
+        found.append({"None": cells} if isinstance(cells, str) else dict(zip(table.columns, cells, strict=True)))
+    return found
 
 
 def _say(problem: Any) -> str:

@@ -25,14 +25,14 @@ class Gold:
 
     @classmethod
     def read(cls, path: Path) -> Gold:
-        """From JSONL, or a JSON array, of rows with id and label, 0 or 1; what else a row has is not looked at.
+        """From JSONL, a JSON array or a table of rows with id and label, 0 or 1; what else a row has is not looked at.
 
         Raises BadSettings with the line's number.
         """
         labels: dict[str, int] = {}
         for number, line in read_lines(path):
             try:
-                row = msgspec.json.decode(line, type=_GoldRow)
+                row = msgspec.json.decode(line, type=_GoldRow, strict=False)  # cells of a table are text
                 if row.label not in (0, 1):
                     raise BadSettings(f"label {row.label} is not 0 or 1")
                 labels[new_id(row.id, row.uid, number, labels)] = int(row.label)

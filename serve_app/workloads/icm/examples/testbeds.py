@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from serve_app.errors import BadSettings
+from serve_app.tables.table import DELIMITED, WORKBOOKS, read_table
 from serve_app.workloads.icm.examples.consistency import Kind, Relation, relate
 from serve_app.workloads.icm.examples.dataset import Dataset, Example, LabelWords
 
@@ -172,7 +173,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, JSON) of the lines of a JSONL file, or of the elements of a JSON array. Raises BadSettings."""
+    """(number from 1, JSON) of the lines of a JSONL file, of the elements of a JSON array, or of the rows of a table
+    (CSV and its kin, Excel), whose empty cells are left out. Raises BadSettings."""
+    if path.suffix.lower() in (*DELIMITED, *WORKBOOKS):
+        return _table_lines(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -185,6 +189,19 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     else:
         lines = content.split(b"\n")
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _table_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        table = read_table(path)
+        rows = [(number, table.cells(record)) for number, record in table.records()]
+    except (BadSettings, OSError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    for number, cells in rows:
+        if isinstance(cells, str):
+            raise BadSettings(f"{path}, line {number}: not a row: {cells}")
+        filled = {name: cell for name, cell in zip(table.columns, cells, strict=True) if cell.strip()}
+        yield number, msgspec.json.encode(filled)
 
 
 def new_id(given: str | int | None, uid: str | int | None, number: int, earlier: Container[str]) -> str:

@@ -16,6 +16,19 @@ def test_csv_and_yaml_say_the_same(tmp_path: Path, name: str, text: str) -> None
     assert (ad.ad, ad.platform, ad.impressions, ad.clicks) == ("A new phone", "tiktok", 1000, 12)
 
 
+def test_a_german_spreadsheet_says_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "h.csv"
+    path.write_bytes("ad;platform;impressions;clicks;\r\nKöln, jetzt;tiktok;1000;12;\r\n".encode("cp1252"))
+    (ad,) = read_history(path)
+    assert (ad.ad, ad.impressions) == ("Köln, jetzt", 1000)
+
+
+def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_bytes(b"PK\x03\x04")
+    with pytest.raises(BadSettings, match=r"h\.csv: is a zip file or an Excel workbook"):
+        read_history(tmp_path / "h.csv")
+
+
 def test_every_wrong_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "h.csv"
     path.write_text(CSV + "B,tiktok,10,11\nC,tiktok,ten,1\nD,tiktok,10\nE,tiktok,10,1,9\n")

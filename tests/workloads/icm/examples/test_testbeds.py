@@ -33,6 +33,35 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, bad: object, 
         load("truthfulqa", path)
 
 
+def test_claims_and_gold_labels_are_read_from_a_spreadsheet(tmp_path: Path) -> None:
+    path = tmp_path / "claims.csv"
+    rows = "id;question;claim;consistency_id;label\r\n1;Größe?;3, ja;7;1\r\n;;;;\r\n2;Größe?;4;7;0\r\n"
+    path.write_bytes(rows.encode("cp1252"))
+    data = load("truthfulqa", path)
+    assert [(one.id, one.text, one.group) for one in data.examples] == [
+        ("1", "Question: Größe?\nClaim: 3, ja\nI think this claim is", "7"),
+        ("2", "Question: Größe?\nClaim: 4\nI think this claim is", "7"),
+    ]
+    assert Gold.read(path).of(data) == b"\1\0"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"PK\x03\x04", "is a zip file or an Excel workbook"),
+        (b"question;claim\nq;c\nq\n", "line 3: not a row: 1 fields, where the header has 2"),
+        (b"question;claim\nq;c\nq;\n", r"line 3: column 'claim \(or choice\)' is missing"),
+    ],
+)
+def test_a_spreadsheet_that_is_no_claims_is_named_by_file_and_line(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
+    path = tmp_path / "claims.csv"
+    path.write_bytes(content)
+    with pytest.raises(BadSettings, match=rf"claims.csv.*{problem}"):
+        load("truthfulqa", path)
+
+
 def test_a_testbed_that_is_unknown_or_has_no_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="--testbed 'mnli' is unknown: use one of truthfulqa"):
         load("mnli")

@@ -1,0 +1,104 @@
+"""Workbooks of Excel and LibreOffice, by calamine."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from serve_app.errors import BadSettings
+from serve_app.tables.header import Header, Numbered, find_header
+
+if TYPE_CHECKING:
+    from python_calamine import CalamineSheet
+
+# Rows that the header is looked for in.
+FIRST_ROWS = 500
+
+
+class WorkbookTable:
+    """The first visible sheet that has cells. `read` gives the file's bytes, anew in each pass.
+
+    Cells are text, as in a CSV file: whole numbers without a point, dates as 2027-01-31, true and false. Raises
+    BadSettings, without the file's name.
+    """
+
+    delimiter = ""
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self._read = read
+        sheet, self._others = _open(read())
+        self._name = sheet.name
+        self._header: Header = find_header(list(islice(_records(sheet), FIRST_ROWS)))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `table.Table`."""
+        return self._header.names
+
+    @property
+    def read_as(self) -> str:
+        """See `table.Table`."""
+        return f"sheet '{self._name}'"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `table.Table`."""
+        others = ", ".join(f"'{name}'" for name in self._others)
+        return (*self._header.notes, *([f"other sheets are left out: {others}"] if others else []))
+
+    def records(self) -> Iterator[Numbered]:
+        """See `table.Table`."""
+        sheet, _ = _open(self._read())
+        yield from islice(_records(sheet), self._header.skipped + 1, None)
+
+    def cells(self, record: list[str] | str) -> list[str] | str:
+        """See `table.Table`."""
+        return record if isinstance(record, str) else self._header.cells(record)
+
+
+def _open(content: bytes) -> tuple[CalamineSheet, list[str]]:
+    """The sheet, and the names of others that have cells."""
+    from python_calamine import CalamineError, CalamineWorkbook, PasswordError, SheetTypeEnum, SheetVisibleEnum
+
+    try:
+        book = CalamineWorkbook.from_filelike(io.BytesIO(content))
+        sheets = [
+            book.get_sheet_by_name(sheet.name)
+            for sheet in book.sheets_metadata
+            if sheet.typ == SheetTypeEnum.WorkSheet and sheet.visible == SheetVisibleEnum.Visible
+        ]
+    except PasswordError as error:
+        raise BadSettings("has a password: save it without one, or as CSV UTF-8") from error
+    except (CalamineError, OSError, ValueError) as error:
+        raise BadSettings(f"is no workbook that can be read ({error}): save it as .xlsx, or as CSV UTF-8") from error
+    filled = [sheet for sheet in sheets if sheet.height]
+    if not filled:
+        raise BadSettings("line 1 has no column names: the workbook has no cells")
+    return filled[0], [sheet.name for sheet in filled[1:]]
+
+
+def _records(sheet: CalamineSheet) -> Iterator[Numbered]:
+    first = sheet.start[0] if sheet.start else 0
+    for number, row in enumerate(sheet.iter_rows(), first + 1):
+        if any(cells := [_text(value) for value in row]):
+            yield number, cells
+
+
+def _text(value: Any) -> str:
+    match value:
+        case str():
+            return value.strip()
+        case bool():
+            return "true" if value else "false"
+        case float() if value.is_integer() and abs(value) < 1e15:
+            return str(int(value))
+        case datetime():
+            return value.date().isoformat() if value.time() == datetime.min.time() else value.isoformat(" ")
+        case date():
+            return value.isoformat()
+        case timedelta() | int() | float():
+            return str(value)
+    return str(value)
