@@ -40,7 +40,7 @@ def test_a_generator_makes_no_more_rows_than_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("name", "changed", "problem"),
     [
-        ("crt", {}, r"^generator.name: 'crt' is not installed here; these are: .*ctr"),
+        ("crt", {}, r"^generator.name: 'crt' is not installed here; did you mean 'ctr'\?; these are: .*ctr"),
         ("ctr", {"size": 0}, "^generator.arguments: size: .*greater than 0"),
         ("ctr", {"size": "many"}, "^generator.arguments: size: .*integer"),
         ("ctr", {"sise": 3}, "^generator.arguments: sise: Unexpected keyword"),
