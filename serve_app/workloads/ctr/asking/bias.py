@@ -55,8 +55,10 @@ class LabelBias:
 def label_bias(answers: Sequence[Answer]) -> LabelBias | None:
     """None without swapped labels, or with fewer than two people who were answered in all frames."""
     frames = answers[0].question.frames if answers else ()
+    if len(frames) < 2:
+        return None
     scores = _scores(answers, frames)
-    if len(frames) < 2 or len(scores) < 2:
+    if len(scores) < 2:
         return None
     wordings = [
         [i for i, frame in enumerate(frames) if frame.wording == wording]

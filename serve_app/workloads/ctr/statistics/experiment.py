@@ -17,7 +17,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from serve_app.workloads.ctr.statistics.calibration import EDGE, CalibratedRate, Calibration, calibrated_rate, move_mean
-from serve_app.workloads.ctr.statistics.estimate import Estimate, Floats, mean_interval, rate_interval
+from serve_app.workloads.ctr.statistics.estimate import Estimate, Floats, difference_interval, rate_interval
 from serve_app.workloads.ctr.statistics.pairing import PairedRows, pair_rows
 from serve_app.workloads.ctr.statistics.power import detectable, impressions_needed, rows_needed
 from serve_app.workloads.ctr.statistics.segments import Segment, segments
@@ -167,13 +167,14 @@ def _contrast(
     names = paired.ads[first], paired.ads[second]
     alpha, power, look = asked.alpha, asked.power, asked.look
     differences = paired.differences(first, second)
-    found = mean_interval(differences, paired.weights, level=1 - alpha)
+    found = difference_interval(differences, paired.weights, level=1 - alpha)
     p_value = _p_value(found)
     win, decided = _win_probability(found), p_value is not None and p_value <= alpha
     if look is not None:
         low, high = look.intervals[names]
         decided, p_value = not low <= 0 <= high, None
-        ends = (low, high) if np.isfinite([low, high]).all() else (None, None)  # too few rows for any look
+        known = np.isfinite([low, high]).all()  # else too few rows for any look
+        ends = (max(-1.0, low), min(1.0, high)) if known else (None, None)
         found = replace(found, low=ends[0], high=ends[1])
     rates = paired.chances[:, first].mean(), paired.chances[:, second].mean()
     calibrated = None
@@ -197,7 +198,9 @@ def _contrast(
         detectable=detectable(sd, len(differences), alpha=alpha, power=power),
         # A live test counts clicks, so it needs rates of the world, which only a calibration gives.
         impressions_needed=impressions_needed(*map(float, rates), alpha=alpha, power=power) if calibrated else None,
-        segments=tuple(segments(paired.people, shown[second] - shown[first], level=asked.level)),
+        segments=tuple(
+            segments(paired.people, shown[second] - shown[first], level=asked.level, interval=difference_interval)
+        ),
     )
 
 

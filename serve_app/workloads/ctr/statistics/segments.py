@@ -6,7 +6,7 @@ Hochberg 1995), and the extreme groups' means are also given shrunk towards the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 from scipy import stats
 
 from serve_app.errors import BadSettings
-from serve_app.workloads.ctr.statistics.estimate import Estimate, Floats, mean_interval, weights_of
+from serve_app.workloads.ctr.statistics.estimate import Estimate, Floats, rate_interval, weights_of
 from serve_app.workloads.ctr.statistics.levels import Level, attributes_of, levels_of
 
 FALSE_DISCOVERY_RATE = 0.05
@@ -52,12 +52,13 @@ def segments(
     cuts: Mapping[str, Sequence[float]] | None = None,
     known: Mapping[str, Sequence[str]] | None = None,
     level: float = 0.95,
+    interval: Callable[..., Estimate] = rate_interval,
 ) -> list[Segment]:
     """The segments of `table` (attributes' columns) by the mean of `values`, shape (rows,), NaN where unanswered.
 
-    `values` are probabilities of a click, or the differences of two ads'. `cuts` and `known` are by attribute; see
-    `levels_of`. An attribute with one group, or too many, gives none. A group without rows or answers is among them,
-    with counts of 0. Raises BadSettings for an attribute that is not there.
+    `values` are probabilities of a click, or, with `difference_interval` as `interval`, differences of two ads'. `cuts`
+    and `known` are by attribute; see `levels_of`. An attribute with one group, or too many, gives none. A group without
+    rows or answers is among them, with counts of 0. Raises BadSettings for an attribute that is not there.
     """
     if len(values) != table.num_rows:
         raise BadSettings(f"{len(values)} values for {table.num_rows} rows")
@@ -66,16 +67,17 @@ def segments(
     for attribute in attributes_of(table) if attributes is None else attributes:
         groups = levels_of(table, attribute, cuts=(cuts or {}).get(attribute), known=(known or {}).get(attribute, ()))
         if len(groups) > 1:
-            found += _shrink([_segment(group, values, weights, level) for group in groups])
+            found += _shrink([_segment(group, values, weights, level, interval) for group in groups])
     return _adjust(found)
 
 
-def _segment(group: Level, values: Floats, weights: Floats | None, level: float) -> Segment:
+def _segment(
+    group: Level, values: Floats, weights: Floats | None, level: float, interval: Callable[..., Estimate]
+) -> Segment:
     answered = ~np.isnan(values)
     inside, outside = answered & group.mask, answered & ~group.mask
     own, rest = (
-        mean_interval(values[part], None if weights is None else weights[part], level=level)
-        for part in (inside, outside)
+        interval(values[part], None if weights is None else weights[part], level=level) for part in (inside, outside)
     )
     versus, p_value = student(own, rest)
     return Segment(group.attribute, group.name, int(group.mask.sum()), own, versus, p_value)

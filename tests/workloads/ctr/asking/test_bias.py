@@ -92,6 +92,14 @@ def test_without_swapped_labels_or_people_there_is_no_bias_to_tell() -> None:
     assert label_bias(read_answers(Question("x", swap="order"), people[:1], outcomes)) is None
 
 
+def test_explanations_have_no_labels_and_so_no_bias() -> None:
+    people, _, _ = planted(0.8, 0)
+    texts = ('{"reasoning": "x", "will_click": true, "confidence": 70}', "no JSON")
+    values = [{"text": text, "finish_reason": "stop"} for text in texts]
+    outcomes = [outcome(person.id, value) for person, value in zip(people[:2], values, strict=True)]
+    assert label_bias(read_answers(Question("x", mode="explain"), people[:2], outcomes)) is None
+
+
 def test_a_person_without_an_answer_in_one_frame_has_no_prediction() -> None:
     people, outcomes, _ = planted(0.8, 0)
     lost = outcome("p0#no-yes", None, status="failed", error="lost")

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import expit, logit
 
 from serve_app.errors import BadSettings
-from serve_app.workloads.ctr.statistics.estimate import ctr, mean_interval, rate_interval
+from serve_app.workloads.ctr.statistics.estimate import ctr, difference_interval, mean_interval, rate_interval
 from tests.workloads.ctr.made_up import results
 
 
@@ -31,9 +34,36 @@ def test_a_weighted_interval_covers_the_whole_populations_mean_in_93_of_100_samp
     assert hits >= 930
 
 
-def test_a_rates_interval_ends_at_0_and_1() -> None:
-    found = rate_interval(np.array([0.0, 0.0, 0.3]))
-    assert found.low == 0
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
+def test_a_rates_interval_lies_within_0_and_1_and_around_the_mean(chances: list[float]) -> None:
+    found = rate_interval(np.array(chances))
+    assert found.low is not None
+    assert found.high is not None
+    assert found.mean is not None
+    assert 0 <= found.low <= found.mean + 1e-12
+    assert found.mean - 1e-12 <= found.high <= 1
+
+
+def test_a_rates_interval_is_students_t_of_its_logit() -> None:
+    values = np.array([0.1, 0.2, 0.4, 0.7])
+    plain, found = mean_interval(values), rate_interval(values)
+    assert (found.mean, found.se, found.df) == (plain.mean, plain.se, plain.df)
+    half = ((plain.high or 0) - 0.35) / (0.35 * 0.65)
+    assert (found.low, found.high) == pytest.approx((expit(logit(0.35) - half), expit(logit(0.35) + half)))
+
+
+def test_a_rates_interval_of_few_skewed_probabilities_covers_the_truth_in_90_of_100_samples() -> None:
+    # Student's t of the mean itself covers it in 86.
+    rng = np.random.default_rng(0)
+    found = [rate_interval(rng.beta(0.5, 20, 10)) for _ in range(2000)]
+    assert np.mean([(one.low or 1) <= 0.5 / 20.5 <= (one.high or 0) for one in found]) > 0.9
+
+
+def test_a_differences_interval_ends_at_minus_1_and_1() -> None:
+    found = difference_interval(np.array([-1.0, 1.0]))
+    assert (found.low, found.high) == (-1, 1)
+    narrow = np.array([-0.1, 0.1, 0.3])
+    assert difference_interval(narrow) == mean_interval(narrow)
 
 
 @pytest.mark.parametrize("chances", [[], [0.3], [float("nan"), float("nan")]])
