@@ -81,6 +81,11 @@ class Price(Frozen):
     input_per_million_tokens: float = Field(0.0, ge=0)
     output_per_million_tokens: float = Field(0.0, ge=0)
 
+    def cost(self, *, replica_s: float, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """Dollars for replicas' time (0 where an external provider answers) and tokens; None where none has a price."""
+        tokens = prompt_tokens * self.input_per_million_tokens + completion_tokens * self.output_per_million_tokens
+        return replica_s / 3600 * self.replica_hour + tokens / 1e6 or None
+
 
 class Provider(Frozen):
     """An external OpenAI-compatible endpoint that answers the rows instead of our replicas.
@@ -239,9 +244,21 @@ class JobStatus(BaseModel):
     rows_per_s: float = 0.0
     eta_s: float | None = None
     run_s: float = 0.0
-    cost: float = 0.0
+    price: Price = Price()
+    cost: float | None = None
 
     @property
     def done(self) -> int:
         """Committed rows."""
         return self.ok + self.invalid + self.failed
+
+    @property
+    def unanswered(self) -> int:
+        """Committed rows without a value."""
+        return self.invalid + self.failed
+
+    @property
+    def group(self) -> str:
+        """Of a job that is one of several, what they have in common, by its metadata; else ""."""
+        given = self.metadata.get("group")
+        return given if isinstance(given, str) else ""

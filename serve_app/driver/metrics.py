@@ -43,5 +43,5 @@ def sums(statuses: Iterable[JobStatus], replicas_wanted: int) -> dict[str, float
         "rows": sum(status.total for status in found),
         "rows_left": sum(max(0, status.total - status.done) for status in found),
         "replicas_wanted": replicas_wanted,
-        "cost_usd": sum(status.cost for status in found),
+        "cost_usd": sum(status.cost or 0.0 for status in found),
     }

@@ -30,7 +30,8 @@ STATUS_FIELDS = {
     "rows_per_s": "rows/s of the present run",
     "eta_s": "seconds that are left at this rate; null if unknown",
     "run_s": "seconds of all runs of the job",
-    "cost": "dollars, by the request's `price`",
+    "price": "as in the request",
+    "cost": "dollars so far, by `price`; null without one, and for the time of an external provider",
 }
 STATES = {
     "queued": "waits for its turn, for replicas, or for its rows to be counted",

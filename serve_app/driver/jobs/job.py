@@ -198,13 +198,12 @@ class JobRun:
             }
         )
 
-    def _cost(self, tally: Tally, replicas: int) -> float:
-        price = self.spec.price
-        tokens = (
-            tally.prompt_tokens * price.input_per_million_tokens
-            + tally.completion_tokens * price.output_per_million_tokens
+    def _cost(self, tally: Tally, replicas: int) -> float | None:
+        return self.spec.price.cost(
+            replica_s=0.0 if self.spec.provider else tally.run_s * replicas,
+            prompt_tokens=tally.prompt_tokens,
+            completion_tokens=tally.completion_tokens,
         )
-        return tally.run_s / 3600 * replicas * price.replica_hour + tokens / 1e6
 
 
 def status_of(job: JobStore) -> JobStatus:
@@ -221,7 +220,9 @@ def status_of(job: JobStore) -> JobStatus:
         "eta_s": None,
         "workload": spec["workload"],
         "metadata": spec["metadata"],
+        "price": spec["price"],
         "folder": job.folder,
+        "eta_s": None,  # what the report of a run says of the time left is over
     }
     return JobStatus(**{**report, **counts, **known})
 

@@ -41,6 +41,28 @@ async def test_a_job_commits_one_outcome_a_row_and_reports_its_counts(make_jobs:
     assert all(outcome.simulated and outcome.engine_version == "fake 1" for outcome in outcomes)
 
 
+async def test_a_job_that_was_cancelled_has_no_time_left(make_jobs: MakeJobs) -> None:
+    pool = FakePool(["a"])
+    pool.hold_s = 0.05
+    jobs = await make_jobs(pool)
+    job_id = await jobs.submit(spec(100))
+    await committed(jobs, job_id, 8)
+    assert (await jobs.status(job_id)).eta_s
+    await jobs.cancel(job_id)
+    status = await finished(jobs, job_id)
+    assert (status.state, status.eta_s) == ("cancelled", None)
+    assert status.rows_per_s > 0
+
+
+async def test_the_time_of_an_external_provider_costs_nothing_that_is_known(make_jobs: MakeJobs) -> None:
+    jobs = await make_jobs(FakePool([]))
+    nobody = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "max_retries": 0}
+    job_id = await jobs.submit(spec(2, provider=nobody, price={"replica_hour": 5.0}))
+    status = await finished(jobs, job_id)
+    assert (status.failed, status.cost) == (2, None)
+    assert status.price.replica_hour == 5.0
+
+
 async def test_a_cancelled_job_keeps_what_it_has_and_resumes_the_rest_only(make_jobs: MakeJobs) -> None:
     pool = FakePool(["a"])
     pool.hold_s = 0.05
