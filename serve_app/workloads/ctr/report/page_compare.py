@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from serve_app.workloads.ctr.report import charts
-from serve_app.workloads.ctr.report.charts import Dot
 from serve_app.workloads.ctr.report.page_calibrate import reliability_section
 from serve_app.workloads.ctr.report.page_run import segment_table
 from serve_app.workloads.ctr.statistics.calibration import Calibration
 from serve_app.workloads.ctr.statistics.experiment import Arm, Comparison, Contrast
 from serve_app.workloads.ctr.statistics.sequential import Look
 from serve_app.workloads.ctr.trial import Shown
+from serve_app.workloads.report.charts import Dot, dots
 from serve_app.workloads.report.page import SIMULATED, Chart, Grid, Page, Section, Tile, interval, percent, points
 
 COVERS_ALL = (
@@ -71,7 +71,7 @@ def _rate(arm: Arm) -> tuple[float | None, float | None, float | None]:
 
 
 def _ads(comparison: Comparison, arms: Mapping[str, Shown]) -> Section:
-    dots = [Dot(arm.ad, *_rate(arm), arm.ad == comparison.winner) for arm in comparison.arms]
+    rates = [Dot(arm.ad, *_rate(arm), arm.ad == comparison.winner) for arm in comparison.arms]
     platforms = {shown.platform for shown in arms.values()}
     alt = "; ".join(f"{arm.ad} {percent(_rate(arm)[0])} ({interval(*_rate(arm)[1:])})" for arm in comparison.arms)
     rows = [
@@ -88,7 +88,7 @@ def _ads(comparison: Comparison, arms: Mapping[str, Shown]) -> Section:
     return Section(
         "The ads by platform" if len(platforms) > 1 else "The ads",
         [f"{arm.ad}: “{arms[arm.ad].ad}” on {arms[arm.ad].platform}" for arm in comparison.arms],
-        [Chart(charts.dots("ads", dots, label="CTR, %"), f"CTR with interval: {alt}")],
+        [Chart(dots("ads", rates, label="CTR, %"), f"CTR with interval: {alt}")],
         Grid(("", "ad", "platform", "CTR", "interval", "best with probability"), rows, (3, 4, 5)),
     )
 
@@ -150,7 +150,7 @@ def _differing(contrast: Contrast) -> Section:
         words,
         [
             Chart(
-                charts.dots(
+                dots(
                     f"differ-{pair}-{name}",
                     [Dot(s.level, s.estimate.mean, s.estimate.low, s.estimate.high, s.differs) for s in group],
                     label=f"{pair}, percentage points",
