@@ -1,6 +1,6 @@
 """Click-through prediction against the flow that it replaces: `python -m benchmarks.ctr --json out.json [--quick]`.
 
-Ours is `workloads.ctr.study.Study`, as `serve-app ctr` runs it: from submitting the job over HTTP to having read every
+Ours is `workloads.ctr.study.Study`, as `serve-app ctr predict` runs it: from submitting the job to having read every
 answer. The peer sends 32 chat requests at a time to the same replica and waits for all of them: `batch32_flow`
 generates JSON, as the original did, `batch32_flow_scored` asks for one token, as ours does. All in turns, on people
 that nobody asked about before; the first pass is warm-up; the median over passes is reported. One replica at TP=2, as

@@ -10,10 +10,14 @@ import typer
 from rich.console import Console
 
 from serve_app.cli import ctr, icm, k8s, keys, population, server, up
+from serve_app.cli.common import spelling
 from serve_app.errors import BadSettings, ServeAppError
 
 app = typer.Typer(
-    help="Whole-population LLM inference on Ray Serve and vLLM.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Whole-population LLM inference on Ray Serve and vLLM.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings=spelling(),
 )
 
 
@@ -32,9 +36,11 @@ def options(
     """Whole-population LLM inference on Ray Serve and vLLM."""
 
 
-for command in (ctr.demo, icm.icm, icm.icm_preset, up.up, server.init, server.serve, server.validate, server.check):
+for command in (ctr.demo, up.up, server.init, server.serve, server.validate, server.check):
     app.command()(command)
+app.command("icm-preset", hidden=True)(icm.preset)  # its name before `icm preset`
 app.add_typer(ctr.app, name="ctr")
+app.add_typer(icm.app, name="icm")
 app.add_typer(population.app, name="population")
 app.add_typer(keys.app, name="keys")
 app.add_typer(k8s.app, name="k8s")

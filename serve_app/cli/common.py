@@ -1,14 +1,23 @@
-"""What the commands share: where the server is, how to print, and how errors end."""
+"""What the commands share: where the server is, how to print, and one grammar: `serve-app GROUP COMMAND --kebab-case`.
+
+Older spellings still work and are not shown: underscores for hyphens, renamed options (`spelling`), and a group without
+a command (`DefaultGroup`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from typer.core import TyperGroup
+
+from serve_app.errors import BadSettings
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 console = Console(soft_wrap=True)
@@ -54,3 +63,75 @@ def config_file(given: Path | None) -> Path:
             highlight=False,
         )
     return found
+
+
+def spelling(renamed: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Context settings by which `--batch_size` is read as `--batch-size`, and `renamed` options (old: new) as new."""
+    names = renamed or {}
+
+    def normal(name: str) -> str:
+        name = name.replace("_", "-")
+        return names.get(name, name)
+
+    return {"token_normalize_func": normal}
+
+
+class DefaultGroup(TyperGroup):
+    """A group whose `default` command takes the arguments that name no command, as in `serve-app ctr --ad X`.
+
+    Options before another command are refused: they would be the default's, which does not run.
+    """
+
+    default = ""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments of a command, the default's name put first where none is named."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            default = self.commands[self.default]
+            reading = {"parent": ctx, "resilient_parsing": True, "allow_extra_args": True}
+            rest = default.make_context(self.default, list(args), **reading).args
+            for name in rest:
+                if name in self.commands:
+                    before = " ".join(args[: args.index(name)])
+                    ctx.fail(f"write options after the command: {ctx.command_path} {name} {before}")
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+def default_group(default: str) -> type[DefaultGroup]:
+    """`DefaultGroup` with that default."""
+    return type("Group", (DefaultGroup,), {"default": default})
+
+
+def given(context: typer.Context) -> dict[str, str]:
+    """The parameters that were given, not left to their defaults, each with its flag."""
+    return {
+        str(parameter.name): parameter.opts[0]
+        for parameter in context.command.params
+        if (source := context.get_parameter_source(str(parameter.name))) and source.name != "DEFAULT"
+    }
+
+
+def refuse(context: typer.Context, *, besides: set[str], why: str) -> None:
+    """Raise BadSettings if an option other than `besides` was given."""
+    if idle := [flag for name, flag in given(context).items() if name not in besides]:
+        raise BadSettings(f"{', '.join(idle)}: {why}")
+
+
+def output_of(as_json: bool) -> Console:
+    """Where a command writes for people: nowhere, with --json."""
+    return Console(stderr=True, quiet=True) if as_json else console
+
+
+def print_whole(table: Table) -> None:
+    """Print a table with nothing cut off: a terminal that is too narrow has cells folded, the first column's last of
+    all; elsewhere lines are as long as they need."""
+    for column in table.columns:
+        column.overflow = "fold"
+    wanted = Measurement.get(console, console.options.update(max_width=100_000), table).maximum
+    if console.is_terminal:
+        first = max(len(str(cell)) for cell in [*table.columns[0].cells, ""])
+        table.columns[0].no_wrap = first < console.width // 2
+        console.print(table)
+    else:
+        Console(width=max(wanted, console.width), soft_wrap=True).print(table)

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,32 +13,58 @@ import typer
 from rich.console import Console
 
 from serve_app import extras
-from serve_app.cli.common import CONFIG_HELP, DEFAULT_URL, BaseUrl, config_file, console
+from serve_app.cli.common import (
+    CONFIG_HELP,
+    DEFAULT_URL,
+    BaseUrl,
+    Json,
+    config_file,
+    default_group,
+    goes_on_without_us,
+    output_of,
+    refuse,
+    spelling,
+)
 from serve_app.cli.ctr_calibrate import calibrate
 from serve_app.cli.ctr_compare import compare
-from serve_app.cli.ctr_options import bank_name, platform_context, profile_file
-from serve_app.cli.provider import OWN, PROVIDERS, job_fields
+from serve_app.cli.ctr_options import bank_name, make_study, platform_context, profile_file, read_calibration
+from serve_app.cli.provider import (
+    OWN,
+    ApiKeyEnv,
+    BatchRows,
+    Concurrency,
+    InputPrice,
+    Model,
+    OutputPrice,
+    ProviderName,
+    RequestsPerMinute,
+    TokensPerMinute,
+    job_fields,
+    price_fields,
+)
 from serve_app.cli.server import print_notes
 from serve_app.errors import BadSettings, ServerUnavailable
 
 if TYPE_CHECKING:
-    from serve_app.workloads.ctr.result import Result
+    from serve_app.client.populations import PopulationClient
+    from serve_app.workloads.ctr.statistics.calibration import Calibration
     from serve_app.workloads.ctr.study import Study
 
-# A group that does its own work where no subcommand is named.
-app = typer.Typer(help="Predict click-through of an ad over a population.", invoke_without_command=True)
-app.command()(compare)
-app.command()(calibrate)
+app = typer.Typer(
+    cls=default_group("predict"), help="Click-through of ads over a population: predict, compare, calibrate."
+)
 
 Ad = Annotated[str, typer.Option("--ad", help="Text of the ad.")]
 Platform = Annotated[str, typer.Option("--ad-platform", help="facebook, tiktok, amazon, or one of --platforms.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the population.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the runs; results go to a folder named by the job id.")]
-Price = Annotated[float, typer.Option("--price", min=0.0, help="Dollars for one replica's hour, for the cost.")]
+# Dollars for a replica's hour.
+REPLICA_HOUR = 0.10
 
 
-@app.callback()
-def ctr(
+# `--batch-size` was the name of `--batch-rows`.
+@app.command(context_settings=spelling({"batch-size": "batch-rows"}))
+def predict(
     context: typer.Context,
     ad: Ad = "",
     ad_platform: Platform = "facebook",
@@ -63,28 +88,37 @@ def ctr(
     stratify: Annotated[list[str] | None, typer.Option(help="Attribute, or age:30,45,60; may be repeated.")] = None,
     allocation: Annotated[str, typer.Option(help="People a stratum: proportional or equal.")] = "proportional",
     calibration: Annotated[Path | None, typer.Option(help="File of `serve-app ctr calibrate`.")] = None,
-    provider: Annotated[str, typer.Option(help=f"{OWN} replicas, {', '.join(PROVIDERS)}, or an address.")] = OWN,
-    model: Annotated[str, typer.Option(help="The model that must answer; a provider's by its name there.")] = "",
-    api_key_env: Annotated[str | None, typer.Option(help="Driver's environment variable with the provider's key.")
-                           ] = None,
-    batch_rows: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a provider is given at once.")
-                          ] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests open at a provider.")] = None,
-    requests_per_minute: Annotated[float | None, typer.Option(help="The provider's limit.")] = None,
-    tokens_per_minute: Annotated[float | None, typer.Option(help="The provider's limit.")] = None,
+    provider: ProviderName = OWN,
+    model: Model = "",
+    api_key_env: ApiKeyEnv = None,
+    batch_rows: BatchRows = None,
+    concurrency: Concurrency = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    price: Annotated[float | None, typer.Option(
+        "--price", min=0, help=f"Dollars for one replica's hour, for the cost; default: {REPLICA_HOUR:g}.")] = None,
+    input_price: InputPrice = None,
+    output_price: OutputPrice = None,
     resume: Annotated[str, typer.Option("--resume", metavar="JOB_ID", help="Go on with a job; takes its study.")] = "",
     out: Out = Path("runs"),
-    price: Price = 0.10,
     base_url: BaseUrl = DEFAULT_URL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Predict click-through of an ad over a population, on a running server."""
-    if context.invoked_subcommand is not None:
-        return
+    from serve_app.client.populations import PopulationClient
+
     started = time.monotonic()
-    output = Console(stderr=True, quiet=True) if as_json else console
-    study = None
-    if not resume:
+    output = output_of(as_json)
+    client, study, job = PopulationClient(base_url), None, {}
+    if resume:
+        refuse(
+            context,
+            besides={"resume", "calibration", "out", "base_url", "as_json"},
+            why=f"not with --resume, which takes what job '{resume}' was submitted with: leave it out",
+        )
+    else:
+        if not ad.strip():
+            raise BadSettings("--ad is empty: give the text of the ad")
         study = make_study(
             ad=ad, platform=ad_platform, context=platform_context(ad_platform, ad_platform_context, platforms),
             mode=mode, swap=swap, size=population_size, seed=seed, bank=bank_name(bank, persona),
@@ -92,14 +126,20 @@ def ctr(
             strata=tuple(stratify or ()), allocation=allocation,
         )  # fmt: skip
         say_people(study, output)
-    job = job_fields(
-        provider, model, api_key_env=api_key_env, batch_rows=batch_rows, concurrency=concurrency,
-        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
-    )  # fmt: skip
-    report = run_ctr(
-        base_url, study, resume=resume, out=out, price=price, output=output, calibration_file=calibration, **job
-    )
+        job = job_fields(
+            provider, model, api_key_env=api_key_env, batch_rows=batch_rows, concurrency=concurrency,
+            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
+        )  # fmt: skip
+        external = "provider" in job
+        replica_hour = REPLICA_HOUR if price is None and not external else price
+        job |= price_fields(external, replica_hour, input_price, output_price)
+    known = read_calibration(calibration, study)
+    report = run_study(client, study, resume=resume, out=out, output=output, calibration=known, **job)
     finish(report, started)
+
+
+app.command()(compare)
+app.command()(calibrate)
 
 
 def demo(
@@ -108,17 +148,18 @@ def demo(
     population_size: Annotated[int, typer.Option("--population-size", help="Number of synthetic profiles.")] = 1000,
     seed: Seed = 42,
     out: Out = Path("runs"),
-    price: Price = 0.10,
+    price: Annotated[float, typer.Option("--price", min=0, help="Dollars for one replica's hour, for the cost.")
+                     ] = REPLICA_HOUR,
     config: Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line, with the start's stages.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Start Ray and the replicas on this machine, predict click-through, stop everything."""
     from serve_app.client.populations import PopulationClient
     from serve_app.serving.launch.config import ServeConfig, check_store
     from serve_app.serving.launch.local import local_serve, stages_line, start_stages
 
     started = time.monotonic()
-    output = Console(stderr=True, quiet=True) if as_json else console
+    output = output_of(as_json)
     study = make_study(ad=ad, platform=ad_platform, size=population_size, seed=seed)
     extras.require(extras.PLOTS)  # now, as the report comes last
     check_store(out)
@@ -132,8 +173,9 @@ def demo(
         start_s = time.monotonic() - started
         stages = start_stages(log)
         output.print(f"replicas ready after {start_s:.0f} s: {stages_line(stages)}", highlight=False)
-        dtype = PopulationClient(base_url).replicas()[0].engine.dtype
-        report = run_ctr(base_url, study, out=out, price=price, output=output)
+        client = PopulationClient(base_url)
+        dtype = client.replicas()[0].engine.dtype
+        report = run_study(client, study, out=out, output=output, **price_fields(False, price, None, None))
     output.print(
         f"time: start {start_s:.0f} s, run {report['run_s']:.0f} s, "
         f"stop and the rest {time.monotonic() - started - start_s - report['run_s']:.0f} s"
@@ -149,16 +191,6 @@ def setup_seconds() -> float | None:
     return None
 
 
-def make_study(**fields: Any) -> Study:
-    """The study that the options say, its people included. Raises BadSettings before anything starts."""
-    from serve_app.workloads.ctr.study import Study
-
-    study = Study(**fields)
-    if not study.streamed:
-        study.people  # noqa: B018  # reads a file, draws a sample: raises
-    return study
-
-
 def say_people(study: Study, output: Console) -> None:
     """How a file of people was read, and one of them as the model will see it."""
     if (summary := study.people_summary) is not None:
@@ -167,80 +199,42 @@ def say_people(study: Study, output: Console) -> None:
         output.print(f"the model will see {first.id} as: {first.description}", markup=False, highlight=False)
 
 
-def run_ctr(
-    base_url: str,
+def run_study(
+    client: PopulationClient,
     study: Study | None,
     *,
     out: Path,
-    price: float,
     output: Console,
     resume: str = "",
-    calibration_file: Path | None = None,
+    calibration: Calibration | None = None,
     **job: Any,
 ) -> dict[str, Any]:
-    """Submit or resume, follow, report and write the results; the report's figures."""
-    from serve_app.client.populations import PopulationClient
+    """Submit the study, or resume a job with its own; follow it, write its report and print it; the figures."""
     from serve_app.client.progress import JobProgress
     from serve_app.serving.launch.config import check_store
-    from serve_app.workloads.ctr.report import figures as ctr_report
-    from serve_app.workloads.ctr.report.page_run import run_page
-    from serve_app.workloads.ctr.statistics.calibration import apply_calibration, load_calibration, source_of
+    from serve_app.workloads.ctr.report import figures
+    from serve_app.workloads.ctr.report.study_report import StudyReport
     from serve_app.workloads.ctr.study import Study
-    from serve_app.workloads.report.page import write_page
 
     check_store(out)
-    calibration = load_calibration(calibration_file) if calibration_file else None
-    client = PopulationClient(base_url)
     if study is None:
-        asked = client.status(resume).metadata
-        if "ad" not in asked:
-            raise BadSettings(f"--resume: job '{resume}' was not submitted by `serve-app ctr`")
-        study = Study.from_metadata(asked)
+        study, job_id = Study.of_job(client, resume), resume
         client.resume(resume)
-        job_id = resume
     else:
         job_id = study.submit(client, **job)
     output.print(f"job {job_id}: {len(study.people):,} profiles, ad: {study.ad}", markup=False, highlight=False)
-    with JobProgress(output) as progress:
-        status = client.wait(job_id, progress)
-    result = study.result(status, client.outcomes(job_id))
-    people, rate = result.table, None
-    if calibration is not None:
-        people, rate = apply_calibration(
-            calibration, people, source_of([people], study.question.workload), study.platform
-        )
-    figures = ctr_report.figures(
-        status, result.predictions, ad=study.ad, platform=study.platform, seed=study.seed, price=price, results=people
-    )
-    figures |= study_figures(study, result) | {"calibrated": rate and asdict(rate)}
-    paths = ctr_report.write(out / job_id, people, figures)
-    paths.append(
-        write_page(run_page(figures, people, calibration=calibration, rate=rate), out / job_id / "report.html")
-    )
-    output.print(ctr_report.as_table(figures))
+    with (
+        goes_on_without_us(job_id, client.base_url, "ctr predict --resume"),
+        JobProgress(output) as progress,
+    ):
+        result = study.follow(client, job_id, progress)
+    report = StudyReport(study, result, calibration)
+    paths = report.write(out / job_id)
+    output.print(figures.as_table(report.figures))
     if result.label_bias is not None:
-        output.print(_bias_line(figures), markup=False, highlight=False)
+        output.print(_bias_line(report.figures), markup=False, highlight=False)
     output.print("results: " + ", ".join(map(str, paths)), markup=False)
-    return figures
-
-
-def study_figures(study: Study, result: Result) -> dict[str, Any]:
-    """What the report's figures do not know: how people were asked and drawn."""
-    figures: dict[str, Any] = {
-        "workload": study.question.workload,
-        "mode": study.mode,
-        "swap": study.swap,
-        "bank": study.people_bank.identity if study.profiles is None else None,
-        "profiles": str(study.profiles.path) if study.profiles is not None else None,
-        "people_summary": study.people_summary and study.people_summary.figures,
-    }
-    if (bias := result.label_bias) is not None:
-        figures |= {f"label_swap_bias_{name}": getattr(bias.position, name) for name in ("before", "after", "offset")}
-        if bias.wording is not None:
-            figures |= {
-                f"label_word_bias_{name}": getattr(bias.wording, name) for name in ("before", "after", "offset")
-            }
-    return figures
+    return report.figures
 
 
 def _bias_line(figures: dict[str, Any]) -> str:
@@ -254,9 +248,9 @@ def _bias_line(figures: dict[str, Any]) -> str:
 
 
 def finish(report: dict[str, Any], started: float, **more: Any) -> None:
-    """Print the JSON line, with `more` in it, and leave with 1 if any row has no answer."""
-    keys = ("rows", "ok", "failed", "replicas", "tp", "rows_per_s", "ctr", "cached_token_share",
-            "label_swap_bias_before", "label_swap_bias_after")  # fmt: skip
+    """Print the JSON line, with `more` in it. Raises ServerUnavailable unless everybody has an answer."""
+    keys = ("rows", "ok", "failed", "people", "answered", "replicas", "tp", "rows_per_s", "ctr", "ctr_raw",
+            "cached_token_share", "label_swap_bias_before", "label_swap_bias_after")  # fmt: skip
     line = {key: report[key] for key in keys if key in report}
     line |= more | {"wall_s": round(time.monotonic() - started, 2)}
     if report["simulated"]:
@@ -270,6 +264,11 @@ def finish(report: dict[str, Any], started: float, **more: Any) -> None:
     if report["state"] != "completed":
         why = report["message"] or "see its results"
         raise ServerUnavailable(
-            f"job {report['job_id']} ended {report['state']}: {why}; `serve-app ctr --resume {report['job_id']}` "
-            "runs the rows that have no outcome"
+            f"job {report['job_id']} ended {report['state']}: {why}; `serve-app ctr predict --resume "
+            f"{report['job_id']}` runs the rows that have no outcome"
+        )
+    if missing := report["people"] - report["answered"]:
+        raise ServerUnavailable(
+            f"{missing:,} of {report['people']:,} people have no answer that could be read: see column 'error' of the "
+            "results; the figures leave them out"
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serve_app.errors import BadSettings
 
 if TYPE_CHECKING:
     from serve_app.workloads.ctr.people.profile_file import ProfileFile
+    from serve_app.workloads.ctr.statistics.calibration import Calibration
+    from serve_app.workloads.ctr.study import Study
 
 
 def platform_context(platform: str, context: str, platforms: Path | None) -> str:
@@ -52,3 +54,25 @@ def profile_file(
             raise BadSettings(f"--map {pair}: '{name}' is mapped twice")
         columns[name] = column
     return ProfileFile(path, columns, id_column, weights, describe, tuple(require))
+
+
+def make_study(**fields: Any) -> Study:
+    """The study that the options say, its people included. Raises BadSettings before anything starts."""
+    from serve_app.workloads.ctr.study import Study
+
+    study = Study(**fields)
+    if not study.streamed:
+        study.people  # noqa: B018  # reads a file, draws a sample: raises
+    return study
+
+
+def read_calibration(path: Path | None, study: Study | None) -> Calibration | None:
+    """The file of --calibration. Raises BadSettings if it cannot be the study's."""
+    from serve_app.workloads.ctr.statistics.calibration import load_calibration
+
+    if path is None:
+        return None
+    found = load_calibration(path)
+    if study is not None:
+        found.check_question(study.question.workload, study.platform)
+    return found

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from serve_app.cli.common import Json, console
+from serve_app.cli.common import Json, console, print_whole
 
 app = typer.Typer(help="Kubernetes manifests from k8s/values.yaml.", no_args_is_help=True)
 
@@ -43,7 +43,7 @@ def presets(values: ValuesFile = DEFAULT_VALUES, as_json: Json = False) -> None:
             str(bounds.min) if bounds.fixed else f"{bounds.min} to {bounds.max}",
             str(ranks * bounds.max) if preset.gpu else "–",
         )
-    console.print(table)
+    print_whole(table)
 
 
 @app.command()

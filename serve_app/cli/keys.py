@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.cli.common import Json, console
+from serve_app.cli.common import Json, console, print_whole
 from serve_app.errors import BadSettings
 
 app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
@@ -66,7 +66,7 @@ def list_keys(file: KeyFile, as_json: Json = False) -> None:
             *(str(limit) if limit is not None else "–" for limit in limits),
             *(f"{time:%Y-%m-%d %H:%M %Z}" if time is not None else "–" for time in times),
         )
-    console.print(table)
+    print_whole(table)
 
 
 @app.command()

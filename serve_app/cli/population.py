@@ -12,7 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 from serve_app.atomic import atomic_write
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, console, goes_on_without_us
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, console, goes_on_without_us, print_whole, spelling
+from serve_app.cli.provider import (
+    OWN,
+    RENAMED,
+    ApiKeyEnv,
+    BatchRows,
+    Concurrency,
+    InputPrice,
+    Model,
+    OutputPrice,
+    ProviderName,
+    RequestsPerMinute,
+    TokensPerMinute,
+    job_fields,
+    price_fields,
+)
 from serve_app.errors import BadSettings, ServerUnavailable
 
 if TYPE_CHECKING:
@@ -24,7 +39,7 @@ app = typer.Typer(help="Run populations of rows: submit, watch, fetch results.",
 Job = Annotated[str, typer.Argument(metavar="JOB_ID")]
 
 
-@app.command()
+@app.command(context_settings=spelling(RENAMED))
 def submit(
     source: Annotated[
         str, typer.Argument(help="CSV, Excel, JSONL or Parquet: a local file (sent along), or a URL.")
@@ -39,20 +54,23 @@ def submit(
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     json_schema: Annotated[Path | None, typer.Option(help="File: answers must be JSON of this schema.")] = None,
     workload: Annotated[str | None, typer.Option(help="Name and version; part of each row's identity.")] = None,
-    model: Annotated[str | None, typer.Option(help="Served model.")] = None,
     id_column: Annotated[str | None, typer.Option(help="Column of the rows' ids.")] = None,
     length_column: Annotated[str | None, typer.Option(help="Column of the answers' expected tokens.")] = None,
     format: Annotated[str | None, typer.Option(help="csv, xlsx, jsonl or parquet; default: by the name.")] = None,
     priority: Annotated[int | None, typer.Option(help="Lower goes first; online requests have 0.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Dollars for one replica's hour.")] = None,
+    input_price: InputPrice = None,
+    output_price: OutputPrice = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take answers that other jobs already have.")] = False,
     job_id: Annotated[str | None, typer.Option(help="Default: made from workload and time.")] = None,
     no_upload: Annotated[bool, typer.Option("--no-upload", help="The server reads the path itself.")] = False,
-    provider_url: Annotated[str | None, typer.Option(help="External OpenAI-compatible endpoint, with /v1.")] = None,
-    provider_model: Annotated[str | None, typer.Option(help="Its model.")] = None,
-    provider_key_env: Annotated[str | None, typer.Option(help="Server's environment variable with its key.")] = None,
-    requests_per_minute: Annotated[float | None, typer.Option(help="The provider's limit.")] = None,
-    tokens_per_minute: Annotated[float | None, typer.Option(help="The provider's limit.")] = None,
+    provider: ProviderName = OWN,
+    model: Model = "",
+    api_key_env: ApiKeyEnv = None,
+    batch_rows: BatchRows = None,
+    concurrency: Concurrency = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
     as_json: Json = False,
     base_url: BaseUrl = DEFAULT_URL,
@@ -61,13 +79,12 @@ def submit(
     from serve_app.spec import JobSpec
 
     chat = [{"role": role, "content": text} for role, text in (("system", system), ("user", user)) if text is not None]
-    provider = {
-        "base_url": provider_url,
-        "model": provider_model,
-        "api_key_env": provider_key_env,
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-    }
+    said = _read_json(spec) if spec else {}
+    answered_by = job_fields(
+        provider, model, api_key_env=api_key_env, batch_rows=batch_rows, concurrency=concurrency,
+        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
+    )  # fmt: skip
+    external = "provider" in answered_by or "provider" in said
     fields: dict[str, Any] = {
         "prompt": prompt,
         "messages": chat or None,
@@ -77,18 +94,17 @@ def submit(
         "seed": seed,
         "structured": {"json": _read_json(json_schema)} if json_schema else None,
         "workload": workload,
-        "model": model,
         "id_column": id_column,
         "length_column": length_column,
         "format": format,
         "priority": priority,
-        "price": {"replica_hour": price} if price is not None else None,
         "reuse": reuse or None,
         "job_id": job_id,
-        "provider": {k: v for k, v in provider.items() if v is not None} or None,
+        **answered_by,
+        **price_fields(external, price, input_price, output_price),
     }
     fields |= {"source": source or None}
-    job = JobSpec.parse({**(_read_json(spec) if spec else {}), **{k: v for k, v in fields.items() if v is not None}})
+    job = JobSpec.parse({**said, **{k: v for k, v in fields.items() if v is not None}})
     local = source and "://" not in source and not no_upload
     if local and job.format is None:
         _say_table(Path(source), Console(stderr=True, quiet=as_json, soft_wrap=True))
@@ -113,18 +129,31 @@ def status(job_id: Job, as_json: Json = False, base_url: BaseUrl = DEFAULT_URL) 
 
 
 @app.command("list")
-def jobs(as_json: Json = False, base_url: BaseUrl = DEFAULT_URL) -> None:
-    """All jobs, newest first."""
+def jobs(
+    every: Annotated[bool, typer.Option("--all", help="Each job of a comparison or calibration in its own line.")] = (
+        False
+    ),
+    as_json: Json = False,
+    base_url: BaseUrl = DEFAULT_URL,
+) -> None:
+    """All jobs, newest first; those of one comparison or calibration in one line."""
     found = _client(base_url).list()
     if as_json:
         print(json.dumps([job.model_dump(mode="json") for job in found]))
         return
-    table = Table("job", "state", "rows", "failed", "rows/s", "message")
+    groups: dict[str, list[JobStatus]] = {}
     for job in found:
-        rows = f"{job.done:,}/{job.total:,}"
-        bad = str(job.failed + job.invalid)
-        table.add_row(job.id, job.state, rows, bad, f"{job.rows_per_s:.1f}", job.message)
-    console.print(table)
+        groups.setdefault(job.id if every else job.group or job.id, []).append(job)
+    table = Table("job", "state", "rows", "failed", "rows/s", "message")
+    for name, members in groups.items():
+        done, total, bad = (sum(getattr(job, n) for job in members) for n in ("done", "total", "unanswered"))
+        states = ", ".join(dict.fromkeys(job.state for job in members))
+        rate = sum(job.rows_per_s for job in members if job.state.active or len(members) == 1)
+        message = next((job.message for job in members if job.message), "")
+        if members[0].id != name:
+            message = ": ".join(filter(None, [f"{len(members)} jobs", message]))
+        table.add_row(name, states, f"{done:,}/{total:,}", str(bad), f"{rate:.1f}", message)
+    print_whole(table)
 
 
 @app.command()
@@ -217,12 +246,12 @@ def _show(status: JobStatus, as_json: bool) -> None:
         "by replica": ", ".join(f"{name}: {rows:,}" for name, rows in status.rows_by_replica.items()),
         "model": f"{status.model}{' (SIMULATED)' if status.simulated else ''}",
         "cached tokens": f"{status.cached_share:.1%} of {status.prompt_tokens:,}",
-        "cost": f"${status.cost:,.4f}" if status.cost else "no price was given",
+        **({"cost": f"${status.cost:,.4g}"} if status.cost else {}),
         "folder": status.folder,
     }
     for name, text in lines.items():
         table.add_row(name, text)
-    console.print(table)
+    print_whole(table)
 
 
 def _read_json(path: Path) -> Any:

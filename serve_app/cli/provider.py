@@ -1,8 +1,10 @@
-"""Who answers: our own replicas, or an external OpenAI-compatible provider."""
+"""Who answers: our own replicas, or an external OpenAI-compatible provider. The same options for every command."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from serve_app.errors import BadSettings
 
@@ -13,10 +15,24 @@ PROVIDERS = {
     "deepseek": ("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
     "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
 }
+# Older names of these options, for `common.spelling`.
+RENAMED = {"provider-url": "provider", "provider-model": "model", "provider-key-env": "api-key-env"}
+
+ProviderName = Annotated[
+    str, typer.Option("--provider", help=f"Who answers: {OWN} replicas, {', '.join(PROVIDERS)}, or an address.")
+]
+Model = Annotated[str, typer.Option("--model", help="The model that must answer; a provider's by its name there.")]
+ApiKeyEnv = Annotated[
+    str | None, typer.Option("--api-key-env", help="Driver's environment variable with the provider's key.")
+]
+BatchRows = Annotated[int | None, typer.Option("--batch-rows", min=1, help="Rows a provider is given at once.")]
+Concurrency = Annotated[int | None, typer.Option("--concurrency", min=1, help="Requests open at a provider.")]
+RequestsPerMinute = Annotated[float | None, typer.Option("--requests-per-minute", help="The provider's limit.")]
+TokensPerMinute = Annotated[float | None, typer.Option("--tokens-per-minute", help="The provider's limit.")]
 
 
 def job_fields(provider: str, model: str, **limits: Any) -> dict[str, Any]:
-    """The fields `model` or `provider` of a job. `limits` are fields of `driver.spec.Provider`; None is its default.
+    """The fields `model` or `provider` of a job. `limits` are fields of `spec.Provider`; None is its default.
 
     Raises BadSettings for a provider that is neither known nor an address, and options that do not go together.
     """
@@ -26,12 +42,42 @@ def job_fields(provider: str, model: str, **limits: Any) -> dict[str, Any]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise BadSettings(f"{flags}: only for an external --provider")
         return {"model": model} if model else {}
+    base_url, key = address(provider)
+    if not model:
+        raise BadSettings("--model: name the provider's model")
+    return {"provider": {"base_url": base_url, "model": model, "api_key_env": key, **given}}
+
+
+def address(provider: str) -> tuple[str, str]:
+    """A provider's base URL and, of a known one, the variable with its key. Raises BadSettings."""
     if provider not in PROVIDERS and not provider.startswith(("http://", "https://")):
         raise BadSettings(
             f"--provider '{provider}' is unknown: use {OWN}, {', '.join(PROVIDERS)}, or an address such as "
             "https://host/v1"
         )
-    if not model:
-        raise BadSettings("--model: name the provider's model")
-    base_url, key = PROVIDERS.get(provider, (provider, ""))
-    return {"provider": {"base_url": base_url, "model": model, "api_key_env": key, **given}}
+    return PROVIDERS.get(provider, (provider, ""))
+
+
+def price_fields(
+    external: bool, replica_hour: float | None, input_price: float | None, output_price: float | None
+) -> dict[str, Any]:
+    """The field `price` of a job, if it has any. Own replicas cost time, a provider tokens: raises BadSettings for the
+    price of what is not used."""
+    tokens = {"input_per_million_tokens": input_price, "output_per_million_tokens": output_price}
+    said = {name: value for name, value in tokens.items() if value is not None}
+    if external and replica_hour is not None:
+        raise BadSettings(
+            "--price: of a replica's hour, and an external provider has none: give --input-price and --output-price"
+        )
+    if not external and said:
+        raise BadSettings("--input-price, --output-price: only for an external --provider; replicas cost --price")
+    price = said if external else {"replica_hour": replica_hour} if replica_hour is not None else {}
+    return {"price": price} if price else {}
+
+
+InputPrice = Annotated[
+    float | None, typer.Option("--input-price", min=0, help="Dollars for a million prompt tokens at the provider.")
+]
+OutputPrice = Annotated[
+    float | None, typer.Option("--output-price", min=0, help="Dollars for a million generated tokens there.")
+]

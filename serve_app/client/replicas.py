@@ -61,9 +61,12 @@ class ReplicaClient:
     async def __aexit__(self, *raised: object) -> None:
         await self._dispatcher.__aexit__(*raised)
 
-    async def model(self) -> str:
-        """Name of the model that is served. Raises EngineFailed without replicas."""
-        return (await self._dispatcher.replica()).engine.model
+    async def engine(self) -> EngineInfo:
+        """What a replica's engine says of itself: model, tensor-parallel size, whether it is simulated.
+
+        Raises EngineFailed without replicas.
+        """
+        return (await self._dispatcher.replica()).engine
 
     async def score(
         self, prompts: Sequence[Prompt], labels: Sequence[str], *, priority: int = PRIORITY

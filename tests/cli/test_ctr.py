@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from serve_app.cli import app
 from serve_app.cli import ctr as ctr_command
+from serve_app.cli.common import default_group
 from serve_app.cli.provider import job_fields
+from serve_app.client.populations import PopulationClient
 from serve_app.errors import BadSettings
 from serve_app.workloads.ctr.people.profile_file import ProfileFile
 from serve_app.workloads.ctr.study import Study
@@ -24,14 +26,14 @@ class Ran(Exception):
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `run_ctr` would have been called with."""
+    """What `run_study` would have been called with."""
     found: dict[str, Any] = {}
 
-    def run_ctr(base_url: str, study: Study | None, **options: Any) -> None:
-        found.update(options, base_url=base_url, study=study)
+    def run_study(client: PopulationClient, study: Study | None, **options: Any) -> None:
+        found.update(options, base_url=client.base_url, study=study)
         raise Ran
 
-    monkeypatch.setattr(ctr_command, "run_ctr", run_ctr)
+    monkeypatch.setattr(ctr_command, "run_study", run_study)
     return found
 
 
@@ -79,15 +81,12 @@ def test_how_people_were_read_and_one_of_them_is_shown_before_anything_runs(
     assert isinstance(result.exception, Ran)
 
 
-def test_the_terminal_and_the_report_tell_of_gaps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_terminal_and_the_report_tell_of_gaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     people = tmp_path / "people.csv"
     people.write_text("age,income\n30,9\n,5\n-1,7\n33,\n")
     client = FakeClient(lambda system, user: scored(-1))
-    monkeypatch.setattr("serve_app.client.populations.PopulationClient", lambda base_url: client)
     study = Study(ad="x", profiles=ProfileFile(people))
-    figures = ctr_command.run_ctr("http://fake", study, out=tmp_path, price=0.0, output=Console(width=300))
+    figures = ctr_command.run_study(client, study, out=tmp_path, output=Console(width=300))
     said = "read as `,`, UTF-8: 4 people, 2 columns; 1 without age; 1 without income; impossible age: -1 in line 4"
     assert said in capsys.readouterr().out
     assert figures["people_summary"]["missing"] == {"age": 1, "income": 1}
@@ -127,8 +126,8 @@ def test_wrong_options_are_refused_before_anything_runs(
 
 
 def test_a_subcommand_can_stand_beside_the_bare_command(asked: dict[str, Any]) -> None:
-    group, ran = typer.Typer(invoke_without_command=True), []
-    group.callback()(ctr_command.ctr)
+    group, ran = typer.Typer(cls=default_group("predict")), []
+    group.command()(ctr_command.predict)
 
     @group.command()
     def compare(ad: str) -> None:
@@ -138,6 +137,45 @@ def test_a_subcommand_can_stand_beside_the_bare_command(asked: dict[str, Any]) -
     assert (ran, asked) == (["B"], {})
     assert isinstance(CliRunner().invoke(group, ["--ad", "A"]).exception, Ran)
     assert asked["study"].ad == "A"
+    assert isinstance(CliRunner().invoke(group, ["predict", "--ad", "C"]).exception, Ran)
+    assert asked["study"].ad == "C"
+
+
+def test_options_before_another_command_are_refused_and_not_dropped(asked: dict[str, Any]) -> None:
+    result = CliRunner().invoke(app, ["ctr", "--ad", "compare", "--seed", "3", "compare", "--ad", "B"])
+    assert result.exit_code == 2
+    assert "write options after the command" in result.output
+    assert not asked
+
+
+def test_an_ad_may_be_called_like_a_command(asked: dict[str, Any]) -> None:
+    serve_app("--ad", "compare")
+    assert asked["study"].ad == "compare"
+
+
+def test_a_mistyped_command_is_told_by_name(asked: dict[str, Any]) -> None:
+    result = CliRunner().invoke(app, ["ctr", "cmpare", "--ad", "x"])
+    assert (result.exit_code, "compare" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        (["--ad", "x"], "--ad"),
+        (["--seed", "42", "--swap", "none"], "--swap, --seed"),
+        (["--provider", "own"], "--provider"),
+        (["--price", "1"], "--price"),
+    ],
+)
+def test_a_resumed_job_takes_its_own_study_and_refuses_another_by_name(
+    options: list[str], flags: str, asked: dict[str, Any]
+) -> None:
+    raised = serve_app("--resume", "job", *options)
+    assert isinstance(raised, BadSettings)
+    assert str(raised).startswith(f"{flags}: not with --resume")
+    assert not asked
+    assert isinstance(serve_app("predict", "--resume", "job", "--out", "there"), Ran)
+    assert (asked["resume"], asked["out"], asked["study"]) == ("job", Path("there"), None)
 
 
 def test_a_provider_is_a_field_of_the_job_with_its_key_by_name_only(asked: dict[str, Any]) -> None:
@@ -146,6 +184,18 @@ def test_a_provider_is_a_field_of_the_job_with_its_key_by_name_only(asked: dict[
         "base_url": "https://api.openai.com/v1", "model": "m", "api_key_env": "OPENAI_API_KEY", "batch_rows": 4,
         "requests_per_minute": 9,
     }  # fmt: skip
+
+
+def test_replicas_cost_time_and_a_provider_its_tokens_or_nothing(asked: dict[str, Any]) -> None:
+    serve_app("--ad", "x")
+    assert asked.pop("price") == {"replica_hour": 0.1}
+    provider = ("--ad", "x", "--provider", "openai", "--model", "m")
+    serve_app(*provider)
+    assert "price" not in asked
+    serve_app(*provider, "--input-price", "0.15", "--output-price", "0.6")
+    assert asked["price"] == {"input_per_million_tokens": 0.15, "output_per_million_tokens": 0.6}
+    for wrong in ((*provider, "--price", "2"), ("--ad", "x", "--input-price", "1")):
+        assert "-price" in str(serve_app(*wrong))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typer.main import get_command
 
 from serve_app.cli import app
 from serve_app.workloads.ctr.study import SIZE, Study
+from serve_app.workloads.icm.labelling import Labelling
 from serve_app.workloads.icm.schedule import SearchSettings
 
 
@@ -19,7 +20,7 @@ def defaults(*path: str) -> dict[str, Any]:
 
 
 def test_options_of_icm_have_the_defaults_of_a_search() -> None:
-    options = defaults("icm")
+    options = defaults("icm", "run")
     settings = {name: field.default for name, field in SearchSettings.model_fields.items() if name in options}
     assert len(settings) >= 6
     assert {name: options[name] for name in settings} == settings
@@ -27,7 +28,7 @@ def test_options_of_icm_have_the_defaults_of_a_search() -> None:
 
 def test_options_of_ctr_have_the_defaults_of_a_study() -> None:
     names = {"ad_platform": "platform", "ad_platform_context": "context"}
-    options = {names.get(name, name): value for name, value in defaults("ctr").items()}
+    options = {names.get(name, name): value for name, value in defaults("ctr", "predict").items()}
     study = {field.name: field.default for field in fields(Study)}
     same = ("platform", "context", "mode", "swap", "seed", "allocation")
     assert {name: options[name] for name in same} == {name: study[name] for name in same}
@@ -37,3 +38,10 @@ def test_every_command_on_a_population_has_as_many_people_of_the_same_seed() -> 
     for path in (("demo",), ("ctr", "compare"), ("ctr", "calibrate")):
         options = defaults(*path)
         assert (options["population_size"], options["seed"]) == (SIZE, Study.seed), path
+
+
+def test_options_of_icm_have_the_defaults_of_a_labelling() -> None:
+    options = defaults("icm", "run")
+    same = ("testbed", "words", "batch_size", "baselines", "shots", "baseline_seeds")
+    labelling = {field.name: field.default for field in fields(Labelling)}
+    assert {name: options[name] for name in same} == {name: labelling[name] for name in same}

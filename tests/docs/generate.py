@@ -58,6 +58,8 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
     if not children or getattr(command, "invoke_without_command", False):
         yield path, command
     for name, child in children.items():
+        if child.hidden:
+            continue
         yield from _commands(child, (*path, name))
 
 

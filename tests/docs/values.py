@@ -34,7 +34,8 @@ def models() -> dict[str, Any]:
     from serve_app.workloads.ctr.people.bank import Bank
 
     line = {"rows", "ok", "failed", "replicas", "tp", "rows_per_s", "ctr", "cached_token_share", "wall_s", "dtype",
-            "setup_s", "start_s", "run_s", "simulated", "label_swap_bias_before", "label_swap_bias_after"}  # fmt: skip
+            "setup_s", "start_s", "run_s", "simulated", "people", "answered", "ctr_raw",
+            "label_swap_bias_before", "label_swap_bias_after"}  # fmt: skip
     mine = {name: kind for name, kind in vars(settings).items() if isinstance(kind, type) and issubclass(kind, Frozen)}
     return {
         **mine,

@@ -127,7 +127,7 @@ def test_a_file_goes_in_by_the_command_line_and_results_come_out_as_the_cluster_
                         "--price", "2", "--json")  # fmt: skip
     status = JobStatus.model_validate_json(out)
     assert (status.state, status.ok, status.simulated) == ("completed", 1000, True)
-    assert status.cost > 0
+    assert (status.cost or 0) > 0
     table = simulated.folder / "a.parquet"
     simulated.cli("results", "a", "--format", "parquet", "--out", str(table))
     ids = pq.read_table(table)["custom_id"].to_pylist()
@@ -215,10 +215,10 @@ def answered(text: str, **choice: Any) -> dict[str, Any]:
 def test_the_same_job_runs_on_an_external_provider(simulated: Simulated) -> None:
     path = people(simulated.folder / "few.csv", 20)
     with provider(lambda body: answered(body["messages"][-1]["content"].upper())) as url:
-        out = simulated.cli("submit", path, "--user", "Who is {name}?", "--watch", "--json", "--provider-url", url,
-                            "--provider-model", "other")  # fmt: skip
+        out = simulated.cli("submit", path, "--user", "Who is {name}?", "--watch", "--json", "--provider", url,
+                            "--model", "other")  # fmt: skip
     status = JobStatus.model_validate_json(out)
-    assert (status.state, status.ok, status.simulated) == ("completed", 20, False)
+    assert (status.state, status.ok, status.simulated, status.cost) == ("completed", 20, False, None)
     assert status.model == "other"
     texts = {o.custom_id: (o.value or {})["text"] for o in PopulationClient(simulated.base_url).outcomes(status.id)}
     assert texts["p7"] == "WHO IS PERSON 7?"
@@ -258,14 +258,20 @@ def test_ads_are_compared_and_calibrated_on_the_same_people(simulated: Simulated
     line = json.loads(out)
     assert (line["rows"], line["dropped"], set(line["ctr"])) == (48, 0, {"A", "B"})
     assert sum(line["best_probability"].values()) == pytest.approx(1)
-    assert "simulated" in (simulated.folder / "runs/compare/report.html").read_text().lower()
+    assert line["simulated"] is True
+    assert "simulated" in (simulated.folder / "runs" / line["id"] / "report.html").read_text().lower()
+    listed = json.loads(simulated.cli("list", "--json"))
+    assert sum(job["metadata"].get("group") == line["id"] for job in listed) == 2
+    assert line["id"] in simulated.cli("list")
     history = "ad,platform,impressions,clicks\n" + "".join(f"Ad {i},facebook,10000,{100 + 10 * i}\n" for i in range(3))
     (simulated.folder / "ads.csv").write_text(history)
     line = json.loads(simulated.cli("calibrate", "--ads", "ads.csv", "--population-size", "32", "--json", group="ctr"))
     assert line["ads"] == 3
     out = simulated.cli("--ad", "New phone", "--population-size", "48", "--calibration", "calibration.json", "--json",
                         "--out", "calibrated", group="ctr")  # fmt: skip
-    assert json.loads(out)["simulated"] is True
+    line = json.loads(out)
+    assert line["simulated"] is True
+    assert line["ctr"] < 0.02 < line["ctr_raw"]
     (report,) = (simulated.folder / "calibrated").glob("*/report.json")
     # Three ads were clicked at by 1.0 to 1.2 %, and so is a fourth, however the replicas answer.
     assert 0.005 < json.loads(report.read_text())["calibrated"]["ctr"] < 0.02

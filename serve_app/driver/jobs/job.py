@@ -222,7 +222,6 @@ def status_of(job: JobStore) -> JobStatus:
         "metadata": spec["metadata"],
         "price": spec["price"],
         "folder": job.folder,
-        "eta_s": None,  # what the report of a run says of the time left is over
     }
     return JobStatus(**{**report, **counts, **known})
 

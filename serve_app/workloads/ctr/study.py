@@ -42,6 +42,10 @@ class Client(Protocol):
 
     def submit(self, spec: JobSpec) -> str: ...
 
+    def status(self, job_id: str) -> JobStatus: ...
+
+    def resume(self, job_id: str) -> JobStatus: ...
+
     def wait(self, job_id: str, on_status: Callable[[JobStatus], None] = ...) -> JobStatus: ...
 
     def outcomes(self, job_id: str) -> Iterator[Outcome]: ...
@@ -145,7 +149,12 @@ class Study:
 
     def run(self, client: Client, on_status: Callable[[JobStatus], None] = lambda status: None, **job: Any) -> Result:
         """Submit the study, follow it to its end, read the answers."""
-        job_id = self.submit(client, **job)
+        return self.follow(client, self.submit(client, **job), on_status)
+
+    def follow(
+        self, client: Client, job_id: str, on_status: Callable[[JobStatus], None] = lambda status: None
+    ) -> Result:
+        """Follow a job of this study to its end, read the answers."""
         status = client.wait(job_id, on_status)
         return self.result(status, client.outcomes(job_id))
 
@@ -173,6 +182,14 @@ class Study:
         file = asdict(replace(self.profiles, path=self.profiles.path.absolute()))
         return {**said, "size": self.size, "profiles": {**file, "path": str(file["path"])},
                 "profiles_sha256": self.profiles.digest()}  # fmt: skip
+
+    @classmethod
+    def of_job(cls, client: Client, job_id: str) -> Study:
+        """The study that a job asks. Raises JobNotFound, and BadSettings for a job that is of none."""
+        said = client.status(job_id).metadata
+        if "ad" not in said or "group" in said:
+            raise BadSettings(f"--resume: job '{job_id}' was not submitted by `serve-app ctr predict`")
+        return cls.from_metadata(said)
 
     @classmethod
     def from_metadata(cls, said: Mapping[str, Any]) -> Study:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from serve_app.errors import BadSettings
+from serve_app.errors import BadSettings, ServerUnavailable
+from serve_app.spec import JobSpec, JobState, JobStatus
+from serve_app.workloads.ctr.asking.answers import read_answers, table
+from serve_app.workloads.ctr.asking.prompts import Question
+from serve_app.workloads.ctr.people.bank import load_bank
+from serve_app.workloads.ctr.people.profiles import draw_profiles
 from serve_app.workloads.ctr.statistics.estimate import weights_of
 from serve_app.workloads.ctr.statistics.pairing import pair_rows
 from serve_app.workloads.ctr.statistics.sequential import Look, SequentialTest
+from serve_app.workloads.ctr.study import Client
 
 
 class RunPopulation(Protocol):
@@ -41,6 +50,41 @@ class Trial:
     def rows_saved(self) -> int:
         """People that no ad needed to be shown to, as the test was decided before."""
         return self.size - self.looks[-1].rows if self.looks and self.looks[-1].decided else 0
+
+
+def new_group(kind: str) -> str:
+    """A name for jobs that belong together: the kind, the time (UTC) and four random digits."""
+    return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def population_run(
+    client: Client,
+    *,
+    seed: int,
+    group: str,
+    on_status: Callable[[JobStatus], None] = lambda status: None,
+    **job: Any,
+) -> RunPopulation:
+    """What shows an ad to people of the default identity bank, one job a call, each with `group` in its metadata.
+
+    `job` holds further fields of `spec.JobSpec` (model, provider, …). The call raises BadSettings for an empty ad or
+    an unknown platform, ServerUnavailable for a job that did not complete.
+    """
+    bank = load_bank("default")
+
+    def run(ad: str, platform: str, *, start: int, size: int) -> pa.Table:
+        question = Question(ad, platform)
+        people = list(islice(draw_profiles(seed, start, bank), size))
+        asked = {"ad": ad, "platform": platform, "seed": seed, "start": start, "size": size, "group": group}
+        rows = [row for person in people for row in question.rows(person)]
+        fields = {**question.job(external="provider" in job), "metadata": asked, **job}
+        job_id = client.submit(JobSpec.of(rows, **fields))
+        status = client.wait(job_id, on_status)
+        if status.state is not JobState.COMPLETED:
+            raise ServerUnavailable(f"job {job_id} ended {status.state}: {status.message or 'see its results'}")
+        return table(read_answers(question, people, client.outcomes(job_id)))
+
+    return run
 
 
 def name_arms(ads: Iterable[str], platforms: Iterable[str]) -> dict[str, Shown]:

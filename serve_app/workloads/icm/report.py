@@ -1,11 +1,9 @@
-"""What a run leaves: results.jsonl (a line an example), report.json (all figures) and report.html (table and plots)."""
+"""What a run leaves: results.jsonl (a line an example), report.json (all figures) and report.html."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,15 @@ from serve_app.workloads.icm.evaluation.gold import Accuracy
 from serve_app.workloads.icm.examples.dataset import Dataset
 from serve_app.workloads.icm.search.finding import Finding
 from serve_app.workloads.icm.search.state import Step
+from serve_app.workloads.report.page import SIMULATED, Chart, Grid, Page, Section, Tile, percent, render
 
 ICM = "ICM"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`accuracies` by method, and `curve` of (iteration, accuracy, labels): both empty without gold labels."""
+    """`accuracies` by method, and `curve` of (iteration, accuracy, labels): both empty without gold labels. `model` is
+    the name of what answered."""
 
     asked: Mapping[str, Any]
     dataset: Dataset
@@ -32,6 +32,8 @@ class Report:
     accuracies: Mapping[str, Accuracy]
     curve: Sequence[tuple[int, float, int]]
     wall_s: float
+    model: str = ""
+    simulated: bool = False
 
     def figures(self) -> dict[str, Any]:
         """Everything but the single labels and steps."""
@@ -41,6 +43,8 @@ class Report:
         changing = [step for step in self.steps if step.changes]
         return {
             "asked": dict(self.asked),
+            "model": self.model,
+            "simulated": self.simulated,
             "examples": len(self.dataset),
             "relations": len(self.dataset.relations),
             "label_words": [word.strip() for word in self.dataset.words.in_text],
@@ -71,7 +75,7 @@ class Report:
         contents = {
             "results.jsonl": b"".join(msgspec.json.encode(label) + b"\n" for label in self.finding.labels),
             "report.json": msgspec.json.format(msgspec.json.encode(self.figures()), indent=1) + b"\n",
-            "report.html": self.html().encode(),
+            "report.html": render(self.page()).encode(),
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,71 +86,127 @@ class Report:
             raise StoreError(f"--out: cannot write {folder}: {error.strerror or error}") from error
         return [folder / name for name in contents]
 
-    def html(self) -> str:
-        """One page that needs nothing else: figures, accuracy table, plots as inline SVG, labels."""
-        import jinja2
-
-        template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-        texts = {example.id: example.text for example in self.dataset.examples}
-        return environment.from_string(template).render(
-            figures=self.figures(),
-            accuracies=self.accuracies,
-            plots=[plot for plot in (self._accuracy_plot(), self._utility_plot(), self._cache_plot()) if plot],
-            labels=[(label, texts[label.id]) for label in self.finding.labels],
+    def page(self) -> Page:
+        """The same for people: the verdict, the accuracies, the plots and every label."""
+        found = self.figures()
+        return Page(
+            title=f"Internal coherence maximisation: {self.dataset.name}",
+            lead=f"Labels for {found['examples']:,} examples, by the model's own coherence: no label was given.",
+            tiles=self._tiles(found),
+            sections=[section for section in (self._accuracy(), self._search(found), self._labels()) if section],
+            provenance=[
+                ("model", self.model or "–"),
+                ("simulated", "yes" if self.simulated else "no"),
+                *((name, str(value)) for name, value in self.asked.items() if value is not None and name != "model"),
+            ],
+            warnings=self._warnings(),
         )
 
-    def _accuracy_plot(self) -> str:
-        if not self.curve:
-            return ""
-        lines = [("ICM, of the examples labelled so far", [(at, share) for at, share, _ in self.curve])]
-        levels = {name: found.mean for name, found in self.accuracies.items() if name != ICM}
-        return _plot("Accuracy by iteration", "accuracy", lines, levels=levels, bounds=(0, 1.02))
+    def _warnings(self) -> list[str]:
+        found = [SIMULATED] if self.simulated else []
+        finding = self.finding
+        if not finding.coherent:
+            found.append(
+                f"The labels do not hold together: confidence {finding.confidence:.2f} ({finding.low:.2f} to "
+                f"{finding.high:.2f}), and {finding.shuffled_confidence:.2f} for the same labels shuffled, where 0.5 "
+                "is chance. Do not take them for what the model knows."
+            )
+        return found
 
-    def _utility_plot(self) -> str:
+    def _tiles(self, found: Mapping[str, Any]) -> list[Tile]:
+        finding, icm = self.finding, self.accuracies.get(ICM)
+        accuracy = [Tile("accuracy of ICM", percent(icm.mean, 1), _interval(icm))] if icm else []
+        cached = found["cached_share"]
+        return [
+            *accuracy,
+            Tile("confidence", f"{finding.confidence:.2f}", f"shuffled {finding.shuffled_confidence:.2f}, chance 0.50"),
+            Tile("labelled by the search", f"{found['labelled_by_search']:,}", f"of {found['examples']:,} examples"),
+            Tile("accepted", f"{found['accepted']:,}", f"of {found['proposals']:,} proposals"),
+            Tile("inconsistent pairs", f"{found['inconsistent']:,}", f"of {found['relations']:,} relations"),
+            Tile("total time", f"{self.wall_s:,.1f} s", f"{percent(cached, 1)} of prompt tokens cached"),
+        ]
+
+    def _accuracy(self) -> Section | None:
+        if not self.accuracies:
+            return None
+        rows = [
+            (name, percent(found.mean, 1), _interval(found), str(found.examples), str(found.seeds))
+            for name, found in self.accuracies.items()
+        ]
+        return Section(
+            "Accuracy",
+            [
+                "Intervals are Wilson's over examples for one seed, Student's t over seeds for several. The search was "
+                "not given gold labels: they are the evaluation's alone.",
+            ],
+            self._accuracy_plot(),
+            Grid(("method", "accuracy", "95 % interval", "examples", "seeds"), rows, (1, 2, 3, 4)),
+        )
+
+    def _search(self, found: Mapping[str, Any]) -> Section:
+        shown = ("iterations", "alpha", "utility", "calls", "calls_per_iteration", "prompts", "prompt_tokens")
+        rows = [(name.replace("_", " "), _number(found[name])) for name in shown]
+        return Section("The search", [], [*self._utility_plot(), *self._cache_plot()], Grid(("", ""), rows, (1,)))
+
+    def _labels(self) -> Section:
+        texts = {example.id: example.text for example in self.dataset.examples}
+        rows = [
+            (one.id, texts[one.id], one.word, f"{one.probability:.3f}", "search" if one.searched else "prediction")
+            for one in self.finding.labels
+        ]
+        return Section("Labels", [], table=Grid(("id", "example", "label", "probability", "by"), rows, (3,)))
+
+    def _accuracy_plot(self) -> list[Chart]:
+        if not self.curve:
+            return []
+        series = {"ICM, of the examples labelled so far": [(at, share) for at, share, _ in self.curve]}
+        levels = {f"{name} {found.mean:.2f}": found.mean for name, found in self.accuracies.items() if name != ICM}
+        alt = f"Accuracy of ICM's labels, {percent(self.curve[0][1], 1)} at first, {percent(self.curve[-1][1], 1)} last"
+        return [_plot("accuracy", "Accuracy by iteration", series, alt, label="accuracy", levels=levels, share=True)]
+
+    def _utility_plot(self) -> list[Chart]:
         if not self.steps:
-            return ""
+            return []
         # A line for each α: lowering it changes U though no label has changed.
         alphas = dict.fromkeys(step.alpha for step in self.steps)
-        lines = [
-            (f"α = {alpha:g}", [(step.iteration, step.utility) for step in self.steps if step.alpha == alpha])
+        series = {
+            f"α = {alpha:g}": [(step.iteration, step.utility) for step in self.steps if step.alpha == alpha]
             for alpha in alphas
-        ]
-        return _plot("U by iteration", "U(D)", lines)
+        }
+        alt = f"U(D) from {self.steps[0].utility:.4g} to {self.steps[-1].utility:.4g}"
+        return [_plot("utility", "U by iteration", series, alt, label="U(D)")]
 
-    def _cache_plot(self) -> str:
-        counted = [step for step in self.steps if step.prompt_tokens]
-        if not counted:
-            return ""
-        shares = [(step.iteration, step.cached_tokens / step.prompt_tokens) for step in counted]
-        return _plot(
-            "Prompt tokens from the prefix cache, by iteration", "share", [("cached", shares)], bounds=(0, 1.02)
-        )
+    def _cache_plot(self) -> list[Chart]:
+        shares = [
+            (step.iteration, step.cached_tokens / step.prompt_tokens) for step in self.steps if step.prompt_tokens
+        ]
+        if not shares:
+            return []
+        title = "Prompt tokens from the prefix cache, by iteration"
+        return [
+            _plot("cache", title, {"cached": shares}, f"{title}: last {shares[-1][1]:.0%}", label="share", share=True)
+        ]
 
 
 def _plot(
+    name: str,
     title: str,
-    unit: str,
-    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    alt: str,
     *,
+    label: str,
     levels: Mapping[str, float] | None = None,
-    bounds: tuple[float, float] | None = None,
-) -> str:
-    """Lines over iterations, and horizontal ones, as an SVG element."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    share: bool = False,
+) -> Chart:
+    from serve_app.workloads.report import charts  # imports matplotlib
 
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.subplots()
-    for name, points in lines:
-        axes.plot(*zip(*points, strict=True), label=name, drawstyle="steps-post")
-    for number, (name, value) in enumerate((levels or {}).items(), 1):
-        axes.axhline(value, label=f"{name} {value:.2f}", color=f"C{number}", linestyle="--", linewidth=1)
-    axes.set(title=title, xlabel="iteration", ylabel=unit)
-    if bounds:
-        axes.set_ylim(*bounds)
-    axes.legend(fontsize="small", loc="lower right")
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return drawn.getvalue()[drawn.getvalue().index("<svg") :]
+    bounds = (0.0, 1.02) if share else None
+    return Chart(charts.lines(name, series, label=label, across="iteration", levels=levels, bounds=bounds), alt, title)
+
+
+def _interval(found: Accuracy) -> str:
+    return f"{percent(found.low, 1)} to {percent(found.high, 1)}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -83,7 +83,7 @@ def write_page(page: Page, path: Path) -> Path:
     return path
 
 
-SIMULATED = "SIMULATED ENGINE: these figures come from a made-up model and say nothing about the ad."
+SIMULATED = "SIMULATED ENGINE: these figures come from a made-up model and say nothing about the world."
 
 
 def percent(value: float | None, digits: int = 2) -> str:

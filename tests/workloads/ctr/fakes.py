@@ -23,7 +23,7 @@ Model = Callable[[str, str], dict[str, Any]]
 
 
 class FakeClient(PopulationClient):
-    """`spec` and `asked` are of the last job."""
+    """`spec` and `asked` are of the last job, `specs` all; `told` are further fields of its status."""
 
     def __init__(self, model: Model) -> None:
         super().__init__("http://fake")
@@ -31,20 +31,34 @@ class FakeClient(PopulationClient):
         self._model = model
         self.spec = JobSpec(rows=({"custom_id": "none"},))
         self.asked: list[Row] = []
+        self.specs: list[JobSpec] = []
+        self.told: dict[str, Any] = {}
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST" and request.url.path.endswith("/resume"):
+            return httpx.Response(200, json={"id": "job", "state": "running"})
         if request.method == "POST":
             self.spec = JobSpec.model_validate(msgspec.json.decode(request.content))
+            self.specs.append(self.spec)
             self.asked = _rows(self.spec)
             return httpx.Response(200, json={"id": "job"})
         if request.url.path.endswith("/results"):
             return httpx.Response(200, content=b"".join(self._outcome(row).to_json() + b"\n" for row in self.asked))
-        return httpx.Response(200, json={"id": "job", "state": "completed", "total": len(self.asked)})
+        status = {
+            "id": "job",
+            "state": "completed",
+            "total": len(self.asked),
+            "ok": sum(row.error is None for row in self.asked),
+            "metadata": self.spec.metadata,
+            "model": "m",
+        }
+        return httpx.Response(200, json=status | self.told)
 
     def _outcome(self, row: Row) -> Outcome:
         if row.error is not None:
             return outcome(row.custom_id, None, status="invalid", error=row.error)
-        return outcome(row.custom_id, self._model(row.messages[0]["content"], row.messages[1]["content"]))
+        value = self._model(row.messages[0]["content"], row.messages[1]["content"])
+        return outcome(row.custom_id, value, simulated=bool(self.told.get("simulated")))
 
 
 def _rows(spec: JobSpec) -> list[Row]:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
+import numpy as np
 from scipy.special import expit
 
 from serve_app.schema import Outcome
 from serve_app.workloads.ctr.asking.frames import YES_NO, Frame
+from serve_app.workloads.ctr.statistics.estimate import rate_interval
 
 # A prediction counts as confident when one answer has at least this probability.
 HIGH_CONFIDENCE = 0.8
@@ -78,31 +79,23 @@ class Rates:
 
 
 def rates(predictions: Sequence[Prediction]) -> Rates:
-    """The interval is Student's t for the mean over people drawn at random: it says how far another population
-    of this size may differ, not how wrong the model may be. None where nothing was answered."""
+    """The interval is `rate_interval`'s over people drawn at random: it says how far another population of this size
+    may differ, not how wrong the model may be. None where nothing was answered; `mean_label_mass` is None too where no
+    labels were asked for."""
     answered = [p for p in predictions if p.p_click is not None]
     chances = [p.p_click for p in answered if p.p_click is not None]
     if not chances:
         return Rates(0, 0.0, 0, None, None, None, None, None)
     mean = math.fsum(chances) / len(chances)
-    low, high = mean, mean
-    if len(chances) > 1:
-        error = float(stats.sem(chances))
-        if error > 0:
-            low, high = (float(x) for x in stats.t.interval(0.95, len(chances) - 1, loc=mean, scale=error))
+    found = rate_interval(np.array(chances))
+    masses = [p.label_mass for p in answered if p.label_mass is not None]
     return Rates(
         answered=len(chances),
         expected_clicks=math.fsum(chances),
         clicks=sum(bool(p.click) for p in answered),
         ctr=mean,
-        ctr_low=max(0.0, low),
-        ctr_high=min(1.0, high),
+        ctr_low=mean if found.low is None else found.low,
+        ctr_high=mean if found.high is None else found.high,
         high_confidence_share=sum((p.confidence or 0) >= HIGH_CONFIDENCE for p in answered) / len(answered),
-        mean_label_mass=math.fsum(p.label_mass or 0 for p in answered) / len(answered),
+        mean_label_mass=math.fsum(masses) / len(masses) if masses else None,
     )
-
-
-def cost(run_s: float, replicas: int, price_per_replica_hour: float, rows: int) -> dict[str, Any]:
-    """Dollars for the replicas' time: hours · replicas · price, and the same for 1,000 rows."""
-    total = run_s / 3600 * replicas * price_per_replica_hour
-    return {"cost": total, "cost_per_1000": total / rows * 1000 if rows else None}

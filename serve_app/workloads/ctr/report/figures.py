@@ -16,8 +16,9 @@ from rich.table import Table
 from serve_app.atomic import atomic_write
 from serve_app.errors import StoreError
 from serve_app.spec import JobStatus
-from serve_app.workloads.ctr.asking.predict import HIGH_CONFIDENCE, Prediction, cost, rates
+from serve_app.workloads.ctr.asking.predict import HIGH_CONFIDENCE, Prediction, rates
 from serve_app.workloads.ctr.report.replicas import replica_work, speedup
+from serve_app.workloads.ctr.statistics.calibration import CalibratedRate
 from serve_app.workloads.ctr.statistics.estimate import ctr
 
 
@@ -28,21 +29,23 @@ def figures(
     ad: str,
     platform: str,
     seed: int,
-    price: float,
-    results: pa.Table | None = None,
+    results: pa.Table,
+    rate: CalibratedRate | None = None,
     one_replica: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the report says. `price` is dollars for a replica's hour, as the user stated it.
+    """Everything that the report says: `people` are counted in people, `rows` in rows, of which a person may have
+    several. Click-through, its interval and the expected clicks are those of the population that the people are a
+    sample of, by their weights (`results`), and calibrated where there is a `rate`; `ctr_raw` is the model's own.
 
-    With the `results` the times of the replicas and the speed-up are told too: modelled, or measured against
-    `one_replica`, the figures of the same population's run on one replica.
+    The speed-up is modelled, or measured against `one_replica`, the figures of the same population's run on one.
     """
     found = rates(predictions)
-    prompt_tokens = status.prompt_tokens
-    # The same interval, but for a weighted sample, whose weights only the results have.
-    mean, low, high = (found.ctr, found.ctr_low, found.ctr_high) if results is None else _ctr(results)
-    work = [] if results is None else replica_work(results)
+    people, prompt_tokens = len(predictions), status.prompt_tokens
+    own = _ctr(results)
+    mean, low, high = (rate.ctr, rate.low, rate.high) if rate else own
+    work = replica_work(results)
     gain = speedup(work, status.run_s, one_replica)
+    raw = dict(zip(("ctr_raw", "ctr_raw_low", "ctr_raw_high"), own, strict=True)) if rate else {}
     return {
         "job_id": status.id,
         "state": status.state,
@@ -53,7 +56,7 @@ def figures(
         "seed": seed,
         "model": status.model,
         "workload": status.workload,
-        "people": len(predictions),
+        "people": people,
         "answered": found.answered,
         "rows": status.total,
         "ok": status.ok,
@@ -68,16 +71,19 @@ def figures(
         "tp": status.tensor_parallel_size,
         "run_s": status.run_s,
         "rows_per_s": status.rows_per_s,
-        "expected_clicks": found.expected_clicks,
+        "people_per_s": status.rows_per_s * people / status.total if status.total else 0.0,
+        "expected_clicks": (mean or 0.0) * found.answered,
         "clicks": found.clicks,
         "ctr": mean,
         "ctr_low": low,
         "ctr_high": high,
+        **raw,
         "high_confidence_share": found.high_confidence_share,
         "mean_label_mass": found.mean_label_mass,
         "cached_token_share": status.cached_tokens / prompt_tokens if prompt_tokens else None,
-        "price_per_replica_hour": price,
-        **cost(status.run_s, status.replicas_chosen, price, found.answered),
+        "price_per_replica_hour": status.price.replica_hour or None,
+        "cost": status.cost,
+        "cost_per_1000": status.cost / found.answered * 1000 if status.cost and found.answered else None,
     }
 
 
@@ -103,20 +109,55 @@ def lines(r: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{r['model']}, tensor parallel {r['tp']}"),
         ("total profiles", f"{r['people']:,} (seed {r['seed']})"),
         *([("people of a file", summary["text"])] if (summary := r.get("people_summary")) else []),
-        ("answered / invalid / failed", f"{r['ok']:,} / {r['invalid']:,} / {r['failed']:,}"),
+        *_answered(r),
         ("replicas available / chosen", f"{r['replicas_available']} / {r['replicas']}"),
-        ("profiles per replica", f"{r['rows_per_replica']:,} planned in equal shares"),
+        (f"{_unit(r)} per replica", f"{r['rows_per_replica']:,} planned in equal shares"),
         *(_completed(r)),
-        ("total time", f"{r['run_s']:.1f} s ({r['rows_per_s']:.1f} profiles/s)"),
+        ("total time", f"{r['run_s']:.1f} s ({r['people_per_s']:.1f} profiles/s)"),
         *(_gain(r["speedup"])),
-        ("predicted clicks", f"{r['expected_clicks']:,.1f} expected; {r['clicks']:,} profiles above 50 %"),
-        ("CTR", _interval(r)),
+        ("predicted clicks", f"{r['expected_clicks']:,.1f} expected; {r['clicks']:,} profiles above 50 %{_own(r)}"),
+        *_rates(r),
         (f"high confidence (≥ {HIGH_CONFIDENCE:.0%})", _percent(r["high_confidence_share"])),
         ("label mass (Yes + No)", _percent(r["mean_label_mass"])),
         ("prefix-cache hit share", _percent(r["cached_token_share"])),
-        ("cost", f"${r['cost']:.4f} at ${r['price_per_replica_hour']:g} per replica-hour"),
-        ("cost per 1,000", "-" if r["cost_per_1000"] is None else f"${r['cost_per_1000']:.4f}"),
+        *_cost(r),
     ]
+
+
+def _unit(r: dict[str, Any]) -> str:
+    """What the job's counts count."""
+    return "profiles" if r["rows"] == r["people"] else "rows"
+
+
+def _answered(r: dict[str, Any]) -> Sequence[tuple[str, str]]:
+    several = r["rows"] != r["people"]
+    rows = f" of {r['rows']:,} rows" if several else ""
+    people = [("profiles with an answer", f"{r['answered']:,}")] if several or r["answered"] != r["ok"] else []
+    return [*people, ("answered / invalid / failed", f"{r['ok']:,} / {r['invalid']:,} / {r['failed']:,}{rows}")]
+
+
+def _own(r: dict[str, Any]) -> str:
+    return " before calibration" if "ctr_raw" in r else ""
+
+
+def _rates(r: dict[str, Any]) -> Sequence[tuple[str, str]]:
+    if "ctr_raw" not in r:
+        return [("CTR", _interval(r, "ctr"))]
+    return [("CTR, calibrated", _interval(r, "ctr")), ("CTR by the model", _interval(r, "ctr_raw"))]
+
+
+def _cost(r: dict[str, Any]) -> Sequence[tuple[str, str]]:
+    """Nothing where there is no price."""
+    if not r["cost"]:
+        return []
+    at = f" at ${r['price_per_replica_hour']:g} per replica-hour" if r["price_per_replica_hour"] else ""
+    each = [("cost per 1,000", dollars(r["cost_per_1000"]))] if r["cost_per_1000"] else []
+    return [("cost", dollars(r["cost"]) + at), *each]
+
+
+def dollars(amount: float) -> str:
+    """Four decimals, and never $0.0000."""
+    return f"${amount:,.4f}" if amount >= 0.00005 else f"${amount:.1e}"
 
 
 def _completed(r: dict[str, Any]) -> Sequence[tuple[str, str]]:
@@ -124,8 +165,8 @@ def _completed(r: dict[str, Any]) -> Sequence[tuple[str, str]]:
     found = []
     for replica, rows in sorted(r["rows_by_replica"].items()):
         done = busy.get(replica)
-        pace = f" in {done['busy_s']:.1f} s ({done['rows_per_s']:.1f}/s)" if done and done["busy_s"] else ""
-        found.append((f"completed by {replica}", f"{rows:,}{pace}"))
+        pace = f" in {done['busy_s']:.1f} s ({rows / done['busy_s']:.1f}/s)" if done and done["busy_s"] else ""
+        found.append((f"completed by {replica}", f"{rows:,} {_unit(r)}{pace}"))
     return found
 
 
@@ -135,10 +176,10 @@ def _gain(gain: dict[str, Any] | None) -> Sequence[tuple[str, str]]:
     return [(f"speed-up over one replica ({gain['kind']})", f"{gain['factor']:.2f}×")]
 
 
-def _interval(r: dict[str, Any]) -> str:
-    if r["ctr"] is None:
+def _interval(r: dict[str, Any], key: str) -> str:
+    if r[key] is None:
         return "no row was answered"
-    return f"{r['ctr']:.2%} (95 % interval {r['ctr_low']:.2%} to {r['ctr_high']:.2%})"
+    return f"{r[key]:.2%} (95 % interval {r[f'{key}_low']:.2%} to {r[f'{key}_high']:.2%})"
 
 
 def _percent(share: float | None) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve_app.workloads.ctr.report import charts
-from serve_app.workloads.ctr.report.figures import lines
+from serve_app.workloads.ctr.report.figures import dollars, lines
 from serve_app.workloads.ctr.report.page_calibrate import reliability_section
 from serve_app.workloads.ctr.statistics.calibration import CALIBRATED, CalibratedRate, Calibration
 from serve_app.workloads.ctr.statistics.estimate import column, weights_of
@@ -18,7 +18,7 @@ from serve_app.workloads.ctr.statistics.levels import attributes_of
 from serve_app.workloads.ctr.statistics.segments import FALSE_DISCOVERY_RATE, Segment, segments
 from serve_app.workloads.report.page import SIMULATED, Chart, Grid, Page, Section, Tile, interval, percent, points
 
-UNCALIBRATED = "Clicks, CTR and confidence in this table are the model's own, before calibration."
+UNCALIBRATED = "Confidence and label mass are the model's own, before calibration."
 
 
 def run_page(
@@ -37,9 +37,9 @@ def run_page(
     return Page(
         title=f"Who clicks? {figures['ad']}",
         lead=f"Predicted click-through of this ad on {figures['platform']}, over {figures['people']:,} people.",
-        tiles=_tiles(figures, rate),
+        tiles=_tiles(figures),
         sections=[
-            _segments(found, rate.ctr if rate else figures["ctr"], attributes or attributes_of(results)),
+            _segments(found, figures["ctr"], attributes or attributes_of(results)),
             Section(
                 "How sure the people are",
                 ["Each person has a probability of a click; the CTR is their mean, not a count of yes."],
@@ -79,18 +79,20 @@ def provenance(figures: dict[str, Any], results: pa.Table) -> list[tuple[str, st
     ]
 
 
-def _tiles(figures: dict[str, Any], rate: CalibratedRate | None) -> list[Tile]:
-    around = f"95 %: {interval(figures['ctr_low'], figures['ctr_high'])}"
-    headline = [Tile("CTR, calibrated", percent(rate.ctr), f"95 %: {interval(rate.low, rate.high)}")] if rate else []
+def _tiles(figures: dict[str, Any]) -> list[Tile]:
+    rates = {"CTR, calibrated": "ctr", "CTR by the model": "ctr_raw"}
+    if "ctr_raw" not in figures:
+        rates = {"CTR by the model": "ctr"}
     cost = figures["cost_per_1000"]
-    clicks = rate.ctr * figures["answered"] if rate else figures["expected_clicks"]
     return [
-        *headline,
-        Tile("CTR by the model", percent(figures["ctr"]), around),
-        Tile("predicted clicks", f"{clicks:,.1f}", f"of {figures['answered']:,} people"),
+        *(
+            Tile(name, percent(figures[key]), f"95 %: {interval(figures[f'{key}_low'], figures[f'{key}_high'])}")
+            for name, key in rates.items()
+        ),
+        Tile("predicted clicks", f"{figures['expected_clicks']:,.1f}", f"of {figures['answered']:,} people"),
         Tile("high confidence", percent(figures["high_confidence_share"], 1), "of the predictions"),
-        Tile("total time", f"{figures['run_s']:,.1f} s", f"{figures['rows_per_s']:,.1f} people/s"),
-        Tile("per 1,000 people", "–" if cost is None else f"${cost:.4f}", f"${figures['cost']:.4f} in all"),
+        Tile("total time", f"{figures['run_s']:,.1f} s", f"{figures['people_per_s']:,.1f} people/s"),
+        *([Tile("per 1,000 people", dollars(cost), f"{dollars(figures['cost'])} in all")] if cost else []),
     ]
 
 

@@ -77,17 +77,25 @@ class Calibration(Frozen):
 
     def check(self, source: Source, platform: str) -> None:
         """Raise BadSettings unless it was made by the same model and prompts, with ads of that platform."""
-        for what in ("model", "workload", "simulated"):
-            mine, other = getattr(self.source, what), getattr(source, what)
-            if mine != other:
-                raise BadSettings(
-                    f"the calibration was made with {what} '{mine}', the run with '{other}': calibrate again with "
-                    "`serve-app ctr calibrate`"
-                )
+        for what in ("model", "simulated"):
+            self._same(what, getattr(source, what))
+        self.check_question(source.workload, platform)
+
+    def check_question(self, workload: str, platform: str) -> None:
+        """What of `check` can be known before anybody is asked. Raises BadSettings."""
+        self._same("workload", workload)
         if platform not in self.platforms:
             raise BadSettings(
                 f"the calibration has no ad on '{platform}', only on {', '.join(self.platforms)}: add historic ads of "
                 "that platform"
+            )
+
+    def _same(self, what: str, other: str | bool) -> None:
+        mine = getattr(self.source, what)
+        if mine != other:
+            raise BadSettings(
+                f"the calibration was made with {what} '{mine}', the run with '{other}': calibrate again with "
+                "`serve-app ctr calibrate`"
             )
 
 

@@ -73,7 +73,7 @@ class Dataset:
             if len(chosen) + len(groups[number]) <= size:
                 chosen += groups[number]
         if not chosen:
-            raise BadSettings(f"--batch_size {size} is below the smallest consistency group of {self.name}: raise it")
+            raise BadSettings(f"--batch-size {size} is below the smallest consistency group of {self.name}: raise it")
         return self._only(chosen)
 
     def _only(self, indices: list[int]) -> Dataset:

@@ -88,7 +88,7 @@ def ask(score: Scorer, prompts: Sequence[Prompt], usage: Usage | None = None) ->
 
 def _explain(prompt: Prompt, failure: Failure, failed: int, count: int) -> str:
     fix = (
-        "another try would give the same: of a prompt that is too long, lower --batch_size, shorten the row or serve "
+        "another try would give the same: of a prompt that is too long, lower --batch-size, shorten the row or serve "
         "with a larger max_model_len; for label words that are not shown, choose likelier ones (--words)"
         if failure.invalid
         else "nothing is lost: --resume goes on from the checkpoint"

@@ -13,7 +13,7 @@ from typing import Any
 from serve_app.client.populations import PopulationClient
 from serve_app.client.replicas import ReplicaClient
 from serve_app.errors import BadSettings, JobConflict, ScoringFailed
-from serve_app.schema import Completion, Outcome, Row
+from serve_app.schema import Completion, EngineInfo, Outcome, Row
 from serve_app.spec import JobSpec
 from serve_app.workloads.icm.scoring.prompts import Prompt
 from serve_app.workloads.icm.scoring.protocol import Failure, LabelLogprobs
@@ -43,9 +43,9 @@ class ReplicaScorer:
         self._loop.run(self._client.__aexit__(kind, error, trace))
         self._loop.close()
 
-    def model(self) -> str:
-        """Name of the model that is served. Raises EngineFailed without replicas."""
-        return self._loop.run(self._client.model())
+    def engine(self) -> EngineInfo:
+        """What the replicas' engine says of itself. Raises EngineFailed without replicas."""
+        return self._loop.run(self._client.engine())
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[LabelLogprobs | Failure]:
         """One answer a prompt. Raises BadSettings for words that are not one token, EngineFailed without replicas."""
@@ -62,7 +62,7 @@ class PopulationScorer:
     """Each call is a population of the server at `client`, deleted when it is read; so a call outlives the driver.
 
     `request` are further fields of the job: `model`, `price`, and `provider`, an external OpenAI-compatible endpoint
-    with its rate limits (`driver.spec.Provider`), which answers instead of our replicas.
+    with its rate limits (`spec.Provider`), which answers instead of our replicas.
     """
 
     def __init__(self, client: PopulationClient, **request: Any) -> None:
@@ -70,6 +70,7 @@ class PopulationScorer:
         self._request = request
         self._name = f"icm-{secrets.token_hex(4)}"  # jobs of two searches must not meet
         self._numbers = itertools.count(1)
+        self.simulated = False  # whether a simulated engine answered any row
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[LabelLogprobs | Failure]:
         """One answer a prompt. Raises BadSettings for words that are not one token, ServerUnavailable."""
@@ -78,9 +79,11 @@ class PopulationScorer:
             Row(str(number), messages=tuple(_messages(prompt))) if prompt.chat else Row(str(number), prompt=prompt.text)
             for number, prompt in enumerate(prompts)
         ]
-        job = {"workload": WORKLOAD, "labels": words, "job_id": f"{self._name}-{next(self._numbers)}"}
+        job: dict[str, Any] = {"workload": WORKLOAD, "labels": words, "job_id": f"{self._name}-{next(self._numbers)}"}
+        job["metadata"] = {"group": self._name}
         job_id = self._client.submit(JobSpec.of(rows, **job, **self._request))
         status = self._client.wait(job_id)
+        self.simulated = self.simulated or status.simulated
         outcomes = {outcome.custom_id: outcome for outcome in self._client.outcomes(job_id)}
         if not outcomes and not status.state.complete:
             message = status.message or status.state

@@ -50,7 +50,7 @@ class Search:
 
     def __init__(self, dataset: Dataset, settings: SearchSettings, score: Scorer, state: State | None = None) -> None:
         if settings.num_seed > len(dataset):
-            raise BadSettings(f"--num_seed {settings.num_seed} is more than the {len(dataset)} examples there are")
+            raise BadSettings(f"--num-seed {settings.num_seed} is more than the {len(dataset)} examples there are")
         self.dataset = dataset
         self.settings = settings
         self.answers = Answers(Prompts(dataset, settings.seed), score)

@@ -1,20 +1,21 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from scipy import stats
 
 from serve_app.schema import Outcome
 from serve_app.workloads.ctr.asking.answers import read_answers, table
-from serve_app.workloads.ctr.asking.predict import Prediction, cost, predict, rates
+from serve_app.workloads.ctr.asking.predict import Prediction, predict, rates
 from serve_app.workloads.ctr.asking.prompts import Question
 from serve_app.workloads.ctr.people.profiles import Profile, generate_profiles
 from serve_app.workloads.ctr.report import figures as report
+from serve_app.workloads.ctr.statistics.estimate import rate_interval
 
 
 def outcome(profile: Profile, yes: float, no: float) -> Outcome:
@@ -46,18 +47,14 @@ def test_nothing_answered_gives_no_rate() -> None:
     assert rates([Prediction(None, None)]).ctr is None
 
 
-def test_the_interval_is_students_t_for_the_mean() -> None:
+def test_the_interval_is_that_of_a_rate() -> None:
     chances = [0.1, 0.2, 0.4, 0.7]
     found = rates([Prediction(p, 1.0) for p in chances])
-    reference = stats.ttest_1samp(chances, 0).confidence_interval(0.95)
-    assert found.ctr_low == pytest.approx(max(0, float(reference.low)))
-    assert found.ctr_high == pytest.approx(float(reference.high))
+    reference = rate_interval(np.array(chances))
+    assert found.ctr_low == pytest.approx(reference.low)
+    assert found.ctr_high == pytest.approx(reference.high)
     assert found.expected_clicks == pytest.approx(1.4)
     assert found.high_confidence_share == pytest.approx(0.5)
-
-
-def test_cost_is_hours_times_replicas_times_price() -> None:
-    assert cost(1800, 2, 3.0, 600) == {"cost": pytest.approx(3.0), "cost_per_1000": pytest.approx(5.0)}
 
 
 def test_results_are_written_as_parquet_and_csv_with_provenance(tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ from serve_app.workloads.ctr.report import figures as report
 from serve_app.workloads.ctr.report.page_calibrate import calibrate_page
 from serve_app.workloads.ctr.report.page_compare import compare_page
 from serve_app.workloads.ctr.report.page_run import run_page
-from serve_app.workloads.ctr.statistics.calibration import Calibration, Source, apply_calibration, calibrate
+from serve_app.workloads.ctr.statistics.calibration import (
+    CalibratedRate,
+    Calibration,
+    Source,
+    apply_calibration,
+    calibrate,
+)
 from serve_app.workloads.ctr.statistics.experiment import compare
 from serve_app.workloads.ctr.statistics.history import HistoricAd
 from serve_app.workloads.ctr.trial import name_arms
@@ -35,15 +41,18 @@ def people(rows: int = 60, gap: float = 0.0) -> pa.Table:
     )
 
 
-def figures(table: pa.Table, *, simulated: bool = False) -> dict[str, Any]:
+def figures(
+    table: pa.Table, *, simulated: bool = False, rate: CalibratedRate | None = None, **changes: Any
+) -> dict[str, Any]:
     status = JobStatus.model_validate({
         "id": "job-1", "state": "completed", "message": "", "simulated": simulated, "model": "m", "workload": "ctr/v1",
         "total": table.num_rows, "ok": table.num_rows - 1, "invalid": 0, "failed": 1, "replicas_available": 2,
         "replicas_chosen": 2, "rows_per_replica": 30, "rows_by_replica": {"replica-0": 30, "replica-1": 30},
         "tensor_parallel_size": 2, "run_s": 40.0, "rows_per_s": 1.5, "prompt_tokens": 10, "cached_tokens": 7,
+        "price": {"replica_hour": 0.1}, "cost": 0.0022, **changes,
     })  # fmt: skip
     predictions = [Prediction(p, None if p is None else 0.9) for p in table["p_click"].to_pylist()]
-    return report.figures(status, predictions, ad=AD, platform="tiktok", seed=42, price=0.1, results=table)
+    return report.figures(status, predictions, ad=AD, platform="tiktok", seed=42, results=table, rate=rate)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +68,7 @@ def pages(calibration: Calibration) -> dict[str, str]:
     comparison = compare({"A": people(), "B": people(gap=0.1)}, calibration=calibration)
     return {
         "run": render(run_page(figures(people()), people())),
-        "calibrated run": render(run_page(figures(table), table, calibration=calibration, rate=rate)),
+        "calibrated run": render(run_page(figures(table, rate=rate), table, calibration=calibration, rate=rate)),
         "calibrate": render(calibrate_page(calibration)),
         "compare": render(
             compare_page(comparison, arms, provenance=[("model", "m")], simulated=False, calibration=calibration)

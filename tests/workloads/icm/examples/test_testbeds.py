@@ -152,5 +152,5 @@ def test_a_sample_holds_whole_groups_and_is_the_seeds() -> None:
     assert len(sample.relations) == 15
     assert sample == data.sample(31, seed=5)
     assert sample != data.sample(31, seed=6)
-    with pytest.raises(BadSettings, match="--batch_size 1 is below the smallest consistency group"):
+    with pytest.raises(BadSettings, match="--batch-size 1 is below the smallest consistency group"):
         data.sample(1, seed=5)

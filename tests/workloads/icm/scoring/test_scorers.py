@@ -74,7 +74,7 @@ def test_a_chats_prompt_is_a_message() -> None:
 def test_a_row_without_an_answer_is_a_failure_and_asking_for_it_an_error_that_names_it_and_the_fix() -> None:
     scorer = population(FakeServer({"1": "the prompt has 5000 tokens, max_model_len is 4096"}))
     assert scorer(PROMPTS)[1] == Failure("the prompt has 5000 tokens, max_model_len is 4096", invalid=True)
-    with pytest.raises(ScoringFailed, match=r"example 'e1' \(1 of 3.*5000 tokens.*lower --batch_size"):
+    with pytest.raises(ScoringFailed, match=r"example 'e1' \(1 of 3.*5000 tokens.*lower --batch-size"):
         ask(scorer, PROMPTS)
 
 

@@ -59,7 +59,7 @@ def test_predictability_is_the_papers_sum_or_the_codes_mean_margin_with_epsilon(
 
 
 def test_more_seeds_than_examples_and_an_unknown_variant_are_refused() -> None:
-    with pytest.raises(BadSettings, match=r"--num_seed 9 is more than the 4"):
+    with pytest.raises(BadSettings, match=r"--num-seed 9 is more than the 4"):
         Search(dataset(4), SearchSettings(num_seed=9), Noise())
     with pytest.raises(BadSettings, match="--variant 'mine' is unknown"):
         _ = SearchSettings(variant="mine").alphas

@@ -1,0 +1,157 @@
+"""Two or more ads on the same people: which one gets more clicks. The Python API of `serve-app ctr compare`:
+
+    study = CompareStudy(ads=("New phone", "Cheap flights"), size=1000)
+    found = study.run(PopulationClient("http://127.0.0.1:8000"))
+    print(found.comparison.winner, found.write(Path("runs") / found.id))
+
+Knows what is shown to whom and what is left on the disk. Does not know the statistics (`statistics/experiment.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from serve_app.errors import BadSettings
+from serve_app.spec import JobStatus
+from serve_app.workloads.ctr.asking.prompts import WORKLOAD
+from serve_app.workloads.ctr.report.figures import write_files
+from serve_app.workloads.ctr.report.page_compare import compare_page
+from serve_app.workloads.ctr.statistics.calibration import Calibration, Source, source_of
+from serve_app.workloads.ctr.statistics.experiment import Comparison, compare
+from serve_app.workloads.ctr.study import SIZE, Client
+from serve_app.workloads.ctr.trial import (
+    RunPopulation,
+    Shown,
+    Trial,
+    name_arms,
+    new_group,
+    population_run,
+    run_sequential,
+    run_trial,
+)
+from serve_app.workloads.report.page import write_page
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareStudy:
+    """What is compared, and how sure the answer is to be: every ad on every platform.
+
+    `batch` is people between two looks of a sequential test, which stops when it is decided; None asks all `size`.
+    `indifference` is the difference of CTR, as a share, that does not matter to it. `smallest` is the difference that
+    the sample size is told for, in place of the observed one.
+
+    Raises BadSettings for fewer than two arms, and for a calibration that no ad of the platforms is in.
+    """
+
+    ads: tuple[str, ...]
+    platforms: tuple[str, ...] = ("facebook",)
+    size: int = SIZE
+    seed: int = 42
+    calibration: Calibration | None = None
+    batch: int | None = None
+    indifference: float = 0.0
+    smallest: float | None = None
+    level: float = 0.95
+    power: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.indifference and self.batch is None:
+            raise BadSettings("--indifference: only with --sequential")
+        for arm in self.arms.values():
+            if self.calibration is not None:
+                self.calibration.check_question(WORKLOAD, arm.platform)
+
+    @cached_property
+    def arms(self) -> Mapping[str, Shown]:
+        """What is shown, by the names that the report uses: A, B, …"""
+        return name_arms(self.ads, self.platforms)
+
+    def run(
+        self, client: Client, on_status: Callable[[JobStatus], None] = lambda status: None, **job: Any
+    ) -> CompareResult:
+        """Show the ads, each as one job (one a look), and compare. `job`: further fields of `spec.JobSpec`."""
+        group = new_group("compare")
+        return self.run_with(
+            population_run(client, seed=self.seed, group=group, on_status=on_status, **job), name=group
+        )
+
+    def run_with(self, run: RunPopulation, *, name: str = "compare") -> CompareResult:
+        """The same by any `run`. Raises BadSettings where several models answered, or another than calibrated."""
+        if self.batch is None:
+            trial = run_trial(self.arms, run, self.size)
+        else:
+            trial = run_sequential(
+                self.arms, run, self.size, batch=self.batch, alpha=1 - self.level, indifference=self.indifference
+            )
+        source = source_of(trial.results.values(), WORKLOAD)
+        if self.calibration is not None:
+            for arm in self.arms.values():
+                self.calibration.check(source, arm.platform)
+        found = compare(
+            trial.results,
+            calibration=self.calibration,
+            level=self.level,
+            power=self.power,
+            smallest=self.smallest,
+            look=trial.looks[-1] if trial.looks else None,
+        )
+        return CompareResult(name, self, trial, found, source)
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """What a comparison found. `id` is in the metadata of its jobs, as `group`."""
+
+    id: str
+    study: CompareStudy
+    trial: Trial
+    comparison: Comparison
+    source: Source
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the JSON line."""
+        found = self.comparison
+        return {
+            "id": self.id,
+            "winner": found.winner,
+            "rows": found.rows,
+            "dropped": found.dropped,
+            "calibrated": found.calibrated,
+            "ctr": {arm.ad: arm.calibrated.ctr if arm.calibrated else arm.score.mean for arm in found.arms},
+            "best_probability": {arm.ad: arm.best_probability for arm in found.arms},
+            "rows_saved": self.trial.rows_saved,
+            "simulated": self.source.simulated,
+        }
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write comparison.json, report.html and each arm's results as Parquet and CSV; their paths.
+
+        Raises StoreError.
+        """
+        arms, found, source = self.study.arms, self.comparison, self.source
+        provenance = [
+            ("model", source.model),
+            ("prompts", source.workload),
+            ("seed of the population", str(self.study.seed)),
+            ("comparison", self.id),
+        ]
+        page = compare_page(
+            found,
+            arms,
+            provenance=provenance,
+            simulated=source.simulated,
+            calibration=self.study.calibration,
+            looks=self.trial.looks,
+        )
+        report = {
+            "id": self.id,
+            "arms": {name: asdict(arm) for name, arm in arms.items()},
+            "seed": self.study.seed,
+            "source": source.model_dump(),
+        }
+        paths = write_files(folder, dict(self.trial.results), "comparison.json", report | asdict(found))
+        return [*paths, write_page(page, folder / "report.html")]
