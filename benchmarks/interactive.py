@@ -18,6 +18,7 @@ from serve_app.dispatch.render import TokenRenderer
 from serve_app.dispatch.replicas import HandlePool
 from serve_app.driver.jobs.job import make_dispatcher
 from serve_app.driver.jobs.part import PartRun, Span
+from serve_app.driver.sources.template import Input
 from serve_app.driver.store.idmap import IdMap
 from serve_app.driver.store.store import Store
 from serve_app.schema import Chunk, Outcome, Row
@@ -34,6 +35,9 @@ class Rows:
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
         return itertools.islice(self._rows, start, stop)
+
+    def inputs(self) -> Iterator[Input]:
+        return (Input({}, row) for row in self._rows)
 
     def ids(self) -> Iterator[str]:
         return (row.custom_id for row in self._rows)

@@ -159,13 +159,16 @@ def jobs(
 @app.command()
 def results(
     job_id: Job,
-    format: Annotated[str, typer.Option(help="jsonl, csv or parquet.")] = "jsonl",
+    format: Annotated[str, typer.Option(help="jsonl, csv or parquet; default: by the name of --out, else jsonl.")] = "",
     out: Annotated[Path | None, typer.Option(help="File; default: standard output.")] = None,
     after: Annotated[int, typer.Option(min=0, help="Leave out so many outcomes.")] = 0,
+    inputs: Annotated[bool, typer.Option("--inputs", help="Your data's columns and order, answers beside.")] = False,
     base_url: BaseUrl = DEFAULT_URL,
 ) -> None:
     """Committed outcomes, also while the job runs."""
-    blocks = _client(base_url).results(job_id, format, after=after)
+    ending = out.suffix.removeprefix(".").lower() if out is not None else ""
+    form = format or (ending if ending in ("csv", "parquet") else "jsonl")
+    blocks = _client(base_url).results(job_id, form, after=after, inputs=inputs)
     if out is None:
         for block in blocks:
             sys.stdout.buffer.write(block)

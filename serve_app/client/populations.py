@@ -91,10 +91,11 @@ class PopulationClient:
             *lines, rest = (rest + block).split(b"\n")
             yield from map(Outcome.from_json, lines)
 
-    def results(self, job_id: str, form: str = "jsonl", *, after: int = 0) -> Iterator[bytes]:
-        """The same as bytes of a JSONL, CSV or Parquet file."""
+    def results(self, job_id: str, form: str = "jsonl", *, after: int = 0, inputs: bool = False) -> Iterator[bytes]:
+        """The same as bytes of a JSONL, CSV or Parquet file; with `inputs` beside the data's own columns."""
+        asked: dict[str, str | int | bool] = {"format": form, "after": after, "inputs": inputs}
         try:
-            with self._http.stream("GET", f"/{job_id}/results", params={"format": form, "after": after}) as response:
+            with self._http.stream("GET", f"/{job_id}/results", params=asked) as response:
                 if response.is_error:
                     response.read()
                     raise _error(response)

@@ -25,7 +25,7 @@ from serve_app.driver.batches.registry import BatchRegistry
 from serve_app.driver.demand import Demand
 from serve_app.driver.http.allowed import check_allowed
 from serve_app.driver.http.control_app import control_app
-from serve_app.driver.http.results import MEDIA_TYPES, stream_results
+from serve_app.driver.http.results import MEDIA_TYPES, stream_joined, stream_results
 from serve_app.driver.jobs.job import make_dispatcher
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.driver.metrics import PopulationMetrics
@@ -92,9 +92,16 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
         return EventSourceResponse(_events(jobs, job_id))
 
     @app.get("/{job_id}/results")
-    def results(job_id: str, format: str = "jsonl", after: int = 0) -> StreamingResponse:
-        """Committed outcomes in the order of commit, also while the job runs; `after` leaves out the first ones."""
-        lines = stream_results(jobs.job(job_id), format, after=after)
+    def results(job_id: str, format: str = "jsonl", after: int = 0, inputs: bool = False) -> StreamingResponse:
+        """Committed outcomes in the order of commit, also while the job runs; `after` leaves out the first ones.
+
+        With `inputs` the rows of the data in its order, with its columns, what was asked, and the answers.
+        """
+        if inputs and after:
+            raise BadSettings("with inputs, rows come in the order of the data: leave it out", field="after")
+        lines = (
+            stream_joined(jobs.job(job_id), format) if inputs else stream_results(jobs.job(job_id), format, after=after)
+        )
         name = f'attachment; filename="{job_id}.{format}"'
         return StreamingResponse(lines, media_type=MEDIA_TYPES[format], headers={"content-disposition": name})
 

@@ -1,4 +1,4 @@
-"""Committed outcomes as a stream of bytes: JSON lines, CSV or Parquet, in the order of commit."""
+"""Results as a stream of bytes: JSON lines, CSV or Parquet; outcomes in the order of commit, or beside their inputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from serve_app.driver.http.joined import JoinedResults
 from serve_app.driver.store.store import JobStore
 from serve_app.driver.store.table import SCHEMA, from_table
 from serve_app.errors import BadSettings
@@ -21,11 +22,26 @@ MEDIA_TYPES = {"jsonl": "application/jsonl", "csv": "text/csv", "parquet": "appl
 
 def stream_results(job: JobStore, form: str, *, after: int = 0) -> Iterator[bytes]:
     """All outcomes that are committed now, but the first `after`. Raises BadSettings for another format."""
-    if form not in MEDIA_TYPES:
-        raise BadSettings(f"'{form}' is unknown: use one of {', '.join(MEDIA_TYPES)}", field="format")
+    check_format(form)
     if form == "jsonl":
         return (b"".join(o.to_json() + b"\n" for o in some) for some in _blocks(job, after))
     return _columns(job, form, after)
+
+
+def stream_joined(job: JobStore, form: str) -> Iterator[bytes]:
+    """The rows of the data in its order, with its columns; see `joined.py`. Raises BadSettings."""
+    check_format(form)
+    joined = JoinedResults(job)
+    if form == "jsonl":
+        return (b"".join(msgspec.json.encode(row) + b"\n" for row in some) for some in joined.rows())
+    schema = joined.schema
+    return _write(form, schema, (pa.Table.from_pylist(some, schema) for some in joined.rows()))
+
+
+def check_format(form: str) -> None:
+    """Raises BadSettings."""
+    if form not in MEDIA_TYPES:
+        raise BadSettings(f"'{form}' is unknown: use one of {', '.join(MEDIA_TYPES)}", field="format")
 
 
 def _blocks(job: JobStore, after: int) -> Iterator[list[Outcome]]:
@@ -35,13 +51,16 @@ def _blocks(job: JobStore, after: int) -> Iterator[list[Outcome]]:
 def _columns(job: JobStore, form: str, after: int) -> Iterator[bytes]:
     spec = job.spec()
     values = value_fields(spec["labels"], requests=bool(spec.get("endpoint")))
-    schema = flat_schema(values)
+    return _write(form, flat_schema(values), (flatten(table, values) for table in job.tables(after=after)))
+
+
+def _write(form: str, schema: pa.Schema, tables: Iterator[pa.Table]) -> Iterator[bytes]:
     sink = _Sink()
     target: Any = sink
     writer: Any = pa.csv.CSVWriter(target, schema) if form == "csv" else pa.parquet.ParquetWriter(target, schema)
     with writer:
-        for table in job.tables(after=after):
-            writer.write_table(flatten(table, values))
+        for table in tables:
+            writer.write_table(table)
             yield sink.take()
     yield sink.take()
 

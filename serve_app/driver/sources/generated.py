@@ -9,6 +9,7 @@ from itertools import islice
 
 import pydantic
 
+from serve_app.driver.sources.template import Input
 from serve_app.errors import BadSettings
 from serve_app.fields import did_you_mean
 from serve_app.schema import Row
@@ -52,6 +53,9 @@ class Generated:
             made = self._make(**self._arguments, start=start)
             return islice(made, None if stop is None else max(0, stop - start))
         return islice(self._make(**self._arguments), start, stop)
+
+    def inputs(self) -> Iterator[Input]:
+        return (Input({}, row) for row in self.rows())
 
     def ids(self) -> Iterator[str]:
         return (row.custom_id for row in self.rows())

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from serve_app.driver.sources.files import SourceFile
-from serve_app.driver.sources.template import RowMaker, unreadable, unreadable_id
+from serve_app.driver.sources.template import Input, RowMaker, unreadable, unreadable_id
 from serve_app.errors import BadSettings
 from serve_app.schema import Row
 from serve_app.tables.lines import LONGEST_LINE, bounded_lines
@@ -39,6 +39,18 @@ class _Streamed(ABC):
         for number, record in enumerate(islice(self._records(), start, stop), start):
             values = self._values(record)
             yield unreadable(number, values) if isinstance(values, str) else self._maker.row(number, values)
+
+    def inputs(self) -> Iterator[Input]:
+        for number, record in enumerate(self._records()):
+            values = self._values(record)
+            if isinstance(values, str):
+                yield Input({}, unreadable(number, values))
+            else:
+                yield Input(self._columns_of(record, values), self._maker.row(number, values))
+
+    def _columns_of(self, record: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """All of the record's columns, where `values` are those that the job needs."""
+        return values
 
     def ids(self) -> Iterator[str]:
         for number, record in enumerate(self._records()):
@@ -73,6 +85,9 @@ class TableRows(_Streamed):
 
     def _records(self) -> Iterator[list[str] | str]:
         return (record for _, record in self._table.records())
+
+    def _columns_of(self, record: list[str] | str, values: dict[str, Any]) -> dict[str, Any]:
+        return self._named(record) or values
 
     def _values(self, record: list[str] | str) -> dict[str, Any] | str:
         cells = self._table.cells(record)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from serve_app.driver.sources.files import READ_BUFFER, SourceFile, reading
-from serve_app.driver.sources.template import IDS_SEEN, RowMaker
+from serve_app.driver.sources.template import IDS_SEEN, Input, RowMaker
 from serve_app.schema import Row
 from serve_app.storage.filesystem import resolve
 
@@ -35,6 +35,7 @@ class ParquetRows:
         ids = [name for name in names if name.casefold() == "id"]
         maker.find_ids(names, (values for _, values in self._values(ids, 0, IDS_SEEN)))
         self._columns = maker.check(names, file.name)
+        self._names = names
 
     @contextmanager
     def _open(self) -> Iterator[pa_parquet.ParquetFile]:
@@ -65,6 +66,9 @@ class ParquetRows:
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
         return (self._maker.row(number, values) for number, values in self._values(self._columns, start, stop))
+
+    def inputs(self) -> Iterator[Input]:
+        return (Input(values, self._maker.row(number, values)) for number, values in self._values(self._names))
 
     def ids(self) -> Iterator[str]:
         columns = [column for column in self._columns if column == self._maker.id_column]

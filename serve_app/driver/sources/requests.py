@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from serve_app.driver.sources.repeats import find_repeats
+from serve_app.driver.sources.template import Input
 from serve_app.errors import BadSettings
 from serve_app.schema import Completion, HttpResponse, Row
 
@@ -95,6 +96,9 @@ class RequestRows:
                 yield Row(_own_id(number), error=_encode(read).decode())
             else:
                 yield Row(read.custom_id, prompt=read.body)
+
+    def inputs(self) -> Iterator[Input]:
+        return (Input({}, row) for row in self.rows())
 
     def ids(self) -> Iterator[str]:
         return (row.custom_id for row in self.rows())

@@ -11,7 +11,7 @@ from serve_app.driver.sources.lines import JsonlRows, TableRows
 from serve_app.driver.sources.parquet import ParquetRows
 from serve_app.driver.sources.repeats import find_repeats
 from serve_app.driver.sources.requests import RequestRows
-from serve_app.driver.sources.template import RowMaker
+from serve_app.driver.sources.template import Input, RowMaker
 from serve_app.errors import BadSettings
 from serve_app.schema import Row
 from serve_app.spec import JobSpec
@@ -25,6 +25,9 @@ class Source(Protocol):
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
         """Rows [start, stop), rendered, in order. Raises BadSettings if reading cannot go on."""
+
+    def inputs(self) -> Iterator[Input]:
+        """Every row with all columns of the data, in order; no columns where it has none, or cannot be read."""
 
     def ids(self) -> Iterator[str]:
         """The custom_id of every row, in order, without rendering."""

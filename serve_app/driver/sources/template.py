@@ -9,7 +9,7 @@ import difflib
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,13 @@ IDS_SEEN = 1000
 _Chat = tuple[dict[str, str], ...]
 # Types that `%s` writes as `as_text` does.
 _PLAIN = frozenset((str, int, float, bool))
+
+
+class Input(NamedTuple):
+    """A row as its data has it, and what was made of it."""
+
+    columns: Mapping[str, Any]
+    row: Row
 
 
 class Template:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from serve_app.driver.sources.files import fingerprint, write_rows
 from serve_app.driver.sources.source import Source, check_ids, open_source
+from serve_app.driver.sources.template import Input
 from serve_app.errors import BadSettings
 from serve_app.schema import Row
 from serve_app.spec import JobSpec
@@ -91,6 +92,9 @@ def ids_of(*ids: str) -> Source:
     class Fixed:
         def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
             return islice(map(Row, ids), start, stop)
+
+        def inputs(self) -> Iterator[Input]:
+            return (Input({}, row) for row in self.rows())
 
         def ids(self) -> Iterator[str]:
             return iter(ids)
