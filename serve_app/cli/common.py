@@ -6,10 +6,10 @@ a command (`DefaultGroup`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from typer.core import TyperGroup
 
 from serve_app.errors import BadSettings
 
+if TYPE_CHECKING:
+    from serve_app.client.populations import PopulationClient
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 console = Console(soft_wrap=True)
 error_console = Console(stderr=True, soft_wrap=True)
@@ -26,7 +29,27 @@ error_console = Console(stderr=True, soft_wrap=True)
 CONFIG_HELP = "Serve config file; if not given, ./config.yaml, or else the one that comes with the package."
 BaseUrl = Annotated[str, typer.Option("--base-url", envvar="SERVE_APP_BASE_URL", help="Where the server is.")]
 Json = Annotated[bool, typer.Option("--json", "-q", help="Print only the JSON line, no progress and no notes.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the report in a browser.")]
 INTERRUPTED = 130  # what shells give for SIGINT
+
+
+def connect(base_url: str) -> PopulationClient:
+    """The client of a server that answers. Raises ServerUnavailable, before what is slow is imported."""
+    from serve_app.client.populations import PopulationClient
+
+    client = PopulationClient(base_url)
+    client.ping()
+    return client
+
+
+@contextmanager
+def stops(message: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C ends the command, after `message` has told, and done, what is to be."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        error_console.print(f"\nstopped: {message()}", highlight=False, markup=False)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager
@@ -116,6 +139,15 @@ def refuse(context: typer.Context, *, besides: set[str], why: str) -> None:
     """Raise BadSettings if an option other than `besides` was given."""
     if idle := [flag for name, flag in given(context).items() if name not in besides]:
         raise BadSettings(f"{', '.join(idle)}: {why}")
+
+
+def tell_files(paths: Iterable[Path], output: Console, *, open_page: bool) -> None:
+    """Say what was written; with `open_page` show the page among it."""
+    written = list(paths)
+    output.print("results: " + ", ".join(map(str, written)), markup=False)
+    for page in written:
+        if open_page and page.suffix == ".html":
+            typer.launch(str(page))
 
 
 def output_of(as_json: bool) -> Console:

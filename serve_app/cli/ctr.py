@@ -18,12 +18,15 @@ from serve_app.cli.common import (
     DEFAULT_URL,
     BaseUrl,
     Json,
+    Open,
     config_file,
+    connect,
     default_group,
     goes_on_without_us,
     output_of,
     refuse,
     spelling,
+    tell_files,
 )
 from serve_app.cli.ctr_calibrate import calibrate
 from serve_app.cli.ctr_compare import compare
@@ -102,18 +105,17 @@ def predict(
     resume: Annotated[str, typer.Option("--resume", metavar="JOB_ID", help="Go on with a job; takes its study.")] = "",
     out: Out = Path("runs"),
     base_url: BaseUrl = DEFAULT_URL,
+    open_page: Open = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Predict click-through of an ad over a population, on a running server."""
-    from serve_app.client.populations import PopulationClient
-
     started = time.monotonic()
     output = output_of(as_json)
-    client, study, job = PopulationClient(base_url), None, {}
+    client, study, job = connect(base_url), None, {}
     if resume:
         refuse(
             context,
-            besides={"resume", "calibration", "out", "base_url", "as_json"},
+            besides={"resume", "calibration", "out", "base_url", "open_page", "as_json"},
             why=f"not with --resume, which takes what job '{resume}' was submitted with: leave it out",
         )
     else:
@@ -134,7 +136,9 @@ def predict(
         replica_hour = REPLICA_HOUR if price is None and not external else price
         job |= price_fields(external, replica_hour, input_price, output_price)
     known = read_calibration(calibration, study)
-    report = run_study(client, study, resume=resume, out=out, output=output, calibration=known, **job)
+    report = run_study(
+        client, study, resume=resume, out=out, output=output, calibration=known, open_page=open_page, **job
+    )
     finish(report, started)
 
 
@@ -207,6 +211,7 @@ def run_study(
     output: Console,
     resume: str = "",
     calibration: Calibration | None = None,
+    open_page: bool = False,
     **job: Any,
 ) -> dict[str, Any]:
     """Submit the study, or resume a job with its own; follow it, write its report and print it; the figures."""
@@ -233,7 +238,7 @@ def run_study(
     output.print(figures.as_table(report.figures))
     if result.label_bias is not None:
         output.print(_bias_line(report.figures), markup=False, highlight=False)
-    output.print("results: " + ", ".join(map(str, paths)), markup=False)
+    tell_files(paths, output, open_page=open_page)
     return report.figures
 
 

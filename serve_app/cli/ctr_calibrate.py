@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, output_of
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, Open, connect, output_of, stops, tell_files
+from serve_app.cli.ctr_options import cancelled
 from serve_app.cli.provider import (
     OWN,
     ApiKeyEnv,
@@ -37,10 +38,11 @@ def calibrate(
         "calibration.json"
     ),
     base_url: BaseUrl = DEFAULT_URL,
+    open_page: Open = False,
     as_json: Json = False,
 ) -> None:
     """Learn from historic ads how a predicted click-through becomes a real one; `--calibration` applies it."""
-    from serve_app.client.populations import PopulationClient
+    client = connect(base_url)
     from serve_app.client.progress import JobProgress
     from serve_app.workloads.ctr.calibrate import CalibrationStudy, write_calibration
     from serve_app.workloads.ctr.statistics.history import read_history
@@ -51,12 +53,13 @@ def calibrate(
         requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
     )  # fmt: skip
     study = CalibrationStudy(history=read_history(ads), size=population_size, seed=seed)
-    with JobProgress(output) as progress:
-        found = study.run(PopulationClient(base_url), progress, **job)
+    progress = JobProgress(output)
+    with stops(lambda: cancelled(client, progress.status)), progress:
+        found = study.run(client, progress, **job)
     paths = write_calibration(found, out)
     curve, simulated = found.curve, found.source.simulated
     mark = " (SIMULATED ENGINE)" if simulated else ""
     output.print(f"{curve.method} from {len(found.ads)} ads; ad error {curve.ad_error:.2f} logits{mark}")
-    output.print("results: " + ", ".join(map(str, paths)), markup=False)
+    tell_files(paths, output, open_page=open_page)
     line = {"method": curve.method, "ads": len(found.ads), "ad_error": round(curve.ad_error, 6), "simulated": simulated}
     print(json.dumps(line), flush=True)

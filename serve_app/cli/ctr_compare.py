@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, output_of
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, Open, connect, output_of, stops, tell_files
+from serve_app.cli.ctr_options import cancelled
 from serve_app.cli.provider import (
     OWN,
     ApiKeyEnv,
@@ -54,10 +55,11 @@ def compare(
         Path, typer.Option("--out", help="Folder of the runs; results go to a folder named by the comparison's id.")
     ] = Path("runs"),
     base_url: BaseUrl = DEFAULT_URL,
+    open_page: Open = False,
     as_json: Json = False,
 ) -> None:
     """Compare ads on the same population: difference with interval, win probability, segments, sample size."""
-    from serve_app.client.populations import PopulationClient
+    client = connect(base_url)
     from serve_app.client.progress import JobProgress
     from serve_app.serving.launch.config import check_store
     from serve_app.workloads.ctr.compare import CompareStudy
@@ -74,11 +76,12 @@ def compare(
         indifference=indifference, smallest=smallest, level=level, power=power,
     )  # fmt: skip
     check_store(out)
-    with JobProgress(output) as progress:
-        found = study.run(PopulationClient(base_url), progress, **job)
+    progress = JobProgress(output)
+    with stops(lambda: cancelled(client, progress.status)), progress:
+        found = study.run(client, progress, **job)
     paths = found.write(out / found.id)
     output.print(as_table(found))
-    output.print("results: " + ", ".join(map(str, paths)), markup=False)
+    tell_files(paths, output, open_page=open_page)
     print(json.dumps(found.summary()), flush=True)
 
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve_app.errors import BadSettings
 
 if TYPE_CHECKING:
+    from serve_app.client.populations import PopulationClient
+    from serve_app.spec import JobStatus
     from serve_app.workloads.ctr.people.profile_file import ProfileFile
     from serve_app.workloads.ctr.statistics.calibration import Calibration
     from serve_app.workloads.ctr.study import Study
+
+
+def cancelled(client: PopulationClient, status: JobStatus | None) -> str:
+    """Cancel the job of a study of several, which nobody would go on with; in words what is left."""
+    from serve_app.errors import JobConflict
+
+    if status is None:
+        return "no job was submitted"
+    with suppress(JobConflict):  # it has just ended
+        client.cancel(status.id)
+    return f"job {status.id} is cancelled; what has an answer stays (serve-app population list)"
 
 
 def platform_context(platform: str, context: str, platforms: Path | None) -> str:

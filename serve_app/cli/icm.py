@@ -12,7 +12,19 @@ from rich.progress import Progress
 from rich.table import Table
 
 from serve_app import extras
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, default_group, given, output_of, spelling
+from serve_app.cli import common
+from serve_app.cli.common import (
+    DEFAULT_URL,
+    BaseUrl,
+    Json,
+    Open,
+    default_group,
+    given,
+    output_of,
+    spelling,
+    stops,
+    tell_files,
+)
 from serve_app.cli.provider import (
     OWN,
     RENAMED,
@@ -37,7 +49,7 @@ PRESETS = {"8B": "llama-3.1-8b", "70B": "llama-3.1-70b", "405B": "llama-3.1-405b
 # Parameters that a run's checkpoint has by another name, and those that it does not have.
 ASKED = {"iterations": "K", "api_key_env": "provider_key_env"}
 RATES = ("requests_per_minute", "tokens_per_minute")
-NOT_ASKED = {"resume", "out", "cluster", "as_json", "base_url", "provider"}
+NOT_ASKED = {"resume", "out", "cluster", "as_json", "open_page", "base_url", "provider"}
 
 
 @app.command(context_settings=spelling({**RENAMED, "K": "iterations"}))
@@ -71,9 +83,12 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Folder of a run to go on with, by its own settings.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run; goes on with one that is there.")] = Path("runs/icm"),
     base_url: BaseUrl = DEFAULT_URL,
+    open_page: Open = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Label a dataset by the model's own coherence, without any given label (Wen et al. 2025)."""
+    if not cluster:
+        common.connect(base_url)
     from serve_app.workloads.icm.labelling import Labelling
     from serve_app.workloads.icm.scoring.connect import connect
 
@@ -97,6 +112,7 @@ def run(
             raise BadSettings(f"--out {out}: not with --resume, which goes on in {resume}")
         labelling, out = Labelling.resume(resume, asked), resume
     with (
+        stops(lambda: f"go on with serve-app icm run --resume {out}"),
         connect(base_url, model=labelling.model, provider=labelling.provider, cluster=cluster) as served,
         Progress(console=output, disable=output.quiet) as progress,
     ):
@@ -109,7 +125,7 @@ def run(
         )
     paths = report.write(out)
     output.print(as_table(report))
-    output.print("results: " + ", ".join(map(str, paths)), markup=False)
+    tell_files(paths, output, open_page=open_page)
     print(json.dumps({key: value for key, value in report.figures().items() if key != "asked"}), flush=True)
 
 

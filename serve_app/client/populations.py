@@ -30,6 +30,13 @@ class PopulationClient:
             base_url=f"{self.base_url}/v1/populations", timeout=timeout_s, headers=api_key_headers()
         )
 
+    def ping(self) -> None:
+        """Raises ServerUnavailable at once where nobody answers, before anything is prepared for it."""
+        try:
+            self._http.get(f"{self.base_url}/-/healthz")
+        except httpx.HTTPError as error:
+            raise self._unavailable(error) from error
+
     def submit(self, spec: JobSpec) -> str:
         """Queue a population; the job's id. Raises BadSettings that names the wrong field."""
         return str(self._call("POST", "/", content=_to_json(spec), headers=_JSON)["id"])
@@ -115,7 +122,7 @@ class PopulationClient:
 
     def _unavailable(self, error: httpx.HTTPError) -> ServerUnavailable:
         return ServerUnavailable(
-            f"{self.base_url} does not answer ({error}): start it with `make serve`, or give --base-url"
+            f"{self.base_url} does not answer ({error}): start it with `serve-app up`, or give --base-url"
         )
 
 

@@ -23,6 +23,7 @@ class JobProgress:
         self._bar = _Bar(
             BarColumn(bar_width=20), TextColumn("{task.fields[line]}"), console=console, disable=not console.is_terminal
         )
+        self.status: JobStatus | None = None  # the last one
         self._task = self._bar.add_task("", total=None, line="")
         self._last_line = ""
         self._last_line_at = 0.0
@@ -38,6 +39,7 @@ class JobProgress:
 
     def __call__(self, status: JobStatus) -> None:
         """Show the status."""
+        self.status = status
         line, below = progress_line(status), details_line(status)
         self._bar.below = below
         self._bar.update(self._task, completed=status.done, total=status.total or None, line=line)

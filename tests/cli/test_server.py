@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -21,6 +24,34 @@ def test_check_says_as_json_what_failed_where_the_environment_names_the_server(f
     assert (found["ok"], found["base_url"]) == (False, NOWHERE)
     assert [step["step"] for step in found["steps"]] == ["reachable"]
     assert NOWHERE in found["steps"][0]["detail"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ctr", "predict", "--ad", "x"],
+        ["ctr", "compare", "--ad", "x", "--ad", "y"],
+        ["ctr", "calibrate", "--ads", "history.csv"],
+        ["icm", "run"],
+        ["population", "list"],
+        ["population", "status", "j"],
+    ],
+)
+def test_where_no_server_is_a_command_says_so_before_it_imports_what_is_slow(command: list[str]) -> None:
+    code = f"""
+import sys
+from serve_app.cli import app
+from serve_app.errors import ServerUnavailable
+try:
+    app({command!r}, standalone_mode=False)
+except ServerUnavailable as error:
+    print(error)
+    print(sorted({{"pyarrow", "scipy", "matplotlib", "ray", "torch", "vllm"}} & set(sys.modules)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                           env={**os.environ, "SERVE_APP_BASE_URL": NOWHERE})  # fmt: skip
+    assert found.stdout.splitlines()[0].startswith(f"{NOWHERE} does not answer")
+    assert found.stdout.splitlines()[1] == "[]"
 
 
 def test_presets_as_json_have_their_whole_names() -> None:
