@@ -44,7 +44,7 @@ def simulated_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def reader(tmp_path: Path, simulated_url: str, monkeypatch: pytest.MonkeyPatch) -> Reader:
     """In a folder that has what a clone has, where a page needs it."""
-    for name in ("config.yaml", "config.gpu.yaml", "config.two-models.yaml", "k8s"):
+    for name in ("config.yaml", "config.gpu.yaml", "config.two-models.yaml", "k8s", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
 
     def connect(*arguments: Any, **named: Any) -> ReplicaClient:
@@ -68,6 +68,11 @@ def test_every_block_of_the_page_runs(page: Path, reader: Reader) -> None:
         except BaseException as error:
             error.add_note(f"at {block.place}")
             raise
+
+
+def test_every_example_is_used_by_a_page() -> None:
+    text = "".join(page.read_text() for page in pages())
+    assert [path.name for path in (ROOT / "examples").iterdir() if f"examples/{path.name}" not in text] == []
 
 
 def test_few_blocks_are_skipped_and_each_says_why() -> None:
