@@ -9,6 +9,7 @@
     ├── EngineFailed          the engine died or hangs; the replica must be replaced
     ├── ReplicaLost           the replica's process or node is gone, mostly by a cause outside of it
     ├── StoreError            a run's folder cannot be read or written
+    │   ├── FileChanged       another process has replaced a file since it was read
     │   └── JobNotFound       no job of that id in the store
     │       └── NoSuchFile    no OpenAI file of that id in the store
     ├── JobConflict           the job is not in a state that allows the request
@@ -80,6 +81,10 @@ class ReplicaLost(ServeAppError):
 
 class StoreError(ServeAppError):
     """Raised when a run's folder cannot be read or written."""
+
+
+class FileChanged(StoreError):
+    """Raised when a file that was to be replaced is not as it was seen: another process has written it meanwhile."""
 
 
 class JobNotFound(StoreError):

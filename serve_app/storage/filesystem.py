@@ -11,18 +11,26 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, cast
+from uuid import uuid4
 
 import pyarrow as pa
+from filelock import FileLock, Timeout
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from serve_app.atomic import atomic_write, sync_folder
-from serve_app.errors import BadSettings, StoreError
+from serve_app.errors import BadSettings, FileChanged, StoreError
+from serve_app.storage.bucket import Bucket
 
 # What `FileSystem.from_uri` knows, by its documentation; fsspec is asked for the others.
 ARROW_SCHEMES = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}
 # Where a file appears at once and whole: object stores at the end of the upload, a local folder by rename.
 ATOMIC = {"local", "s3", "gcs", "abfs"}
+# Held while one of the folder's files is replaced on condition, which takes a write and two syncs of the disk.
+LOCK, LOCK_WAIT_S = ".lock", 10.0
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+# What a file held when it was read: on a local disk its content, else what the server calls it.
+Version = bytes | dict[str, str]
 
 
 def resolve(url: str) -> tuple[FileSystem, str]:
@@ -34,15 +42,12 @@ def resolve(url: str) -> tuple[FileSystem, str]:
     scheme = SCHEME.match(url)
     if scheme is None:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
-    base, _, query = url.partition("?")
+    base = url.partition("?")[0]
     if "@" in (authority := base[scheme.end() :].partition("/")[0]) and ":" in authority.rpartition("@")[0]:
         place = scheme[0] + authority.rpartition("@")[2]
         # Jobs, their status and messages repeat a URL.
         raise BadSettings(f"{place}: the URL holds a password: give it by the environment or the machine's role")
     try:
-        if scheme[1].lower() == "s3" and "allow_delayed_open" not in query:
-            # One request for a small file instead of the three of a multipart upload.
-            url = f"{base}?{query}{'&' if query else ''}allow_delayed_open=true"
         if scheme[1].lower() in ARROW_SCHEMES:
             return FileSystem.from_uri(url)
         return _fsspec(url)
@@ -65,36 +70,6 @@ def join(url: str, *names: str) -> str:
     return "/".join([base.rstrip("/"), *names]) + mark + query
 
 
-@contextmanager
-def open_atomically(filesystem: FileSystem, path: str) -> Iterator[BinaryIO]:
-    """A new file that appears at `path`, whole, durable and in place of the one before, once the block is left.
-
-    An exception in the block leaves nothing, and on a local disk what was there; an object store has then lost it.
-    Raises StoreError.
-    """
-    with store_errors("write", filesystem, path):
-        if isinstance(filesystem, LocalFileSystem):
-            with atomic_write(path) as local:
-                yield local
-            return
-        # By default Arrow would compress where the name ends in .gz.
-        output = filesystem.open_output_stream(path, compression=None)
-        try:
-            yield cast("BinaryIO", output)
-        except BaseException:
-            with suppress(OSError):
-                output.close()  # Arrow cannot abandon an upload: it ends, and goes
-                filesystem.delete_file(path)
-            raise
-        output.close()
-
-
-def write_atomically(filesystem: FileSystem, path: str, data: bytes | pa.Buffer) -> None:
-    """Write the file so that `path` has all of `data` or is as it was, even if the power goes. Raises StoreError."""
-    with open_atomically(filesystem, path) as file:
-        file.write(data)
-
-
 @dataclass(frozen=True)
 class Folder:
     """A folder whose files are replaced atomically. `url` leads to it by `resolve`. All methods raise StoreError."""
@@ -102,6 +77,7 @@ class Folder:
     filesystem: FileSystem
     path: str
     url: str
+    bucket: Bucket | None = None  # None on this machine's file system
 
     @classmethod
     def at(cls, url: str) -> Folder:
@@ -109,16 +85,21 @@ class Folder:
         filesystem, path = resolve(url)
         if filesystem.type_name not in ATOMIC:
             raise BadSettings(f"{url.partition('?')[0]}: cannot keep jobs: use a folder, s3://, gs:// or abfss://")
-        return cls(filesystem, path, path if filesystem.type_name == "local" else url)
+        if filesystem.type_name == "local":
+            return cls(filesystem, path, path)
+        try:
+            return cls(filesystem, path, url, Bucket.at(url, filesystem))
+        except ValueError as error:
+            raise BadSettings(f"{url.partition('?')[0]}: {reason(error)}") from error
 
     @property
     def local(self) -> bool:
         """Whether it lies in this machine's file system, where locks and folders exist."""
-        return isinstance(self.filesystem, LocalFileSystem)
+        return self.bucket is None
 
     def child(self, *names: str) -> Folder:
         """A folder below."""
-        return Folder(self.filesystem, "/".join([self.path, *names]), join(self.url, *names))
+        return Folder(self.filesystem, "/".join([self.path, *names]), join(self.url, *names), self.bucket)
 
     def make(self) -> None:
         """Create the folder and those above, durably. Object stores have none."""
@@ -135,28 +116,66 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """A small file, whole."""
-        with store_errors("read", self.filesystem, f"{self.path}/{name}"):
-            return self._read(name)
+        with self._errors("read", name):
+            return self._get(name)[0]
 
     def find(self, name: str) -> bytes | None:
         """A small file, whole, or None if there is none."""
-        with store_errors("read", self.filesystem, f"{self.path}/{name}"):
+        found = self.load(name)
+        return None if found is None else found[0]
+
+    def load(self, name: str) -> tuple[bytes, Version] | None:
+        """A small file, whole, and its version for `replace`; None if there is none."""
+        with self._errors("read", name):
             try:
-                return self._read(name)
+                return self._get(name)
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def _read(self, name: str) -> bytes:
-        with self.filesystem.open_input_stream(f"{self.path}/{name}", compression=None) as file:
-            return file.read()
+    def _get(self, name: str) -> tuple[bytes, Version]:
+        if self.bucket is not None:
+            return self.bucket.get(self._key(name))
+        with open(f"{self.path}/{name}", "rb") as file:
+            data = file.read()
+        return data, data
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
-        """`write_atomically`."""
-        write_atomically(self.filesystem, f"{self.path}/{name}", data)
+        """Write the file so that it has all of `data` or is as it was, even if the power goes."""
+        if self.bucket is None:
+            with self.open_output(name) as file:
+                file.write(data)
+        else:
+            with self._errors("write", name):
+                self.bucket.put(self._key(name), data)
 
-    def open_output(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """`open_atomically`."""
-        return open_atomically(self.filesystem, f"{self.path}/{name}")
+    def replace(self, name: str, data: bytes, seen: Version | None) -> Version:
+        """`write` if the file is still the version that was `seen`, None: if there is none; its new version.
+
+        Raises FileChanged if not, and then nothing is written. After another StoreError it may be written or not.
+        """
+        with self._errors("write", name):
+            if self.bucket is not None:
+                return self.bucket.put_if(self._key(name), data, cast("dict[str, str] | None", seen))
+            # Object stores compare and write in one request. Here everybody who replaces a file holds the lock.
+            with FileLock(f"{self.path}/{LOCK}", timeout=LOCK_WAIT_S):
+                if self.find(name) != seen:
+                    raise FileChanged(f"store: {self.path}/{name} was replaced by another process")
+                self.write(name, data)
+            return data
+
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[BinaryIO]:
+        """A new file that appears whole, durable and in place of the one before, once the block is left.
+
+        An exception in the block leaves what was there.
+        """
+        with self._errors("write", name):
+            if self.bucket is None:
+                with atomic_write(f"{self.path}/{name}") as file:
+                    yield file
+            else:
+                with self.bucket.writer(self._key(name)) as file:
+                    yield file
 
     def list(self, *, recursive: bool = False) -> list[FileInfo]:
         """What lies in the folder; nothing if it does not exist."""
@@ -166,8 +185,11 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
-        with store_errors("delete", self.filesystem, f"{self.path}/{name}"), suppress(FileNotFoundError):
-            self.filesystem.delete_file(f"{self.path}/{name}")
+        with self._errors("delete", name), suppress(FileNotFoundError):
+            if self.bucket is None:
+                os.unlink(f"{self.path}/{name}")
+            else:
+                self.bucket.delete(self._key(name))
 
     def clear(self) -> None:
         """Delete the folder with all that lies in it, if it is there."""
@@ -175,12 +197,36 @@ class Folder:
             if self.filesystem.get_file_info(self.path).type == FileType.Directory:
                 self.filesystem.delete_dir(self.path)
 
+    def check(self) -> None:
+        """Write and delete a file, to see that this works. Raises BadSettings where writes have no conditions."""
+        name = f".{uuid4().hex[:8]}.check"
+        self.make()
+        self.replace(name, b"1", None)
+        try:
+            self.replace(name, b"2", None)
+        except FileChanged:
+            return
+        finally:
+            self.delete(name)
+        raise BadSettings(
+            f"{self.url.partition('?')[0]}: cannot keep jobs: the server ignores If-None-Match, so that two drivers "
+            "would overwrite each other's commits: use a store that has conditional writes"
+        )
+
+    def _key(self, name: str) -> str:
+        return f"{self.path}/{name}".partition("/")[2].strip("/")
+
+    def _errors(self, doing: str, name: str) -> AbstractContextManager[None]:
+        return store_errors(doing, self.filesystem, f"{self.path}/{name}")
+
 
 @contextmanager
 def store_errors(doing: str, filesystem: FileSystem, path: str) -> Iterator[None]:
     """Raise what the file system or Arrow raises in the block as StoreError with path and reason."""
     try:
         yield
+    except Timeout as error:
+        raise StoreError(f"store: cannot {doing} {path}: another process holds {error.lock_file}") from error
     except (OSError, pa.ArrowException) as error:
         place = path if isinstance(filesystem, LocalFileSystem) else f"{filesystem.type_name}://{path}"
         raise StoreError(f"store: cannot {doing} {place}: {reason(error)}") from error

@@ -12,9 +12,7 @@ import pytest
 from pyarrow.fs import LocalFileSystem, S3FileSystem
 
 from serve_app.errors import BadSettings, StoreError
-from serve_app.storage.filesystem import Folder, join, open_atomically, resolve, write_atomically
-
-LOCAL = LocalFileSystem()
+from serve_app.storage.filesystem import Folder, join, resolve
 
 
 @pytest.mark.parametrize("url", ["{}/a b.txt", "file://{}/a%20b.txt"])
@@ -91,8 +89,9 @@ def test_a_file_below_a_url_keeps_the_query_at_the_end() -> None:
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_atomically(LOCAL, str(path), b"long before")
-    write_atomically(LOCAL, str(path), b"now")
+    folder = Folder.at(str(tmp_path))
+    folder.write("file", b"long before")
+    folder.write("file", b"now")
     assert path.read_bytes() == b"now"
     assert os.listdir(tmp_path) == ["file"]
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
@@ -110,17 +109,17 @@ def test_a_file_is_on_disk_before_it_gets_its_name_and_the_name_before_it_is_don
     steps = mock.Mock()
     monkeypatch.setattr(os, "replace", steps.rename)
     monkeypatch.setattr(os, "fsync", steps.sync)
-    write_atomically(LOCAL, str(tmp_path / "file"), b"data")
+    Folder.at(str(tmp_path)).write("file", b"data")
     assert [name for name, _, _ in steps.mock_calls] == ["sync", "rename", "sync"]
 
 
 def test_a_file_appears_only_once_it_is_closed_and_never_after_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file.gz"
-    with open_atomically(LOCAL, str(path)) as file:
+    with Folder.at(str(tmp_path)).open_output(path.name) as file:
         file.write(gzip.compress(b"whole"))
         assert not path.exists()
     assert gzip.decompress(path.read_bytes()) == b"whole"
-    with suppress(RuntimeError), open_atomically(LOCAL, str(path)) as file:
+    with suppress(RuntimeError), Folder.at(str(tmp_path)).open_output(path.name) as file:
         file.write(b"half")
         raise RuntimeError
     assert gzip.decompress(path.read_bytes()) == b"whole"
@@ -129,7 +128,7 @@ def test_a_file_appears_only_once_it_is_closed_and_never_after_an_error(tmp_path
 
 def test_what_cannot_be_written_is_named_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"cannot write .*/no/file: No such file or directory"):
-        write_atomically(LOCAL, str(tmp_path / "no" / "file"), b"")
+        Folder.at(str(tmp_path / "no")).write("file", b"")
 
 
 def test_what_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -137,6 +136,22 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
     assert folder.find("nothing") is None
     with pytest.raises(StoreError, match=r"cannot read .*/nothing: .*"):
         folder.read("nothing")
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "key"),
+    [
+        ("s3://bucket?endpoint_override=127.0.0.1:1&scheme=http", "bucket", "file"),
+        ("s3://bucket/runs/?endpoint_override=127.0.0.1:1&scheme=http", "bucket/runs", "runs/file"),
+        ("gs://bucket/runs", "bucket/runs", "runs/file"),
+        ("gcs://bucket/runs", "bucket/runs", "runs/file"),
+        ("abfss://container@account.dfs.core.windows.net/runs", "container/runs", "runs/file"),
+    ],
+)
+def test_arrow_reads_what_the_bucket_writes(url: str, path: str, key: str) -> None:
+    folder = Folder.at(url)
+    assert (folder.path.rstrip("/"), folder._key("file")) == (path, key)
+    assert not folder.local
 
 
 @pytest.mark.parametrize("url", ["memory://runs", "http://127.0.0.1:1/runs"])

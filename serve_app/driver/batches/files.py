@@ -17,12 +17,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, Literal
 
 import msgspec
 
-from serve_app.errors import NoSuchFile, StoreError
+from serve_app.errors import FileChanged, NoSuchFile, StoreError
 from serve_app.storage.filesystem import Folder, store_errors
 
 logger = logging.getLogger(__name__)
@@ -151,10 +151,14 @@ class FileStore:
 
     def keep_until(self, file_id: str, at: int) -> None:
         """Have the file expire at `at` (Unix seconds) or later. Raises NoSuchFile."""
-        stored = self.get(file_id)
-        if stored.expires_at is not None and stored.expires_at < at:
-            stored = msgspec.structs.replace(stored, expires_at=at)
-            self._folder.write(_description(file_id), msgspec.json.encode(stored))
+        while True:
+            stored, seen = self.get(file_id), self._folder.load(_description(file_id))
+            if seen is None or stored.expires_at is None or stored.expires_at >= at:
+                return
+            stored = msgspec.structs.replace(_decode(seen[0]), expires_at=at)
+            with suppress(FileChanged):  # another batch keeps it too, or it was deleted
+                self._folder.replace(_description(file_id), msgspec.json.encode(stored), seen[1])
+                return
 
     def delete(self, file_id: str) -> None:
         """Remove the file. Raises NoSuchFile."""

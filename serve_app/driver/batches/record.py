@@ -1,6 +1,6 @@
 """What is kept of a batch beside its job, and the batch object that OpenAI's clients see.
 
-    <store>/<job id>/job.json       the job, with the batch's request in its metadata
+    <store>/<job id>/manifest.json  the job, with the batch's request in its metadata
     <store>/<job id>/batch.json     when the batch reached which state, and its files
 
 Knows a batch's fields and states. Does not know who changes them (see `run.py`).

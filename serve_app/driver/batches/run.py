@@ -19,6 +19,7 @@ import msgspec
 from serve_app.driver.batches.files import FileStore, output_file_id
 from serve_app.driver.batches.output import BatchOutput, Lost
 from serve_app.driver.batches.record import Asked, BatchError, End, Record, batch_id_of, load, save
+from serve_app.driver.jobs.job import ACTIVE
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.driver.sources.requests import RequestRows
 from serve_app.driver.sources.source import open_source
@@ -134,8 +135,8 @@ class BatchRun:
         with self._job.lock():
             _, record = load(self._job)
             if not record.ended:  # else another driver was faster
-                if self._job.manifest()["state"].active:  # nobody is to resume it
-                    self._job.update(state=JobState.CANCELLED, message=f"the batch has {end}")
+                with suppress(JobConflict):  # nobody is to resume it, unless it has ended
+                    self._job.update(expected=ACTIVE, state=JobState.CANCELLED, message=f"the batch has {end}")
                 written = self._write_files(end) if record.in_progress_at is not None or end != "failed" else {}
                 record = msgspec.structs.replace(record, **written, **{f"{end}_at": self._time()}, errors=errors)
                 save(self._job, record)

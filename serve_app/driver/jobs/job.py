@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from itertools import pairwise, starmap
@@ -23,9 +24,14 @@ from serve_app.driver.sources.source import check_ids, open_source
 from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore, Store
 from serve_app.driver.threads import finish_in_thread
-from serve_app.errors import JobConflict
+from serve_app.errors import JobConflict, JobNotFound
 from serve_app.settings import DispatchSizes, DriverSettings
 from serve_app.spec import JobSpec, JobState, JobStatus
+
+logger = logging.getLogger(__name__)
+
+# Only a job in these states has an end to come; the first one written counts.
+ACTIVE = [state for state in JobState if state.active]
 
 
 class Part(Protocol):
@@ -96,7 +102,7 @@ class JobRun:
 
     def _plan(self) -> list[Span]:
         """The parts' rows. A job keeps the parts that it was first cut into."""
-        self.job.update(state=JobState.RUNNING, message="")
+        self.job.update(expected=ACTIVE, state=JobState.RUNNING, message="")
         manifest = self.job.manifest()
         if manifest["parts"]:
             self._check_source()
@@ -151,15 +157,19 @@ class JobRun:
 
     async def end(self, state: JobState, message: str) -> None:
         """Record how the job ended, with its last figures, however long the store is away: until it is written, the
-        job counts as running."""
+        job counts as running. If it was ended, or deleted, by somebody else, that stays."""
         figures = self.status().model_dump(exclude={"id", "state", "message", "eta_s"})
         self._message = f"ending as {state}{': ' if message else ''}{message}"
 
         def write() -> None:
             report = {**self.job.manifest()["report"], **figures}
-            self.job.update(state=state, message=message, report=report)
+            self.job.update(expected=ACTIVE, state=state, message=message, report=report)
 
-        await while_store_is_away(lambda: finish_in_thread(write))
+        try:
+            await while_store_is_away(lambda: finish_in_thread(write))
+        except (JobConflict, JobNotFound) as error:
+            logger.warning("%s; it would have ended here as %s", error, state)
+            return
         self._state, self._message = state, message
 
     def status(self) -> JobStatus:

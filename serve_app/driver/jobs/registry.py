@@ -141,7 +141,7 @@ class Jobs:
             job = self._store.open(job_id)
             state = job.manifest()["state"]
             if state.resumable:  # written down: the next driver must know it too
-                job.update(state=JobState.QUEUED, message="")
+                job.update(expected=[state], state=JobState.QUEUED, message="")
             return job if state.active or state.resumable else None
 
         if job_id not in self._tasks and (job := await asyncio.to_thread(queue)) is not None:

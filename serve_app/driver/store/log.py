@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -14,16 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve_app.driver.store.idmap import IdMap
-from serve_app.driver.store.manifest import PartManifest, Segment, find_file, rows_of, to_json
+from serve_app.driver.store.manifest import MANIFEST, PartManifest, Segment, load_file, replace_file, rows_of
 from serve_app.driver.store.table import SCHEMA, grouped, read_outcomes, to_table
-from serve_app.errors import JobConflict, StoreError, TakenOver
+from serve_app.errors import FileChanged, JobConflict, StoreError, TakenOver
 from serve_app.schema import Outcome
-from serve_app.storage.filesystem import Folder, store_errors
+from serve_app.storage.filesystem import Folder, Version, store_errors
 
 # So many segments of one level become one of the next: manifests stay short and readers open few files.
 FAN_OUT = 64
 # A larger segment would hold up the commits for too long while it is merged, and save no reader anything.
 MERGED_ROWS = 64 * 64 * 1024
+# How often a writer that begins may find that the one before has committed since it looked.
+TRIES = 100
+# A segment's epoch, also in the name under which a disk holds it until it is whole.
+EPOCH = re.compile(r"\.?(\d+)-")
 
 
 class OutcomeLog:
@@ -33,8 +38,10 @@ class OutcomeLog:
         self._folder = folder
         self._segments = folder.child("segments")
         self._fan_out = fan_out
-        # The writer's: the manifest as it stands, files written, and those that the last compaction replaced.
+        # The writer's: the manifest as it stands and its version, files written, and those that the last compaction
+        # replaced.
         self._mine = PartManifest()
+        self._version: Version | None = None
         self._writers: set[str] = set()  # all that this object has been
         self._acknowledged = 0  # rows that are known to be on disk
         self._written = 0
@@ -92,7 +99,19 @@ class OutcomeLog:
         return ids
 
     def _load(self) -> PartManifest:
-        return find_file(self._folder, PartManifest) or PartManifest()
+        return self._find()[0]
+
+    def _find(self) -> tuple[PartManifest, Version | None]:
+        """The manifest and its version. Raises StoreError if it is lost: segments without one are no empty part."""
+        found = load_file(self._folder, PartManifest)
+        if found is None and (names := [info.base_name for info in self._segments.list() if info.is_file]):
+            found = load_file(self._folder, PartManifest)  # a writer may have begun meanwhile
+            if found is None and any(name.endswith(".parquet") for name in names):
+                raise StoreError(
+                    f"store: {self._folder.url} has {len(names)} segments and no {MANIFEST} that names them: bring it "
+                    "back from a copy of the store, or delete the job"
+                )
+        return found or (PartManifest(), None)
 
     def _read(self, segment: Segment, skip: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The segment's row groups, but the first `skip` rows."""
@@ -117,36 +136,46 @@ class OutcomeLog:
     def begin(self) -> None:
         """Become the part's writer, the only one from now on, and remove what writers before have left unnamed.
 
-        Raises JobConflict if another one begins at the same time.
+        Raises JobConflict if others begin all the time.
         """
-        self._segments.make()
-        before = self._load()
-        self._mine = msgspec.structs.replace(before, epoch=before.epoch + 1, writer=uuid4().hex[:8])
-        self._writers.add(self._mine.writer)
-        self._written, self._replaced = 0, []
-        self._folder.write("manifest.json", to_json(self._mine))
-        # Listed after the manifest was replaced, looked at again before anything goes: what the writer before named
-        # in its last moment is then known.
-        infos = self._folder.list(recursive=True)
-        self._check()
-        keep = {segment.name for segment in self._mine.segments} | {"manifest.json", "lock"}
-        for info in infos:
-            if info.is_file and info.base_name not in keep:
-                self._folder.delete(info.path.removeprefix(self._folder.path).lstrip("/"))
-        self._stopped = None
-        self._acknowledged = rows_of(self._mine)
+        self._begin(lambda before: None)
 
     def begin_again(self) -> bool:
         """After a StoreError of `append`: become the writer again. Whether that append is on disk after all.
 
         Raises JobConflict when another writer has begun since.
         """
-        now = self._load()
-        if now.writer not in self._writers:
-            raise self._taken_over(now)
-        added = rows_of(now) > self._acknowledged
-        self.begin()
-        return added
+        acknowledged = self._acknowledged
+        self._begin(self._check_own)
+        return self._acknowledged > acknowledged
+
+    def _begin(self, check: Callable[[PartManifest], None]) -> None:
+        self._segments.make()
+        for _ in range(TRIES):
+            before, version = self._find()
+            check(before)
+            mine = msgspec.structs.replace(before, epoch=before.epoch + 1, writer=uuid4().hex[:8])
+            self._writers.add(mine.writer)
+            try:
+                self._version = replace_file(self._folder, mine, version)
+                break
+            except FileChanged:  # by a commit, or by another one that begins
+                continue
+        else:
+            raise JobConflict(f"{self._folder.url}: other drivers begin or commit all the time")
+        self._mine, self._acknowledged = mine, rows_of(mine)
+        self._written, self._replaced = 0, []
+        self._stopped = None
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete what no manifest names and none will: no writer of an earlier epoch can replace it any more."""
+        named = {segment.name for segment in self._mine.segments}
+        with suppress(StoreError):  # nobody reads them, and the next begin() gets them
+            for info in self._segments.list():
+                epoch = EPOCH.match(info.base_name)
+                if epoch and int(epoch[1]) < self._mine.epoch and info.base_name not in named:
+                    self._segments.delete(info.base_name)
 
     def append(self, outcomes: Sequence[Outcome], report: dict[str, Any]) -> None:
         """Add outcomes, durably: when this returns they are on disk and every later reader sees them.
@@ -160,13 +189,16 @@ class OutcomeLog:
             segments, replaced = self._compact(list(self._mine.segments))
             if outcomes:
                 segments.append(self._write(to_table(outcomes)))
-            self._check()
             manifest = msgspec.structs.replace(self._mine, segments=tuple(segments), report=report)
-            self._folder.write("manifest.json", to_json(manifest))
+            version = replace_file(self._folder, manifest, self._version)
+        except FileChanged as error:
+            self._stopped = error
+            self._stopped = self._taken_over(self._load())
+            raise self._stopped from error
         except Exception as error:
             self._stopped = error
             raise
-        self._mine = manifest
+        self._mine, self._version = manifest, version
         self._acknowledged = rows_of(manifest)
         if replaced:
             # Not at once: a reader may be in the midst of them.
@@ -175,12 +207,13 @@ class OutcomeLog:
                     self._segments.delete(name)
             self._replaced = replaced
 
-    def _check(self) -> None:
-        now = self._load()
-        if (now.epoch, now.writer) != (self._mine.epoch, self._mine.writer):
+    def _check_own(self, now: PartManifest) -> None:
+        if now.writer not in self._writers:
             raise self._taken_over(now)
 
     def _taken_over(self, now: PartManifest) -> TakenOver:
+        if not now.epoch:
+            return TakenOver(f"{self._folder.url}: the job was deleted while it ran")
         return TakenOver(
             f"{self._folder.url}: another driver took over (epoch {now.epoch}, this one's is {self._mine.epoch})"
         )
@@ -208,7 +241,7 @@ class OutcomeLog:
         while len(run := [s for s in segments if s.level == level][: self._fan_out]) == self._fan_out:
             if sum(segment.rows for segment in run) > MERGED_ROWS:
                 break
-            self._check()  # else the files may be gone, and the work is long
+            self._check_own(self._load())  # else the files may be gone, and the work is long
             first = segments.index(run[0])
             segments[first : first + len(run)] = [self._merge(run, level + 1)]
             replaced += [segment.name for segment in run]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import msgspec
 
 from serve_app.errors import StoreError
 from serve_app.spec import JobState
-from serve_app.storage.filesystem import Folder, join
+from serve_app.storage.filesystem import Folder, Version, join
 
 T = TypeVar("T")
+
+MANIFEST = "manifest.json"
 
 
 class Manifest(TypedDict):
@@ -21,6 +23,15 @@ class Manifest(TypedDict):
     parts: list[list[int]]
     report: dict[str, Any]
     created_at: str
+
+
+class StoredManifest(Manifest):
+    """The manifest as it lies in the store, with what was asked, which never changes.
+
+    Jobs of version 0.1 and before have that in a `job.json` of its own.
+    """
+
+    spec: NotRequired[dict[str, Any]]
 
 
 class Change(TypedDict, total=False):
@@ -53,13 +64,18 @@ def rows_of(manifest: PartManifest) -> int:
     return sum(segment.rows for segment in manifest.segments)
 
 
-def find_file(folder: Folder, form: type[T]) -> T | None:
-    """The folder's manifest, None if it has none."""
-    data = folder.find("manifest.json")
+def load_file(folder: Folder, form: type[T]) -> tuple[T, Version] | None:
+    """The folder's manifest and its version, None if it has none."""
+    found = folder.load(MANIFEST)
     try:
-        return None if data is None else msgspec.json.decode(data, type=form)
+        return None if found is None else (msgspec.json.decode(found[0], type=form), found[1])
     except msgspec.MsgspecError as error:
-        raise StoreError(f"store: cannot read {join(folder.url, 'manifest.json')}: {error}") from error
+        raise StoreError(f"store: cannot read {join(folder.url, MANIFEST)}: {error}") from error
+
+
+def replace_file(folder: Folder, value: Any, seen: Version | None) -> Version:
+    """Replace the folder's manifest if it is still the version that was `seen`. Raises FileChanged if not."""
+    return folder.replace(MANIFEST, to_json(value), seen)
 
 
 def to_json(value: Any) -> bytes:

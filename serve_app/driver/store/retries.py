@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import stamina
 
-from serve_app.errors import StoreError
+from serve_app.errors import JobNotFound, StoreError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -24,13 +24,16 @@ async def while_store_is_away(
 ) -> T:
     """What `call` gives; while it raises StoreError it is called again, until `patience_s` after the beginning.
 
+    JobNotFound is raised at once: the store is there and the job is not.
+
     `patience_s` is asked after each failure, as it may change meanwhile; without it the trying never ends.
     Raises all else that `call` raises at once, and in the end the last StoreError.
     """
     began = time.monotonic()
 
     def again(error: Exception) -> bool:
-        return isinstance(error, StoreError) and time.monotonic() - began < patience_s()
+        away = isinstance(error, StoreError) and not isinstance(error, JobNotFound)
+        return away and time.monotonic() - began < patience_s()
 
     return await _retrying(again, call)
 

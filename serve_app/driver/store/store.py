@@ -1,24 +1,21 @@
 """The durable store: a folder a job, append-only segments and atomically replaced manifests.
 
-    <root>/<job id>/job.json                         what was asked, written once
-    <root>/<job id>/manifest.json                    the state
+    <root>/<job id>/manifest.json                    what was asked, and the state
     <root>/<job id>/parts/0000/manifest.json         which segments of the part count
     <root>/<job id>/parts/0000/segments/….parquet    committed outcomes, a column a field
 
 Knows jobs, their parts and outcomes. Does not know who runs them, nor how files become durable (see `filesystem.py`).
 
 A segment counts once its part's manifest names it, and that is replaced after the segment is on disk. So a SIGKILL at
-any instant loses no committed row, tears none, and leaves at most files that nobody reads. Each part has one writer at
-a time: a lock holds off others on a local file system; everywhere each writer raises the manifest's epoch when it
-begins, and a writer that finds another's there stops. (Between that look and the manifest's replacement lies one
-request; a takeover in just that time is noticed by the new writer, which then stops instead.)
+any instant loses no committed row, tears none, and leaves at most files that nobody reads. A manifest is only ever
+replaced on condition that it is as the writer has read it. So each part has one writer at a time: each raises the
+manifest's epoch when it begins, and one that finds another's there stops.
 """
 
 from __future__ import annotations
 
-import fcntl
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -27,20 +24,24 @@ from typing import Any, BinaryIO, Unpack
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock, Timeout
 
 from serve_app.driver.store.log import FAN_OUT, OutcomeLog
-from serve_app.driver.store.manifest import Change, Manifest, find_file, to_json
+from serve_app.driver.store.manifest import MANIFEST, Change, Manifest, StoredManifest, load_file, replace_file
 from serve_app.driver.store.table import read_outcomes
-from serve_app.errors import BadSettings, JobConflict, JobNotFound
+from serve_app.errors import BadSettings, FileChanged, JobConflict, JobNotFound, StoreError
 from serve_app.schema import Outcome, Status
 from serve_app.spec import JobState
-from serve_app.storage.filesystem import Folder, store_errors
+from serve_app.storage.filesystem import LOCK, Folder, Version, store_errors
 
 JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")
-RESERVED = {"job.json", "manifest.json", "parts", "lock"}
+RUN_LOCK = "lock"
+RESERVED = {"job.json", MANIFEST, "parts", RUN_LOCK}
 # Manifests read at once: on an object store each takes a round trip.
 READERS = 16
+# Others may replace a manifest between our look and our write, but not for ever.
+TRIES = 20
 
 
 class Store:
@@ -60,9 +61,10 @@ class Store:
         Raises JobConflict if there is one, BadSettings for a malformed id, StoreError if it cannot be written.
         """
         job = self._job(job_id)
-        if job.exists():
-            raise JobConflict(f"job '{job_id}' exists already: give another id, or resume it")
-        job.start(spec)
+        try:
+            job.start(spec)
+        except FileChanged as error:
+            raise JobConflict(f"job '{job_id}' exists already: give another id, or resume it") from error
         return job
 
     def open(self, job_id: str) -> JobStore:
@@ -103,45 +105,69 @@ class JobStore:
         return self._folder.url
 
     def exists(self) -> bool:
-        """Whether the job was written down, whole."""
-        return find_file(self._folder, Manifest) is not None
+        """Whether there is such a job."""
+        return load_file(self._folder, StoredManifest) is not None
 
     def created_at(self) -> str:
         """ISO 8601, UTC; "" if there is no such job."""
-        manifest = find_file(self._folder, Manifest)
-        return manifest["created_at"] if manifest else ""
+        found = load_file(self._folder, StoredManifest)
+        return found[0]["created_at"] if found else ""
 
     def start(self, spec: dict[str, Any]) -> None:
-        """Write the job down."""
-        self._folder.clear()  # what a deletion that was cut short has left must not become this job's
+        """Write the job down. Raises FileChanged if there is one."""
+        # What a deletion that was cut short has left must not become this job's. It is listed before the look: all of
+        # it is then older than any job that another driver creates of this name.
+        left = [info for info in self._folder.list(recursive=True) if info.is_file]
+        if self.exists():
+            raise FileChanged(f"store: {self.folder} holds a job")
+        for info in left:
+            if info.base_name not in (RUN_LOCK, LOCK):
+                self._folder.delete(info.path.removeprefix(self._folder.path).lstrip("/"))
         self._folder.make()
-        self._folder.write("job.json", to_json(spec))
         created_at = datetime.now(UTC).isoformat(timespec="microseconds")
-        self._replace({"state": JobState.QUEUED, "message": "", "parts": [], "report": {}, "created_at": created_at})
+        manifest = {"state": JobState.QUEUED, "message": "", "parts": [], "report": {}, "created_at": created_at}
+        replace_file(self._folder, {**manifest, "spec": spec}, None)
 
     def clear(self) -> None:
         """Delete the job. Its manifest goes first: half a job is none."""
-        self._folder.delete("manifest.json")
+        self._folder.delete(MANIFEST)
         self._folder.clear()
 
     def spec(self) -> dict[str, Any]:
         """What was asked."""
+        manifest, _ = self._load()
+        if "spec" in manifest:
+            return manifest["spec"]
         spec: dict[str, Any] = msgspec.json.decode(self._folder.read("job.json"))
         return spec
 
     def manifest(self) -> Manifest:
         """The job's state."""
-        manifest = find_file(self._folder, Manifest)
-        if manifest is None:
-            raise JobNotFound(f"no job '{self.job_id}' any more: {self.folder} has no manifest.json")
+        manifest, _ = self._load()
+        manifest.pop("spec", None)
         return manifest
 
-    def update(self, **changed: Unpack[Change]) -> None:
-        """Replace fields of the manifest, all or none. For the one driver that holds the job."""
-        self._replace({**self.manifest(), **changed})
+    def _load(self) -> tuple[StoredManifest, Version]:
+        found = load_file(self._folder, StoredManifest)
+        if found is None:
+            raise JobNotFound(f"no job '{self.job_id}' any more: {self.folder} has no {MANIFEST}")
+        return found
 
-    def _replace(self, manifest: Manifest) -> None:
-        self._folder.write("manifest.json", to_json(manifest))
+    def update(self, *, expected: Collection[JobState] = tuple(JobState), **changed: Unpack[Change]) -> None:
+        """Replace fields of the manifest, all or none, if the state is among the `expected`.
+
+        Raises JobConflict if it is not, and then nothing is written: another driver may have ended the job.
+        """
+        for _ in range(TRIES):
+            manifest, version = self._load()
+            if manifest["state"] not in expected:
+                raise JobConflict(f"job '{self.job_id}' is {manifest['state']}, by another driver or request")
+            try:
+                replace_file(self._folder, {**manifest, **changed}, version)
+                return
+            except FileChanged:
+                continue
+        raise StoreError(f"store: {self.folder}: others replace {MANIFEST} all the time")
 
     # --- outcomes ---
 
@@ -195,19 +221,21 @@ class JobStore:
     def lock(self, part: int | None = None) -> Iterator[None]:
         """Hold the job, or one part of it, for one run. Raises JobConflict while another process, or run, does.
 
-        Only a local file system has locks; elsewhere it is the epoch alone that keeps a part's writers apart.
+        Only a local file system has locks. They save work; it is the epoch that keeps a part's writers apart.
         """
         if not self._folder.local:
             yield
             return
         folder = self._folder if part is None else self._folder.child("parts", f"{part:04d}")
         folder.make()
+        lock = FileLock(f"{folder.path}/{RUN_LOCK}", thread_local=False)  # whichever thread ends the run
         with store_errors("lock", folder.filesystem, folder.path):
-            file = open(f"{folder.path}/lock", "a")  # noqa: SIM115  # closed below, past what the caller raises
-        with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                lock.acquire(blocking=False)
+            except Timeout as error:
                 what = f"job '{self.job_id}'" if part is None else f"part {part} of job '{self.job_id}'"
                 raise JobConflict(f"{what} is being run by another driver") from error
+        try:
             yield
+        finally:
+            lock.release()

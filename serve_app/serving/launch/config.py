@@ -93,9 +93,7 @@ class ServeConfig:
         self._check_address(self.port if port else 0)
         store = self.driver_settings.store
         if "://" in store:
-            probe = Folder.at(store).child("probe")
-            probe.write("probe", b"")
-            probe.clear()
+            Folder.at(store).check()
         else:
             check_store(Path(store))
 

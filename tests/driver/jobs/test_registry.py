@@ -212,7 +212,7 @@ async def test_a_resumed_job_refuses_to_mix_answers_of_two_models(make_jobs: Mak
     pool = FakePool(["a"])
     pool.hold_s = 0.02
     jobs = await make_jobs(pool)
-    job_id = await jobs.submit(spec(60))
+    job_id = await jobs.submit(spec(600))  # more than a busy machine does before the cancel
     await committed(jobs, job_id, 8)
     await jobs.cancel(job_id)
     changed = await make_jobs(Renamed(["a"]))

@@ -160,6 +160,30 @@ async def test_a_driver_whose_job_was_taken_over_leaves_its_state_alone(
     assert len(ids(new, job_id)) == len(set(ids(new, job_id))) == 200
 
 
+async def test_a_job_that_another_driver_has_cancelled_does_not_complete(make_jobs: MakeJobs) -> None:
+    pool = FakePool(["a"])
+    pool.hold_s = 0.01
+    jobs = await make_jobs(pool)
+    job_id = await jobs.submit(spec(100))
+    await committed(jobs, job_id, 8)
+    jobs.job(job_id).update(state=JobState.CANCELLED, message="by the other one")
+    status = await finished(jobs, job_id)
+    assert (status.state, status.message, status.ok) == (JobState.CANCELLED, "by the other one", 100)
+
+
+@pytest.mark.timeout(30)
+async def test_a_job_that_another_driver_has_deleted_ends(make_jobs: MakeJobs) -> None:
+    pool = FakePool(["a"])
+    pool.hold_s = 0.01
+    jobs = await make_jobs(pool, store_wait_s=0.05)
+    job_id = await jobs.submit(spec(200))
+    await committed(jobs, job_id, 8)
+    jobs.job(job_id).clear()
+    while jobs.running():
+        await asyncio.sleep(0.01)
+    assert await jobs.list() == []
+
+
 async def test_a_job_cancelled_at_once_stays_cancelled(make_jobs: MakeJobs) -> None:
     jobs = await make_jobs(FakePool([]))
     for _ in range(5):
@@ -200,7 +224,8 @@ async def test_a_job_that_cannot_be_read_hides_no_other(make_jobs: MakeJobs, tmp
     await finished(jobs, bad)
     job = jobs.job("bad")
     job.update(state=JobState.RUNNING)
-    (tmp_path / "runs" / "bad" / "job.json").write_text('{"workload": "w", "metadata": {}, "of_a_later_version": 1}')
+    manifest = tmp_path / "runs" / "bad" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"labels"', '"of_a_later_version"'))
     assert await jobs.recover() == []
     assert {status.id for status in await jobs.list()} == {good, "bad"}
 

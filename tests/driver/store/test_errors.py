@@ -21,7 +21,7 @@ def test_a_store_that_cannot_be_written_says_where(tmp_path: Path) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_named(s3: str) -> None:
-    with pytest.raises(StoreError, match="cannot write s3://other/runs/job-1/job.json: .*bucket"):
+    with pytest.raises(StoreError, match="cannot write s3://other/runs/job-1/manifest.json: .*bucket"):
         Store(s3.replace("bucket", "other").format("runs")).create("job-1", {})
 
 

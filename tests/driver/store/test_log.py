@@ -8,9 +8,11 @@ from unittest import mock
 import pytest
 from msgspec.structs import replace
 
+from serve_app.driver.store.manifest import to_json
 from serve_app.driver.store.store import Store
 from serve_app.driver.store.table import to_table
 from serve_app.errors import JobConflict, StoreError
+from serve_app.storage.filesystem import Folder, Version
 from tests.driver.store.kit import OUTCOME, ids, some, writer
 
 # --- commits ---
@@ -132,27 +134,73 @@ def test_a_writer_that_another_one_followed_commits_nothing_more(root: str) -> N
 def test_of_two_writers_that_begin_at_once_the_last_one_commits(root: str) -> None:
     job = Store(root).create("job-1", {})
     one, two = job.part(0), job.part(0)
-    loads, load = iter([two._load()]), two._load  # the second has looked before the first wrote
+    finds, find = iter([two._find()]), two._find  # the second has looked before the first wrote
     one.begin()
-    with mock.patch.object(two, "_load", side_effect=lambda: next(loads, None) or load()):
+    with mock.patch.object(two, "_find", side_effect=lambda: next(finds, None) or find()):
         two.begin()
-    assert one._mine.epoch == two._mine.epoch
+    assert (one._mine.epoch, two._mine.epoch) == (1, 2)
     with pytest.raises(JobConflict, match="another driver took over"):
         one.append(some(1), {})
     two.append(some(2), {})
     assert ids(two) == ["2"]
 
 
+def test_a_writer_whose_manifest_is_late_replaces_none_of_a_later_writer(root: str) -> None:
+    old, new = writer(root), Store(root).open("job-1").part(0)
+    old.append(some(1), {})
+    write, late = Folder.replace, iter([new.begin])  # begins between the last look of the one before and its write
+
+    def replace_late(folder: Folder, name: str, data: bytes, seen: Version | None) -> Version:
+        if (begin := next(late, None)) is not None:
+            begin()
+        return write(folder, name, data, seen)
+
+    with mock.patch.object(Folder, "replace", replace_late), pytest.raises(JobConflict, match="another driver"):
+        old.append(some(2), {})
+    new.append(some(2), {})
+    assert ids(new) == ["1", "2"]
+    assert ids(writer(root)) == ["1", "2"]
+
+
+def test_a_later_writers_files_are_left_alone(root: str) -> None:
+    old, new = writer(root), Store(root).open("job-1").part(0)
+    new.begin()
+    segment = new._write(to_table(some(1)))  # and its manifest is on its way
+    old._sweep()
+    assert segment.name in {info.base_name for info in new._segments.list()}
+
+
+def test_segments_whose_manifest_is_lost_are_no_empty_part(root: str) -> None:
+    log = writer(root)
+    log.append(some(1), {})
+    log._folder.delete("manifest.json")
+    again = Store(root).open("job-1").part(0)
+    for act in (again.begin, lambda: again.rows, lambda: ids(again)):
+        with pytest.raises(StoreError, match=r"parts/0000.* has 1 segments and no manifest\.json"):
+            act()
+    log._folder.write("manifest.json", to_json(log._mine))
+    assert ids(again) == ["1"]
+
+
+def test_a_writer_whose_job_was_deleted_stops(root: str) -> None:
+    log = writer(root)
+    Store(root).delete("job-1")
+    with pytest.raises(
+        (JobConflict, StoreError), match="the job was deleted while it ran|and no manifest|No such file"
+    ):
+        log.append(some(1), {})
+
+
 def test_files_that_no_manifest_names_are_not_read_and_go_when_the_next_writer_begins(root: str) -> None:
     log = writer(root)
     log.append(some(1), {})
     log._write(to_table(some("lost")))
-    log._segments.write(".0001-000009.parquet.tmp", b"half")
+    log._segments.write(".0001-000009-ab.parquet.cd.tmp", b"half")
     assert ids(log) == ["1"]
     again = writer(root)
     assert ids(again) == ["1"]
     files = {info.base_name for info in again._folder.list(recursive=True) if info.is_file}
-    assert files == {"manifest.json", again._load().segments[0].name}
+    assert files - {".lock"} == {"manifest.json", again._load().segments[0].name}
 
 
 def test_after_an_error_a_writer_says_it_again_and_commits_nothing(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
+import msgspec
 import pytest
 
 from serve_app.driver.store.store import Store
 from serve_app.errors import BadSettings, JobConflict, JobNotFound
 from serve_app.spec import JobState
-from serve_app.storage.filesystem import resolve
+from serve_app.storage.filesystem import Folder, Version, resolve
 from tests.driver.store.kit import ids, some, writer
 
 
@@ -90,3 +92,66 @@ def test_a_job_id_cannot_leave_the_store(tmp_path: Path, bad: str) -> None:
         Store(str(tmp_path)).open(bad)
     with pytest.raises(BadSettings, match="job id"):
         Store(str(tmp_path)).create(bad, {})
+
+
+def test_a_write_that_fails_leaves_the_file_that_stood_there(root: str) -> None:
+    job = Store(root).create("job-1", {})
+    job.put("input.csv", b"before")
+    with suppress(RuntimeError), job.open_output("input.csv") as file:
+        file.write(b"x" * 100_000)
+        raise RuntimeError
+    filesystem, path = resolve(job.path("input.csv"))
+    with filesystem.open_input_stream(path) as read:
+        assert read.read() == b"before"
+
+
+def test_of_two_drivers_that_create_a_job_one_does_and_its_question_stands(root: str) -> None:
+    one, two = Store(root), Store(root)
+    replace, first = Folder.replace, iter([lambda: two.create("job-1", {"by": "two"})])
+
+    def slow(folder: Folder, name: str, data: bytes, seen: Version | None) -> Version:
+        if (create := next(first, None)) is not None:
+            create()
+        return replace(folder, name, data, seen)
+
+    with mock.patch.object(Folder, "replace", slow), pytest.raises(JobConflict, match="job 'job-1' exists already"):
+        one.create("job-1", {"by": "one"})
+    assert one.open("job-1").spec() == {"by": "two"}
+
+
+def test_two_updates_at_once_are_both_kept(root: str) -> None:
+    job = Store(root).create("job-1", {})
+    same = Store(root).open("job-1")
+    replace, first = Folder.replace, iter([lambda: same.update(report={"total": 3})])
+
+    def slow(folder: Folder, name: str, data: bytes, seen: Version | None) -> Version:
+        if (update := next(first, None)) is not None:
+            update()
+        return replace(folder, name, data, seen)
+
+    with mock.patch.object(Folder, "replace", slow):
+        job.update(message="reading")
+    assert (job.manifest()["message"], job.manifest()["report"]) == ("reading", {"total": 3})
+
+
+def test_a_state_changes_only_from_one_that_is_expected(root: str) -> None:
+    job = Store(root).create("job-1", {})
+    job.update(expected=[JobState.QUEUED], state=JobState.CANCELLED)
+    with pytest.raises(JobConflict, match="job 'job-1' is cancelled"):
+        job.update(expected=[JobState.QUEUED, JobState.RUNNING], state=JobState.COMPLETED)
+    assert job.manifest()["state"] == JobState.CANCELLED
+    Store(root).delete("job-1")
+    with pytest.raises(JobNotFound):
+        job.update(state=JobState.COMPLETED)
+    assert not job.exists()
+
+
+def test_a_job_of_0_1_is_read(root: str) -> None:
+    folder = Store(root).create("job-1", {})._folder
+    manifest = msgspec.json.decode(folder.read("manifest.json"))
+    del manifest["spec"]
+    folder.write("manifest.json", msgspec.json.encode(manifest))
+    folder.write("job.json", b'{"workload": "w"}')
+    job = Store(root).open("job-1")
+    job.update(state=JobState.RUNNING)
+    assert job.spec() == {"workload": "w"}
