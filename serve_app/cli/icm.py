@@ -91,6 +91,7 @@ def run(
         common.connect(base_url)
     from serve_app.workloads.icm.labelling import Labelling
     from serve_app.workloads.icm.scoring.connect import connect
+    from serve_app.workloads.icm.search.runs import Run
 
     extras.require(extras.PLOTS)  # now, as the report comes last
     output = output_of(as_json)
@@ -112,7 +113,7 @@ def run(
             raise BadSettings(f"--out {out}: not with --resume, which goes on in {resume}")
         labelling, out = Labelling.resume(resume, asked), resume
     with (
-        stops(lambda: f"go on with serve-app icm run --resume {out}"),
+        stops(lambda: f"go on with serve-app icm run --resume {out}" if Run(out).begun else "before the first step"),
         connect(base_url, model=labelling.model, provider=labelling.provider, cluster=cluster) as served,
         Progress(console=output, disable=output.quiet) as progress,
     ):

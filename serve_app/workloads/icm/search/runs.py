@@ -72,7 +72,7 @@ class Run:
 
         Raises BadSettings naming the setting in which the folder's run differs, or if its data do.
         """
-        if not (self.folder / CHECKPOINT).exists():
+        if not self.begun:
             return None
         checkpoint = self.load()
         for name, value in settings.model_dump(mode="json").items():
@@ -96,10 +96,17 @@ class Run:
         self._cut_trace()
         return checkpoint.state
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on from."""
+        return (self.folder / CHECKPOINT).exists()
+
     def follow(self, search: Search, asked: dict[str, Any]) -> Iterator[Step]:
-        """The search's steps, each written down; a checkpoint after each call of the model, at the end, and when a
-        caller stops or an error comes between."""
+        """The search's steps, each written down; a checkpoint before the first one, after each call of the model, at
+        the end, and when a caller stops or an error comes between."""
         start = self._start(search)
+        if not self.begun:
+            self._save(search, [], asked, start)
         waiting: list[Step] = []
         followed = search.state.iteration
         try:
@@ -123,7 +130,7 @@ class Run:
         return [msgspec.json.decode(line, type=Step) for line in lines]
 
     def _start(self, search: Search) -> dict[str, int]:
-        if (self.folder / CHECKPOINT).exists():
+        if self.begun:
             return self.load().start
         labels = search.state.current.labels
         examples = search.dataset.examples

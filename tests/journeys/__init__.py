@@ -1,0 +1,1 @@
+"""What people do with serve_app, end to end, at a terminal. `python -m tests.journeys` runs them."""
