@@ -115,8 +115,14 @@ class AccessSettings(Frozen):
     key_files: tuple[str, ...] = Field((), description="files of API keys (`serve-app keys`), relative to where Serve "
                                        "was started; none: no key is needed")  # fmt: skip
     open_paths: tuple[str, ...] = Field(
-        ("/health", "/ping"), description="paths that need no key, below the route prefix"
+        ("/health", "/ping"), description="paths below the route prefix that may be read (GET, HEAD) without a key"
     )
+    allowed_hosts: tuple[str, ...] = Field((), description="without keys: more names that the server may be asked by, "
+        "beside addresses, localhost, names without a dot and in .local, .internal and .svc; `.example.com` is all "
+        "below it, `*` any")  # fmt: skip
+    allowed_origins: tuple[str, ...] = Field((), description="origins (https://host) whose pages may use the driver's "
+        "routes, `*` any; with keys none means any, as a page needs a key. For the engine's routes set vLLM's own "
+        "allowed_origins")  # fmt: skip
     max_body_bytes: int | None = Field(64 * 2**20, ge=1, description="largest request body; null: no limit")
     max_prompt_tokens: int | None = Field(None, ge=1, description="longest prompt; null: the model's limit")
     request_timeout_s: float | None = Field(
@@ -133,6 +139,7 @@ class AccessSettings(Frozen):
 class ControlAccessSettings(AccessSettings):
     """The same for the driver's routes, where files are uploaded, and jobs are asked for by many."""
 
+    open_paths: tuple[str, ...] = Field((), description="paths below the route prefix that may be read without a key")
     max_body_bytes: int | None = Field(16 * 2**30, ge=1, description="largest request body; null: no limit")
     max_inflight_requests: int | None = Field(None, ge=1, description="open POST requests; null: no limit")
 
@@ -169,8 +176,9 @@ class ModelsSettings(Frozen):
 
     applications: tuple[ServedApplication, ...] = Field(min_length=1, description="the first takes requests that "
                                                         "name no model")  # fmt: skip
-    access: AccessSettings = Field(AccessSettings(), description="keys and limits of what is answered here; requests "
-                                   "that are handed on obey their application's own")  # fmt: skip
+    access: AccessSettings = Field(AccessSettings(), description="keys of all requests, looked at before a body is read "
+                                   "or a replica started, and limits of what is answered here; requests that are "
+                                   "handed on obey their application's own too")  # fmt: skip
 
     @model_validator(mode="after")
     def _without_doubles(self) -> ModelsSettings:
