@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 
 from serve_app.fields import Frozen
 
+from serve_app.addresses import Reach
+
 REPLICAS_APP = "replicas"
 REPLICA_DEPLOYMENT = "Replica"
 DRIVER_APP = "populations"
@@ -28,6 +30,12 @@ PROBE_PRIORITY = -1000
 SIMULATED_OWNER = "simulated"
 # Where vLLM's `additional_config` has SharingSettings, which our scheduler in EngineCore's process reads.
 SHARING_KEY = "serve_app_sharing"
+# Known external providers: (base_url, environment variable that holds the key), as their documentation has them.
+PROVIDERS = {
+    "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
+    "deepseek": ("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
+    "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+}
 
 
 def api_key() -> str:
@@ -230,11 +238,25 @@ class DriverSettings(DispatchSizes):
     rows_per_runner: int = Field(1_000_000, ge=1, description="larger populations are split over several processes")
     max_runners: int = Field(1, ge=1, description="processes of one job at most; 1: jobs run in the driver itself")
     access: ControlAccessSettings = Field(ControlAccessSettings(), description="keys and limits")
-    provider_keys: dict[str, str] = Field(default_factory=dict, description="environment variables that jobs may name "
-        "as a provider's `api_key_env`, each with the address that its key may be sent to, as {OPENAI_API_KEY: "
-        "https://api.openai.com/v1}. Enforced only where `access.key_files` is set")  # fmt: skip
+    provider_keys: dict[str, str] = Field({key: url for url, key in PROVIDERS.values()}, description="environment "
+        "variables that jobs may name as a provider's `api_key_env`, each with the address that its key may be sent "
+        "to")  # fmt: skip
+    provider_urls: tuple[str, ...] = Field((), description="more addresses of providers: with keys jobs may name only "
+        "these and those of `provider_keys`; without keys these may be private ones too")  # fmt: skip
     source_folders: tuple[str, ...] = Field((), description="folders of the driver's machine that a job's `source` may "
-        "be in, where `access.key_files` is set; URLs and uploads need none")  # fmt: skip
+        "be in; URLs and uploads need none")  # fmt: skip
+    source_urls: tuple[str, ...] = Field((), description="folders of URLs, as s3://bucket/folder: with keys a job's "
+        "`source` may be a URL only below these; without keys these may be private addresses too")  # fmt: skip
+
+    @property
+    def source_reach(self) -> Reach:
+        """Where web servers of sources may be."""
+        return Reach.of(self.source_urls, "source_urls")
+
+    @property
+    def provider_reach(self) -> Reach:
+        """Where providers may be."""
+        return Reach.of((*self.provider_urls, *self.provider_keys.values()), "provider_urls")
 
     @model_validator(mode="after")
     def _in_order(self) -> DriverSettings:

@@ -49,6 +49,7 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
     """The control routes over `jobs`. Errors have OpenAI's shape."""
     app = control_app("serve_app populations")
 
+    @app.post("", status_code=201, include_in_schema=False)
     @app.post("/", status_code=201, openapi_extra={"requestBody": _REQUEST_BODY})
     async def submit(request: Request) -> JobStatus:
         """Queue a population: a JSON body, or a form of `spec` (the JSON) and `file` (CSV, JSONL, Parquet or Excel)."""
@@ -69,6 +70,7 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
         check_allowed(parsed, jobs.settings)
         return await jobs.status(await jobs.submit(parsed))
 
+    @app.get("", include_in_schema=False)
     @app.get("/")
     async def jobs_list() -> dict[str, Any]:
         """All jobs, newest first."""

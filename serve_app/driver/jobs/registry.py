@@ -126,7 +126,7 @@ class Jobs:
             elif spec.rows:
                 with job.open_output(INPUT) as output:
                     write_rows(spec.rows, output)
-            source = open_source(kept, folder_url=job.folder)
+            source = open_source(kept, folder_url=job.folder, reach=self.settings.source_reach)
             if spec.rows:  # few enough to say at once what is wrong with them
                 check_ids(source)
         except BaseException:

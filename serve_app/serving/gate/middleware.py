@@ -215,7 +215,9 @@ class Gate:
 
 def is_preflight(scope: Any) -> bool:
     """Whether a browser asks if a page may ask."""
-    return scope["method"] == "OPTIONS" and any(name == b"access-control-request-method" for name, _ in scope["headers"])
+    return scope["method"] == "OPTIONS" and any(
+        name == b"access-control-request-method" for name, _ in scope["headers"]
+    )
 
 
 def read_key(headers: dict[bytes, bytes]) -> str:

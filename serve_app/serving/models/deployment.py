@@ -133,9 +133,7 @@ class Relay:
     `own` refuses who may not ask, and answers for models that nobody serves; the scope has the name, under UNKNOWN.
     """
 
-    def __init__(
-        self, directory: Directory, served: Mapping[str, Served], own: Gate, settings: ModelsSettings
-    ) -> None:
+    def __init__(self, directory: Directory, served: Mapping[str, Served], own: Gate, settings: ModelsSettings) -> None:
         self._directory = directory
         self._served = served
         self._own = own

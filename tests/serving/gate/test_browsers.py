@@ -54,7 +54,8 @@ def test_names_that_nobody_outside_can_own_are_the_servers(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "xexample.org", "127.1.", ".svc.a"]
+    "host",
+    ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "xexample.org", "127.1.", ".svc.a"],
 )
 def test_other_names_may_be_anybodys(host: str) -> None:
     assert not is_known(host_name(host), ("llm.example.com", ".example.org"))
@@ -126,7 +127,9 @@ async def test_with_keys_a_job_named_health_needs_one(tmp_path: Path) -> None:
         assert (await ask(engine, method, "/health")).status_code == 401
 
 
-@pytest.mark.parametrize("kind", ["text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "application/xml", ""])
+@pytest.mark.parametrize(
+    "kind", ["text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "application/xml", ""]
+)
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_control_routes_take_json_and_forms_only(kind: str, chunked: bool) -> None:
     async def parts() -> Any:
