@@ -104,6 +104,6 @@ def _innermost(address: str) -> IPv4Address | IPv6Address:
     if isinstance(ip, IPv6Address):
         if inner := ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1]):
             return inner
-        if ip in NAT64 or int(ip) < 1 << 32 and int(ip) > 1:  # the latter are IPv4-compatible (RFC 4291, 2.5.5.1)
+        if ip in NAT64 or (int(ip) < 1 << 32 and int(ip) > 1):  # the latter are IPv4-compatible (RFC 4291, 2.5.5.1)
             return IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip

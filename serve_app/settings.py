@@ -26,6 +26,8 @@ MODELS_APP = "models"
 API_KEY_ENV = "SERVE_APP_API_KEY"
 # vLLM's priority of a health probe: lower goes first, so it does not wait behind anything.
 PROBE_PRIORITY = -1000
+# Of populations, the first and the last: online requests have 0 and go before all of them.
+POPULATION_PRIORITIES = (1, 1000)
 # `owned_by` of a model that a simulated engine serves.
 SIMULATED_OWNER = "simulated"
 # Where vLLM's `additional_config` has SharingSettings, which our scheduler in EngineCore's process reads.
@@ -184,8 +186,8 @@ class ModelsSettings(Frozen):
 
     applications: tuple[ServedApplication, ...] = Field(min_length=1, description="the first takes requests that "
                                                         "name no model")  # fmt: skip
-    access: AccessSettings = Field(AccessSettings(), description="keys of all requests, looked at before a body is read "
-                                   "or a replica started, and limits of what is answered here; requests that are "
+    access: AccessSettings = Field(AccessSettings(), description="keys of all requests, looked at before a body is "
+                                   "read or a replica started, and limits of what is answered here; requests that are "
                                    "handed on obey their application's own too")  # fmt: skip
 
     @model_validator(mode="after")
@@ -230,9 +232,8 @@ class DriverSettings(DispatchSizes):
     max_rows_per_replica: int = Field(4096, ge=1, description="above this, more replicas are asked for")
     commit_rows: int = Field(1000, ge=1, description="rows after which results are committed, at the latest")
     commit_seconds: float = Field(1.0, gt=0, description="seconds after which results are committed, at the latest")
-    priority: int = Field(
-        10, description="vLLM's priority of population work; online requests have 0, lower goes first"
-    )
+    priority: int = Field(10, ge=POPULATION_PRIORITIES[0], le=POPULATION_PRIORITIES[1], description="vLLM's priority "
+                          "of population work; online requests have 0, lower goes first")  # fmt: skip
     store_wait_s: float = Field(300.0, ge=0, description="how long a commit is retried before the job fails")
     max_running_jobs: int = Field(8, ge=1, description="jobs that run at once; further ones are queued")
     rows_per_runner: int = Field(1_000_000, ge=1, description="larger populations are split over several processes")

@@ -55,7 +55,7 @@ def port(url: str) -> int:
 def test_a_web_server_of_this_machine_is_read_only_where_the_operator_named_it(
     server: Server, url: str, host: str
 ) -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="x.csv"):
         read(f"http://{host}:{port(url)}/x.csv", PUBLIC)
     assert server.asked == []
 
@@ -70,7 +70,7 @@ def test_a_redirect_leads_to_no_other_place_than_the_url_could(server: Server, u
     other = Server()
     with served(other.app, lifespan="off") as inside:
         reach = Reach.of([url], "source_urls")
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="away"):
             read(f"{url}/away?to={inside}/x.csv", reach)
         assert other.asked == []
         both = Reach.of([url, inside], "source_urls")
@@ -86,7 +86,7 @@ def test_what_counts_is_the_address_that_a_name_leads_to_when_it_is_connected_to
         return look_up("127.0.0.1" if host == "public.example" else host, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", rebound)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="x.csv"):
         read(f"http://public.example:{port(url)}/x.csv", PUBLIC)
     assert server.asked == []
     named = Reach.of([f"http://public.example:{port(url)}"], "source_urls")

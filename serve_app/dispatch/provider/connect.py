@@ -13,7 +13,7 @@ from serve_app.errors import BadSettings
 
 
 class CheckedTransport(httpx.AsyncHTTPTransport):
-    """Looks a host up, and connects to its addresses in turn. Raises BadSettings for one that `reach` does not allow."""
+    """Looks a host up and connects to its addresses in turn. Raises BadSettings for one that `reach` does not allow."""
 
     def __init__(self, reach: Reach, limits: httpx.Limits) -> None:
         super().__init__(limits=limits)

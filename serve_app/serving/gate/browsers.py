@@ -2,8 +2,8 @@
 
 Without keys, reaching the server is all that a client must do, and every page in a client's browser reaches it too.
 
-- Such a page can point its own name at this address after it was loaded (DNS rebinding), and is then of the same origin.
-  So the request's Host must be a name that nobody outside can own, or one of `allowed_hosts`.
+- Such a page can point its own name at this address after it was loaded (DNS rebinding), and has then its origin. The
+  request's Host must be a name that nobody outside owns, or one of `allowed_hosts`.
 - It can send "simple" requests without asking first (Fetch standard, CORS-safelisted). So on control routes a request
   that names another Origin is refused, as by Go's net/http.CrossOriginProtection, and bodies must be JSON or a form.
 
@@ -29,13 +29,13 @@ BODY_TYPES = ("application/json", "multipart/form-data")
 
 
 def refuse_host(headers: Headers, settings: AccessSettings) -> Refusal | None:
-    """A request for a name that may be somebody else's. Browsers always send a Host, so one without is none of theirs."""
+    """A request for a name that may be somebody else's. Browsers always send a Host: one without is none of theirs."""
     host = headers.get(b"host", b"").decode("latin-1")
     return None if not host or is_known(host_name(host), settings.allowed_hosts) else say.unknown_host(host)
 
 
 def refuse_origin(headers: Headers, settings: AccessSettings) -> Refusal | None:
-    """A request by a page that this server did not send, whatever its method: of a GET, too, the page learns nothing."""
+    """A request by a page that this server did not send, whatever its method."""
     if (given := headers.get(b"origin")) is None:
         return None
     origin, allowed = given.decode("latin-1").lower(), settings.allowed_origins

@@ -1,12 +1,12 @@
 """The gate: who may ask, how much, how long; ASGI middleware around a replica's and the driver's HTTP application.
 
-    request ─> id ─> key ─> scope ─> kind ─> size ─> room ─> requests a minute ─> application ─> tokens, log, metrics
+    request ─> id ─> key ─> scope ─> kind ─> size ─> room ─> rate ─> application ─> tokens, log, metrics
 
 Knows keys, limits and OpenAI's errors. The body passes through, counted only. Without keys, `browsers.py` says which
 requests may be those of somebody else's page.
 
-- Everything needs a key but reading `open_paths` and a browser's CORS preflight, which cannot carry one. vLLM's own check
-  guards only /v1, /v2, /inference and /cohere, not /tokenize, /score, /pooling, SageMaker's generating /invocations and
+- Everything needs a key but reading `open_paths` and a browser's CORS preflight, which cannot have one. vLLM's own
+  check guards only /v1, /v2, /inference and /cohere, not /tokenize, /score, /pooling, SageMaker's generating /invocations and
   more. /health and /ping are open, as probes have no keys; /metrics and /version tell traffic and model names, so they
   are not.
 - Only POST counts against a key's limits and as in flight: a job's status is free.

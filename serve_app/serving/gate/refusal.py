@@ -38,16 +38,17 @@ def wrong_scope(name: str, scope: str) -> Refusal:
 
 def unknown_host(host: str) -> Refusal:
     message = (
-        f"This server has no API keys, so it answers only by names that are its own, and '{host[:100]}' may be somebody "
-        "else's. Use its IP address or localhost, or have the operator name it in access.allowed_hosts, or set keys."
+        f"This server has no API keys, so it answers only by names that are its own, and '{host[:100]}' may be "
+        "somebody else's. Use its IP address or localhost, or have the operator name it in access.allowed_hosts, or "
+        "set keys."
     )
     return Refusal(status=403, reason="unknown_host", message=message, code="host_not_allowed")
 
 
 def foreign_origin(origin: str) -> Refusal:
     message = (
-        f"This server has no API keys, so pages of other origins ({origin[:100]}) may not use it. The operator can name "
-        "them in access.allowed_origins, or set keys."
+        f"This server has no API keys, so pages of other origins ({origin[:100]}) may not use it. The operator can "
+        "name them in access.allowed_origins, or set keys."
     )
     return Refusal(status=403, reason="foreign_origin", message=message, code="origin_not_allowed")
 
@@ -56,8 +57,8 @@ def unsupported_body(kind: str, known: Iterable[str]) -> Refusal:
     """In OpenAI's words."""
     types = " or ".join(f"'{one}'" for one in known)
     message = (
-        f"Unsupported content type: '{kind[:100]}'. This API method only accepts {types} requests. Please try again with "
-        "a supported content type."
+        f"Unsupported content type: '{kind[:100]}'. This API method only accepts {types} requests. Please try again "
+        "with a supported content type."
     )
     return Refusal(status=415, reason="content_type", message=message, code="unsupported_content_type")
 

@@ -18,7 +18,6 @@ from serve_app.spec import JobSpec
 from tests.driver.kit import MakeJobs, serve
 from tests.fakes import FakePool
 
-
 WITH_KEYS = ControlAccessSettings(key_files=("keys.yaml",))
 
 
