@@ -6,9 +6,9 @@ Knows keys, limits and OpenAI's errors. The body passes through, counted only. W
 requests may be those of somebody else's page.
 
 - Everything needs a key but reading `open_paths` and a browser's CORS preflight, which cannot have one. vLLM's own
-  check guards only /v1, /v2, /inference and /cohere, not /tokenize, /score, /pooling, SageMaker's generating /invocations and
-  more. /health and /ping are open, as probes have no keys; /metrics and /version tell traffic and model names, so they
-  are not.
+  check guards only /v1, /v2, /inference and /cohere, not /tokenize, /score, /pooling, SageMaker's generating
+  /invocations and more. /health and /ping are open, as probes have no keys; /metrics and /version tell traffic and
+  model names, so they are not.
 - Only POST counts against a key's limits and as in flight: a job's status is free.
 - A token costs one call here; its bytes pass unchanged.
 """
