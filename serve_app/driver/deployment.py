@@ -17,6 +17,7 @@ from fastapi.responses import Response, StreamingResponse
 from ray import serve
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from serve_app.dispatch.pool import ReplicaPool
 from serve_app.dispatch.render import make_renderer
@@ -41,6 +42,8 @@ from serve_app.spec import JobSpec, JobStatus
 # Puts keys and limits around an ASGI application.
 Guard = Callable[[Any], Any]
 EVENT_EVERY_S = 0.5
+# Of a population's rows in a request: they are held in memory several times over.
+MOST_JSON_BYTES = 64 * 2**20
 # Above any population; numbers in JSON are exact up to here.
 MOST_ROWS = 2**53
 # Period of telling jobs' demand for replicas: a cluster at zero starts within it.
@@ -63,10 +66,11 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
                 if not isinstance(file, UploadFile) or not isinstance(spec, str):
                     raise BadSettings("give the form fields spec (JSON) and file")
                 name = f"{UPLOADED}{PurePath(file.filename or 'rows.jsonl').name}"
-                parsed = _spec(spec, source=f"job:{name}")
+                parsed = await asyncio.to_thread(_spec, spec, source=f"job:{name}")
                 check_allowed(parsed, jobs.settings)
                 return await jobs.status(await jobs.submit(parsed, (name, file.file)))
-        parsed = _spec(await request.body())
+        # In a thread: a large body takes its time, in which the loop hands rows to replicas.
+        parsed = await asyncio.to_thread(_spec, await _read_json(request))
         if parsed.source.startswith("job:"):
             raise BadSettings(
                 "'job:' names an uploaded file; send the file in a form, or give a path or URL", field="source"
@@ -136,6 +140,16 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
 
 
 _REQUEST_BODY = {"content": {"application/json": {"schema": JobSpec.model_json_schema()}}, "required": True}
+
+
+async def _read_json(request: Request) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_JSON_BYTES:
+            message = f"a JSON body has at most {MOST_JSON_BYTES} bytes: send more rows as a file, in a form"
+            raise HTTPException(413, message)
+    return bytes(body)
 
 
 def _spec(body: str | bytes, **known: Any) -> JobSpec:

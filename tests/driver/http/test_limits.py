@@ -58,6 +58,19 @@ async def test_a_number_of_a_callers_own_breaks_nothing(make_jobs: MakeJobs, whe
         assert answer.status_code in (201, 400), answer.text
 
 
+async def test_a_json_body_has_a_bound_far_below_an_uploads(
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "MOST_JSON_BYTES", 100)
+    pool = FakePool(["a"])
+    async with await serve(await make_jobs(pool), pool) as client:
+        answer = await client.post("/", json={"rows": [{"prompt": "x" * 100}]})
+        assert answer.status_code == 413
+        assert "as a file" in answer.json()["error"]["message"]
+        form = {"data": {"spec": "{}"}, "files": {"file": ("rows.csv", b"prompt\n" + b"x" * 200)}}
+        assert (await client.post("/", **form)).status_code == 201
+
+
 @pytest.mark.parametrize("after", ["-1", str(2**64), "x"])
 async def test_an_offset_that_is_none_is_refused(make_jobs: MakeJobs, after: str) -> None:
     pool = FakePool(["a"])
