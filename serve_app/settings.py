@@ -11,9 +11,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from serve_app.fields import Frozen
-
 from serve_app.addresses import Reach
+from serve_app.fields import Frozen
 
 REPLICAS_APP = "replicas"
 REPLICA_DEPLOYMENT = "Replica"

@@ -67,8 +67,8 @@ async def test_a_json_body_has_a_bound_far_below_an_uploads(
         answer = await client.post("/", json={"rows": [{"prompt": "x" * 100}]})
         assert answer.status_code == 413
         assert "as a file" in answer.json()["error"]["message"]
-        form = {"data": {"spec": "{}"}, "files": {"file": ("rows.csv", b"prompt\n" + b"x" * 200)}}
-        assert (await client.post("/", **form)).status_code == 201
+        file = ("rows.csv", b"prompt\n" + b"x" * 200)
+        assert (await client.post("/", data={"spec": "{}"}, files={"file": file})).status_code == 201
 
 
 @pytest.mark.parametrize("after", ["-1", str(2**64), "x"])
