@@ -46,7 +46,7 @@ def choices(error: Any) -> list[str]:
 class Frozen(BaseModel):
     """A model whose errors name the nearest field or value, wherever they are shown: config files, options, HTTP."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from serve_app.addresses import Reach
 from serve_app.fields import Frozen
 
 REPLICAS_APP = "replicas"
@@ -24,10 +25,18 @@ MODELS_APP = "models"
 API_KEY_ENV = "SERVE_APP_API_KEY"
 # vLLM's priority of a health probe: lower goes first, so it does not wait behind anything.
 PROBE_PRIORITY = -1000
+# Of populations, the first and the last: online requests have 0 and go before all of them.
+POPULATION_PRIORITIES = (1, 1000)
 # `owned_by` of a model that a simulated engine serves.
 SIMULATED_OWNER = "simulated"
 # Where vLLM's `additional_config` has SharingSettings, which our scheduler in EngineCore's process reads.
 SHARING_KEY = "serve_app_sharing"
+# Known external providers: (base_url, environment variable that holds the key), as their documentation has them.
+PROVIDERS = {
+    "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
+    "deepseek": ("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
+    "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+}
 
 
 def api_key() -> str:
@@ -115,8 +124,14 @@ class AccessSettings(Frozen):
     key_files: tuple[str, ...] = Field((), description="files of API keys (`serve-app keys`), relative to where Serve "
                                        "was started; none: no key is needed")  # fmt: skip
     open_paths: tuple[str, ...] = Field(
-        ("/health", "/ping"), description="paths that need no key, below the route prefix"
+        ("/health", "/ping"), description="paths below the route prefix that may be read (GET, HEAD) without a key"
     )
+    allowed_hosts: tuple[str, ...] = Field((), description="without keys: more names that the server may be asked by, "
+        "beside addresses, localhost, names without a dot and in .local, .internal and .svc; `.example.com` is all "
+        "below it, `*` any")  # fmt: skip
+    allowed_origins: tuple[str, ...] = Field((), description="origins (https://host) whose pages may use the driver's "
+        "routes, `*` any; with keys none means any, as a page needs a key. For the engine's routes set vLLM's own "
+        "allowed_origins")  # fmt: skip
     max_body_bytes: int | None = Field(64 * 2**20, ge=1, description="largest request body; null: no limit")
     max_prompt_tokens: int | None = Field(None, ge=1, description="longest prompt; null: the model's limit")
     request_timeout_s: float | None = Field(
@@ -133,6 +148,7 @@ class AccessSettings(Frozen):
 class ControlAccessSettings(AccessSettings):
     """The same for the driver's routes, where files are uploaded, and jobs are asked for by many."""
 
+    open_paths: tuple[str, ...] = Field((), description="paths below the route prefix that may be read without a key")
     max_body_bytes: int | None = Field(16 * 2**30, ge=1, description="largest request body; null: no limit")
     max_inflight_requests: int | None = Field(None, ge=1, description="open POST requests; null: no limit")
 
@@ -169,8 +185,9 @@ class ModelsSettings(Frozen):
 
     applications: tuple[ServedApplication, ...] = Field(min_length=1, description="the first takes requests that "
                                                         "name no model")  # fmt: skip
-    access: AccessSettings = Field(AccessSettings(), description="keys and limits of what is answered here; requests "
-                                   "that are handed on obey their application's own")  # fmt: skip
+    access: AccessSettings = Field(AccessSettings(), description="keys of all requests, looked at before a body is "
+                                   "read or a replica started, and limits of what is answered here; requests that are "
+                                   "handed on obey their application's own too")  # fmt: skip
 
     @model_validator(mode="after")
     def _without_doubles(self) -> ModelsSettings:
@@ -214,19 +231,32 @@ class DriverSettings(DispatchSizes):
     max_rows_per_replica: int = Field(4096, ge=1, description="above this, more replicas are asked for")
     commit_rows: int = Field(1000, ge=1, description="rows after which results are committed, at the latest")
     commit_seconds: float = Field(1.0, gt=0, description="seconds after which results are committed, at the latest")
-    priority: int = Field(
-        10, description="vLLM's priority of population work; online requests have 0, lower goes first"
-    )
+    priority: int = Field(10, ge=POPULATION_PRIORITIES[0], le=POPULATION_PRIORITIES[1], description="vLLM's priority "
+                          "of population work; online requests have 0, lower goes first")  # fmt: skip
     store_wait_s: float = Field(300.0, ge=0, description="how long a commit is retried before the job fails")
     max_running_jobs: int = Field(8, ge=1, description="jobs that run at once; further ones are queued")
     rows_per_runner: int = Field(1_000_000, ge=1, description="larger populations are split over several processes")
     max_runners: int = Field(1, ge=1, description="processes of one job at most; 1: jobs run in the driver itself")
     access: ControlAccessSettings = Field(ControlAccessSettings(), description="keys and limits")
-    provider_keys: dict[str, str] = Field(default_factory=dict, description="environment variables that jobs may name "
-        "as a provider's `api_key_env`, each with the address that its key may be sent to, as {OPENAI_API_KEY: "
-        "https://api.openai.com/v1}. Enforced only where `access.key_files` is set")  # fmt: skip
+    provider_keys: dict[str, str] = Field({key: url for url, key in PROVIDERS.values()}, description="environment "
+        "variables that jobs may name as a provider's `api_key_env`, each with the address that its key may be sent "
+        "to")  # fmt: skip
+    provider_urls: tuple[str, ...] = Field((), description="more addresses of providers: with keys jobs may name only "
+        "these and those of `provider_keys`; without keys these may be private ones too")  # fmt: skip
     source_folders: tuple[str, ...] = Field((), description="folders of the driver's machine that a job's `source` may "
-        "be in, where `access.key_files` is set; URLs and uploads need none")  # fmt: skip
+        "be in; URLs and uploads need none")  # fmt: skip
+    source_urls: tuple[str, ...] = Field((), description="folders of URLs, as s3://bucket/folder: with keys a job's "
+        "`source` may be a URL only below these; without keys these may be private addresses too")  # fmt: skip
+
+    @property
+    def source_reach(self) -> Reach:
+        """Where web servers of sources may be."""
+        return Reach.of(self.source_urls, "source_urls")
+
+    @property
+    def provider_reach(self) -> Reach:
+        """Where providers may be."""
+        return Reach.of((*self.provider_urls, *self.provider_keys.values()), "provider_urls")
 
     @model_validator(mode="after")
     def _in_order(self) -> DriverSettings:

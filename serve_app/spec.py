@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from serve_app.errors import BadSettings
 from serve_app.fields import Frozen
 from serve_app.schema import Row, Sampling
+from serve_app.settings import POPULATION_PRIORITIES
 
 # csv: any delimited text; xlsx: any workbook.
 Format = Literal["csv", "jsonl", "parquet", "xlsx"]
@@ -18,6 +19,10 @@ Format = Literal["csv", "jsonl", "parquet", "xlsx"]
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 
 
+# No model writes more, and what a row could not use is refused with the job.
+MOST_TOKENS = 2**24
+# Rows of a provider that are open at once.
+MOST_OPEN = 10_000
 # What a job says nothing about is sampled as a call that says nothing.
 DEFAULT = Sampling()
 
@@ -96,12 +101,12 @@ class Provider(Frozen):
     base_url: str = Field(pattern="^https?://", description="with /v1, as OpenAI clients have it")
     model: str = Field(min_length=1)
     api_key_env: str = Field("", description="environment variable of the driver that holds the key")
-    concurrency: int = Field(1, ge=1, description="requests open at once; 1 is sequential")
-    batch_rows: int = Field(8, ge=1, description="rows handed over, and committed, together")
+    concurrency: int = Field(1, ge=1, le=MOST_OPEN, description="requests open at once; 1 is sequential")
+    batch_rows: int = Field(8, ge=1, le=MOST_OPEN, description="rows handed over, and committed, together")
     requests_per_minute: float | None = Field(None, gt=0)
     tokens_per_minute: float | None = Field(None, gt=0)
-    max_retries: int = Field(6, ge=0, description="of one request, with backoff, or as Retry-After says")
-    timeout_s: float = Field(120.0, gt=0)
+    max_retries: int = Field(6, ge=0, le=1000, description="of one request, with backoff, or as Retry-After says")
+    timeout_s: float = Field(120.0, gt=0, le=86_400)
 
 
 # What a row that is a request says by itself.
@@ -150,13 +155,14 @@ class JobSpec(Frozen):
     model: str | None = Field(None, description="the served model's name; default: the one that is served")
     endpoint: Endpoint | None = Field(None, description="the rows are requests to this route of the engine")
     labels: tuple[str, ...] = Field((), max_length=128)
-    max_tokens: int = Field(DEFAULT.max_tokens, ge=1)
-    temperature: float = Field(DEFAULT.temperature, ge=0)
+    max_tokens: int = Field(DEFAULT.max_tokens, ge=1, le=MOST_TOKENS)
+    temperature: float = Field(DEFAULT.temperature, ge=0, le=2)
     top_p: float = Field(DEFAULT.top_p, gt=0, le=1)
-    seed: int | None = DEFAULT.seed
+    seed: int | None = Field(DEFAULT.seed, ge=-(2**63), le=2**63 - 1)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = DEFAULT.stop
     structured: dict[str, Any] | None = DEFAULT.structured
-    priority: int | None = Field(None, description="vLLM's; lower goes first, online requests have 0")
+    priority: int | None = Field(None, ge=POPULATION_PRIORITIES[0], le=POPULATION_PRIORITIES[1], description="vLLM's; "
+                                 "lower goes first, online requests have 0")  # fmt: skip
     price: Price = Price()
     reuse: bool = Field(False, description="take answers to the same questions from the store's other jobs")
     provider: Provider | None = None

@@ -34,9 +34,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(app: Any, *, lifespan: Literal["auto", "off"] = "auto") -> Iterator[str]:
+def served(app: Any, *, lifespan: Literal["auto", "off"] = "auto", port: int = 0) -> Iterator[str]:
     """The base URL of a real HTTP server of an ASGI application."""
-    settings = uvicorn.Config(app, port=0, lifespan=lifespan, log_level="critical", access_log=False)
+    settings = uvicorn.Config(app, port=port, lifespan=lifespan, log_level="critical", access_log=False)
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -7,14 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from serve_app.errors import BadSettings
+from serve_app.settings import PROVIDERS
 
 OWN = "own"
-# name: (base_url, environment variable of the driver that holds the key), as their documentation has them.
-PROVIDERS = {
-    "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
-    "deepseek": ("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
-    "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
-}
 # Older names of these options, for `common.spelling`.
 RENAMED = {"provider-url": "provider", "provider-model": "model", "provider-key-env": "api-key-env"}
 

@@ -12,11 +12,12 @@ from pathlib import PurePath
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from ray import serve
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from serve_app.dispatch.pool import ReplicaPool
 from serve_app.dispatch.render import make_renderer
@@ -24,6 +25,7 @@ from serve_app.dispatch.replicas import HandlePool
 from serve_app.driver.batches.registry import BatchRegistry
 from serve_app.driver.demand import Demand
 from serve_app.driver.http.allowed import check_allowed
+from serve_app.driver.http.bounded import MOST_DOWNLOADS, MOST_EVENT_STREAMS, Bounded
 from serve_app.driver.http.control_app import control_app
 from serve_app.driver.http.results import MEDIA_TYPES, stream_joined, stream_results
 from serve_app.driver.jobs.job import make_dispatcher
@@ -40,6 +42,10 @@ from serve_app.spec import JobSpec, JobStatus
 # Puts keys and limits around an ASGI application.
 Guard = Callable[[Any], Any]
 EVENT_EVERY_S = 0.5
+# Of a population's rows in a request: they are held in memory several times over.
+MOST_JSON_BYTES = 64 * 2**20
+# Above any population; numbers in JSON are exact up to here.
+MOST_ROWS = 2**53
 # Period of telling jobs' demand for replicas: a cluster at zero starts within it.
 DEMAND_EVERY_S = 1.0
 logger = logging.getLogger(__name__)
@@ -48,7 +54,9 @@ logger = logging.getLogger(__name__)
 def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
     """The control routes over `jobs`. Errors have OpenAI's shape."""
     app = control_app("serve_app populations")
+    streams, downloads = asyncio.Semaphore(MOST_EVENT_STREAMS), asyncio.Semaphore(MOST_DOWNLOADS)
 
+    @app.post("", status_code=201, include_in_schema=False)
     @app.post("/", status_code=201, openapi_extra={"requestBody": _REQUEST_BODY})
     async def submit(request: Request) -> JobStatus:
         """Queue a population: a JSON body, or a form of `spec` (the JSON) and `file` (CSV, JSONL, Parquet or Excel)."""
@@ -58,10 +66,11 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
                 if not isinstance(file, UploadFile) or not isinstance(spec, str):
                     raise BadSettings("give the form fields spec (JSON) and file")
                 name = f"{UPLOADED}{PurePath(file.filename or 'rows.jsonl').name}"
-                parsed = _spec(spec, source=f"job:{name}")
+                parsed = await asyncio.to_thread(_spec, spec, source=f"job:{name}")
                 check_allowed(parsed, jobs.settings)
                 return await jobs.status(await jobs.submit(parsed, (name, file.file)))
-        parsed = _spec(await request.body())
+        # In a thread: a large body takes its time, in which the loop hands rows to replicas.
+        parsed = await asyncio.to_thread(_spec, await _read_json(request))
         if parsed.source.startswith("job:"):
             raise BadSettings(
                 "'job:' names an uploaded file; send the file in a form, or give a path or URL", field="source"
@@ -69,6 +78,7 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
         check_allowed(parsed, jobs.settings)
         return await jobs.status(await jobs.submit(parsed))
 
+    @app.get("", include_in_schema=False)
     @app.get("/")
     async def jobs_list() -> dict[str, Any]:
         """All jobs, newest first."""
@@ -86,24 +96,27 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
         return await jobs.status(job_id)
 
     @app.get("/{job_id}/events")
-    async def events(job_id: str) -> EventSourceResponse:
+    async def events(job_id: str) -> Response:
         """The status as server-sent events (`status`), whenever it changes, until the job ends (`end`)."""
         await jobs.status(job_id)
-        return EventSourceResponse(_events(jobs, job_id))
+        return Bounded(EventSourceResponse(_events(jobs, job_id)), streams)
 
     @app.get("/{job_id}/results")
-    def results(job_id: str, format: str = "jsonl", after: int = 0, inputs: bool = False) -> StreamingResponse:
+    def results(
+        job_id: str, format: str = "jsonl", after: int = Query(0, ge=0, le=MOST_ROWS), inputs: bool = False
+    ) -> Response:
         """Committed outcomes in the order of commit, also while the job runs; `after` leaves out the first ones.
 
         With `inputs` the rows of the data in its order, with its columns, what was asked, and the answers.
         """
         if inputs and after:
             raise BadSettings("with inputs, rows come in the order of the data: leave it out", field="after")
-        lines = (
-            stream_joined(jobs.job(job_id), format) if inputs else stream_results(jobs.job(job_id), format, after=after)
-        )
+        job = jobs.job(job_id)
+        reach = jobs.settings.source_reach
+        lines = stream_joined(job, format, reach) if inputs else stream_results(job, format, after=after)
         name = f'attachment; filename="{job_id}.{format}"'
-        return StreamingResponse(lines, media_type=MEDIA_TYPES[format], headers={"content-disposition": name})
+        headers = {"content-disposition": name}
+        return Bounded(StreamingResponse(lines, media_type=MEDIA_TYPES[format], headers=headers), downloads)
 
     @app.post("/{job_id}/resume")
     async def resume(job_id: str) -> JobStatus:
@@ -129,15 +142,30 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
 _REQUEST_BODY = {"content": {"application/json": {"schema": JobSpec.model_json_schema()}}, "required": True}
 
 
+async def _read_json(request: Request) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_JSON_BYTES:
+            message = f"a JSON body has at most {MOST_JSON_BYTES} bytes: send more rows as a file, in a form"
+            raise HTTPException(413, message)
+    return bytes(body)
+
+
 def _spec(body: str | bytes, **known: Any) -> JobSpec:
     try:
         fields = json.loads(body)
-        json.dumps(fields, ensure_ascii=False).encode()  # refuses lone surrogates, which no store could keep
     except (ValueError, RecursionError) as error:
         raise BadSettings(f"the request's body is not JSON in UTF-8: {error}") from error
     if not isinstance(fields, dict):
         raise BadSettings("the request's body is not a JSON object")
-    return JobSpec.parse({**fields, **known})
+    spec = JobSpec.parse({**fields, **known})
+    for name, value in fields.items():
+        try:  # what Python reads and no store could keep: infinities, lone surrogates
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise BadSettings(f"not JSON in UTF-8: {error}", field=name) from error
+    return spec
 
 
 async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:

@@ -91,7 +91,7 @@ class Runner:
         async with make_dispatcher(pool, self._settings) as dispatcher:
             self._part = PartRun(
                 spec,
-                open_source(spec, folder_url=job.folder),
+                open_source(spec, folder_url=job.folder, reach=self._settings.source_reach),
                 job.part(self._number),
                 dispatcher,
                 self._settings,

@@ -3,7 +3,9 @@
 import os
 from functools import partial
 
+from fastapi import FastAPI
 from ray.serve import Application, Deployment
+from starlette.middleware.cors import CORSMiddleware
 
 from serve_app.engine.options import check_options
 from serve_app.engine.protocol import ASGIApp
@@ -77,6 +79,8 @@ def models(args: ModelsSettings) -> Application:
     return Models.bind(args)  # type: ignore[attr-defined]
 
 
-def guarded(access: AccessSettings, app: ASGIApp) -> ASGIApp:
-    """The driver's routes behind keys and limits."""
+def guarded(access: AccessSettings, app: FastAPI) -> ASGIApp:
+    """The driver's routes behind keys and limits, and for pages of `allowed_origins`."""
+    origins = access.allowed_origins or (("*",) if access.key_files else ())
+    app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return Gate(app, access, "populations")

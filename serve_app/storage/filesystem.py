@@ -10,15 +10,17 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
+from serve_app.addresses import PUBLIC, Reach
 from serve_app.atomic import atomic_write, sync_folder
 from serve_app.errors import BadSettings, FileChanged, StoreError
+from serve_app.storage import web
 from serve_app.storage.bucket import Bucket
 
 # What `FileSystem.from_uri` knows, by its documentation; fsspec is asked for the others.
@@ -33,11 +35,11 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 Version = bytes | dict[str, str]
 
 
-def resolve(url: str) -> tuple[FileSystem, str]:
+def resolve(url: str, reach: Reach = PUBLIC) -> tuple[FileSystem, str]:
     """The file system and the path in it of a local path (made absolute, `~` expanded) or a URL.
 
-    An S3-compatible store is `s3://bucket/path?endpoint_override=host:port&scheme=http`. Raises BadSettings for a URL
-    that is wrong, of an unknown scheme or with a password in it.
+    An S3-compatible store is `s3://bucket/path?endpoint_override=host:port&scheme=http`. Web servers are asked only
+    within `reach`. Raises BadSettings for a URL that is wrong, of an unknown scheme or with a password in it.
     """
     scheme = SCHEME.match(url)
     if scheme is None:
@@ -50,15 +52,15 @@ def resolve(url: str) -> tuple[FileSystem, str]:
     try:
         if scheme[1].lower() in ARROW_SCHEMES:
             return FileSystem.from_uri(url)
-        return _fsspec(url)
+        return _fsspec(url, web.options(reach) if scheme[1].lower() in web.SCHEMES else {})
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
         raise BadSettings(f"{base}: {reason(error)}") from error  # without the query, which may be signed
 
 
-def _fsspec(url: str) -> tuple[FileSystem, str]:
+def _fsspec(url: str, options: dict[str, Any]) -> tuple[FileSystem, str]:
     import fsspec  # type: ignore[import-untyped]
 
-    filesystem, path = fsspec.url_to_fs(url)
+    filesystem, path = fsspec.url_to_fs(url, **options)
     return PyFileSystem(FSSpecHandler(filesystem)), path  # type: ignore[abstract]  # the stubs miss its methods
 
 

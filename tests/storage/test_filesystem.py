@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 from pyarrow.fs import LocalFileSystem, S3FileSystem
 
+from serve_app.addresses import Reach
 from serve_app.errors import BadSettings, StoreError
 from serve_app.storage.filesystem import Folder, join, resolve
 
@@ -51,7 +52,7 @@ def web(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_file_on_the_web_is_read_with_its_query(web: str) -> None:
-    filesystem, path = resolve(f"{web}/rows.csv?signature=x")
+    filesystem, path = resolve(f"{web}/rows.csv?signature=x", Reach.of([web], "source_urls"))
     assert path.endswith("?signature=x")
     with filesystem.open_input_stream(path) as file:
         assert file.read() == b"custom_id\n1\n"

@@ -67,6 +67,10 @@ CONFIG: dict[str, Any] = {
 }
 
 
+# The external provider that the tests play: a job may be sent to this machine only where its operator says so.
+PROVIDER = f"http://127.0.0.1:{unused_port()}"
+
+
 @dataclass(frozen=True)
 class Simulated:
     base_url: str
@@ -94,7 +98,8 @@ class Simulated:
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated]:
     folder = tmp_path_factory.mktemp("simulated")
     CONFIG["http_options"]["port"] = unused_port()
-    CONFIG["applications"][1]["args"]["store"] = str(folder / "runs")
+    driver = CONFIG["applications"][1]["args"]
+    driver |= {"store": str(folder / "runs"), "source_folders": [str(folder)], "provider_urls": [PROVIDER]}
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     with local_serve(folder / "config.yaml", log=folder / "serve.log", on_wait=print) as base_url:
         yield Simulated(base_url, folder)
@@ -202,7 +207,7 @@ def provider(chat: Callable[[dict[str, Any]], Any]) -> Iterator[str]:
     async def answer(request: Request) -> Any:
         return chat(await request.json())
 
-    with served(app) as url:
+    with served(app, port=int(PROVIDER.rpartition(":")[2])) as url:
         yield f"{url}/v1"
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from serve_app.addresses import PUBLIC, Reach
 from serve_app.dispatch.provider.answers import (
     Answer,
     Details,
@@ -31,6 +32,7 @@ from serve_app.dispatch.provider.answers import (
     read_text,
     retry_after_s,
 )
+from serve_app.dispatch.provider.connect import make_client
 from serve_app.dispatch.provider.limits import Limits
 from serve_app.dispatch.provider.requests import (
     LEAST_SHOWN,
@@ -76,6 +78,7 @@ class ProviderPool:
         *,
         labels: tuple[str, ...] = (),
         sampling: Sampling | None = None,
+        reach: Reach = PUBLIC,
         client: httpx.AsyncClient | None = None,
     ) -> None:
         self._provider = provider
@@ -86,7 +89,7 @@ class ProviderPool:
             response_format(sampling.structured)
         self._own_client = client is None
         limits = httpx.Limits(max_connections=provider.concurrency, max_keepalive_connections=provider.concurrency)
-        self._client = client or httpx.AsyncClient(limits=limits)
+        self._client = client or make_client(self._url, reach, limits)
         self._slots = asyncio.Semaphore(provider.concurrency)
         self._limits = Limits(provider.requests_per_minute, provider.tokens_per_minute)
         self._shown = MOST_SHOWN
@@ -157,7 +160,10 @@ class ProviderPool:
         if self._labels:
             body = body | score_fields(path, shown)
         started = time.perf_counter()
-        response = await self._post(path, body)
+        try:
+            response = await self._post(path, body)
+        except BadSettings as error:  # its address is none that a job may reach
+            return self._refuse(str(error))
         if not response.is_success:
             self._limits.settle(estimated, 0)
             code, message = read_error(response)
@@ -187,11 +193,7 @@ class ProviderPool:
         if status in REFUSED or code == "insufficient_quota":  # OpenAI's 429 that no waiting ends
             key = self._provider.api_key_env
             where = f"the key in the driver's environment variable {key}" if key else "no key was sent: set api_key_env"
-            self._failure = f"{self._name} refuses all work ({where}): {reason}"
-            logger.error("%s", self._failure)
-            self._refused.set()
-            self._limits.stop()
-            return Completion(status="failed", error=self._failure)
+            return self._refuse(f"{self._name} refuses all work ({where}): {reason}")
         if status in RETRIED or status >= 500:
             after_s = retry_after_s(response)
             if after_s:
@@ -199,6 +201,14 @@ class ProviderPool:
                 self._limits.pause(after_s)
             raise Retry(reason)
         return Completion(status="invalid", error=reason)
+
+    def _refuse(self, failure: str) -> Completion:
+        """No row will have an answer."""
+        self._failure = failure
+        logger.error("%s", failure)
+        self._refused.set()
+        self._limits.stop()
+        return Completion(status="failed", error=failure)
 
     def _read(self, response: httpx.Response, estimated: float, latency_ms: float) -> Completion:
         try:

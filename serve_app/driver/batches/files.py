@@ -3,8 +3,9 @@
     <store>/_files/<file id>          the content
     <store>/_files/<file id>.json     its description; a file counts once this is there
 
-Knows contents, names, purposes and expiry. Does not know batches or HTTP (see `routes.py`). Ids begin with the time, so
-that a page of a list reads only its own files. No job's name has a `_`.
+Knows contents, names, purposes and expiry. Does not know batches or HTTP (see `routes.py`). A list is in the order in
+which contents were written whole, which the folder tells, so that a page reads only its own files. No job's name has
+a `_`.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class FileStore:
         """The file's description. Raises NoSuchFile, also once it has expired."""
         stored = self._find(file_id) if FILE_ID.fullmatch(file_id) else None
         if stored is None:
-            raise NoSuchFile(f"no file '{file_id[:80]}' in {self.folder}: upload it first, or look at the list")
+            raise NoSuchFile(f"no file '{file_id[:80]}': upload it first, or look at the list")
         return stored
 
     def _find(self, file_id: str) -> StoredFile | None:
@@ -122,9 +123,11 @@ class FileStore:
         self, *, after: str | None = None, limit: int = 10_000, order: Order = "desc", purpose: str | None = None
     ) -> tuple[list[StoredFile], bool]:
         """Up to `limit` files by creation, those after `after`, and whether there are more."""
-        ids = sorted(self._ids(), reverse=order == "desc")
+        written = self._written()
+        ids = sorted(written, key=lambda file_id: (written[file_id], file_id), reverse=order == "desc")
         if after is not None:
-            ids = [file_id for file_id in ids if (file_id < after if order == "desc" else file_id > after)]
+            last = (written.get(after, _stamped(after)), after)
+            ids = [i for i in ids if ((written[i], i) < last if order == "desc" else (written[i], i) > last)]
         found: list[StoredFile] = []
         with ThreadPoolExecutor(READERS) as threads:
             for page in _pages(ids, min(PAGE, limit + 1)):
@@ -138,15 +141,23 @@ class FileStore:
         names = (info.base_name for info in self._folder.list())
         return [name.removesuffix(".json") for name in names if name.endswith(".json") and _is_id(name[:-5])]
 
-    def content(self, file_id: str) -> Iterator[bytes]:
-        """The file's bytes, in blocks. Raises NoSuchFile at once."""
-        self.get(file_id)
-        return self._blocks(file_id)
+    def _written(self) -> dict[str, int]:
+        """When each file's content was written whole, in Unix nanoseconds. An id tells only when that began, and a
+        batch's output has its batch's time."""
+        found = {info.base_name: info for info in self._folder.list()}
+        ids = [name.removesuffix(".json") for name in found if name.endswith(".json") and _is_id(name[:-5])]
+        return {i: (found[i].mtime_ns if i in found else None) or _stamped(i) for i in ids}
 
-    def _blocks(self, file_id: str) -> Iterator[bytes]:
+    def content(self, file_id: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The file's bytes [start, stop), in blocks. Raises NoSuchFile at once."""
+        size = self.get(file_id).bytes
+        return self._blocks(file_id, start, size if stop is None else stop)
+
+    def _blocks(self, file_id: str, start: int, stop: int) -> Iterator[bytes]:
         filesystem, path = self._folder.filesystem, f"{self._folder.path}/{file_id}"
-        with store_errors("read", filesystem, path), filesystem.open_input_stream(path, compression=None) as file:
-            while block := file.read(BLOCK_BYTES):
+        with store_errors("read", filesystem, path), filesystem.open_input_file(path) as file:
+            file.seek(start)
+            while block := file.read(min(BLOCK_BYTES, stop - file.tell())):
                 yield block
 
     def keep_until(self, file_id: str, at: int) -> None:
@@ -202,6 +213,11 @@ def output_file_id(batch_id: str, kind: str) -> str:
 def stamp() -> str:
     """24 hex digits: the time in nanoseconds, then random ones."""
     return f"{time.time_ns():016x}{secrets.token_hex(4)}"
+
+
+def _stamped(file_id: str) -> int:
+    """The time in an id, in Unix nanoseconds; 0 for what is none."""
+    return int(file_id[5:21], 16) if _is_id(file_id) else 0
 
 
 def _is_id(name: str) -> bool:

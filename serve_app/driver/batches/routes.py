@@ -6,19 +6,22 @@ Does not know where files are stored, nor who runs batches.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Annotated, Any, Literal, Protocol, cast, get_args
 from urllib.parse import quote
 
 import msgspec
 import pydantic
-from fastapi import FastAPI, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI, Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
 from serve_app.driver.batches.files import FileStore, Order
 from serve_app.driver.batches.record import BatchRequest, ExpiresAfter
+from serve_app.driver.http.bounded import MOST_DOWNLOADS, Bounded
 from serve_app.driver.http.control_app import control_app
+from serve_app.driver.http.ranges import Span, read_range
 from serve_app.errors import BadSettings
+from serve_app.openai.errors import ErrorAnswer
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
@@ -42,6 +45,7 @@ class BatchService(Protocol):
 def files_app(files: FileStore) -> FastAPI:
     """The routes under `/v1/files`."""
     app = control_app("serve_app files")
+    downloads = asyncio.Semaphore(MOST_DOWNLOADS)
 
     @app.post("", include_in_schema=False)
     @app.post("/")
@@ -76,14 +80,26 @@ def files_app(files: FileStore) -> FastAPI:
         return msgspec.to_builtins(files.get(file_id))
 
     @app.get("/{file_id}/content")
-    def content(file_id: str) -> StreamingResponse:
-        """The file's bytes."""
+    def content(
+        file_id: str, range: Annotated[str | None, Header()] = None, if_range: Annotated[str | None, Header()] = None
+    ) -> Response:
+        """The file's bytes, or those that `Range` asks for."""
         stored = files.get(file_id)
         headers = {
-            "content-length": str(stored.bytes),
+            "accept-ranges": "bytes",
+            "etag": f'"{file_id}"',  # a file never changes
             "content-disposition": f"attachment; filename*=utf-8''{quote(stored.filename, safe='')}",
         }
-        return StreamingResponse(files.content(file_id), media_type="application/octet-stream", headers=headers)
+        part = read_range(range, stored.bytes) if if_range in (None, headers["etag"]) else None
+        if part is not None and part.start >= part.stop:
+            return _not_there(stored.bytes)
+        span = part or Span(0, stored.bytes)
+        headers["content-length"] = str(span.stop - span.start)
+        if part is not None:
+            headers["content-range"] = f"bytes {span.start}-{span.stop - 1}/{stored.bytes}"
+        blocks = files.content(file_id, *span)
+        answer = StreamingResponse(blocks, 206 if part else 200, headers, "application/octet-stream")
+        return Bounded(answer, downloads)
 
     @app.delete("/{file_id}")
     def delete(file_id: str) -> Any:
@@ -143,6 +159,12 @@ def _expires_after(form: FormData) -> int | None:
         return ExpiresAfter.model_validate(given).seconds if given else None
     except pydantic.ValidationError as error:
         raise BadSettings.of_fields(error.errors(), "expires_after") from error
+
+
+def _not_there(size: int) -> Response:
+    message = f"the file has {size} bytes, and none in this range"
+    whole = (b"content-range", b"bytes */%d" % size)
+    return ErrorAnswer(status=416, message=message, code="invalid_range", headers=(whole,)).response()
 
 
 def _page(data: list[Any], more: bool) -> dict[str, Any]:

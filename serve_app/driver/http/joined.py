@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from serve_app.addresses import PUBLIC, Reach
 from serve_app.driver.sources.source import open_source
 from serve_app.driver.sources.template import Input, as_text
 from serve_app.driver.store.store import JobStore
@@ -34,12 +35,12 @@ class JoinedResults:
     Raises BadSettings for requests (their output file has both), and for data that cannot be read.
     """
 
-    def __init__(self, job: JobStore) -> None:
+    def __init__(self, job: JobStore, reach: Reach = PUBLIC) -> None:
         self._job = job
         self._spec = JobSpec.model_validate(job.spec())
         if self._spec.endpoint is not None:
             raise BadSettings("rows that are requests have no columns: leave it out", field="inputs")
-        self._source = open_source(self._spec, folder_url=job.folder)
+        self._source = open_source(self._spec, folder_url=job.folder, reach=reach)
         seen = islice(self._source.inputs(), COLUMNS_SEEN)
         self._inputs = tuple(dict.fromkeys(name for one in seen for name in one.columns))
         taken = set(self._inputs)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from serve_app.addresses import PUBLIC, Reach
 from serve_app.driver.http.joined import JoinedResults
 from serve_app.driver.store.store import JobStore
 from serve_app.driver.store.table import SCHEMA, from_table
@@ -28,10 +29,10 @@ def stream_results(job: JobStore, form: str, *, after: int = 0) -> Iterator[byte
     return _columns(job, form, after)
 
 
-def stream_joined(job: JobStore, form: str) -> Iterator[bytes]:
+def stream_joined(job: JobStore, form: str, reach: Reach = PUBLIC) -> Iterator[bytes]:
     """The rows of the data in its order, with its columns; see `joined.py`. Raises BadSettings."""
     check_format(form)
-    joined = JoinedResults(job)
+    joined = JoinedResults(job, reach)
     if form == "jsonl":
         return (b"".join(msgspec.json.encode(row) + b"\n" for row in some) for some in joined.rows())
     schema = joined.schema

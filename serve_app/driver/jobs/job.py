@@ -20,7 +20,7 @@ from serve_app.driver.jobs.plan import Plan, make_plan
 from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally, total
 from serve_app.driver.sources.files import fingerprint
-from serve_app.driver.sources.source import check_ids, open_source
+from serve_app.driver.sources.source import Source, check_ids, open_source
 from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore, Store
 from serve_app.driver.threads import finish_in_thread
@@ -77,7 +77,12 @@ class JobRun:
             dispatcher = self._dispatcher
             if self.spec.provider is not None:
                 pool = await stack.enter_async_context(
-                    ProviderPool(self.spec.provider, labels=self.spec.labels, sampling=self.spec.sampling)
+                    ProviderPool(
+                        self.spec.provider,
+                        labels=self.spec.labels,
+                        sampling=self.spec.sampling,
+                        reach=self._settings.provider_reach,
+                    )
                 )
                 dispatcher = await stack.enter_async_context(Dispatcher(pool, self._provider_dispatch()))
             reuse = None
@@ -97,7 +102,7 @@ class JobRun:
         await self.end(JobState.COMPLETED_WITH_FAILURES if unanswered else JobState.COMPLETED, "")
 
     def _check_source(self) -> None:
-        if self.job.manifest()["report"].get("fingerprint") != fingerprint(self.spec):
+        if self.job.manifest()["report"].get("fingerprint") != fingerprint(self.spec, self._settings.source_reach):
             raise JobConflict(f"source: {self.spec.source} changed since the job began: submit a new job")
 
     def _plan(self) -> list[Span]:
@@ -108,8 +113,8 @@ class JobRun:
             self._check_source()
             spans = [Span(start, stop) for start, stop in manifest["parts"]]
         else:
-            now = fingerprint(self.spec)
-            source = open_source(self.spec, folder_url=self.job.folder)
+            now = fingerprint(self.spec, self._settings.source_reach)
+            source = self._source()
             rows = source.count()
             check_ids(source)
             spans = cut(rows, self._settings.rows_per_runner, self._settings.max_runners if self._remote else 1)
@@ -120,6 +125,9 @@ class JobRun:
             self._tallies.append(msgspec.convert(report, Tally) if report else Tally())
         return spans
 
+    def _source(self) -> Source:
+        return open_source(self.spec, folder_url=self.job.folder, reach=self._settings.source_reach)
+
     def _part(self, number: int, span: Span, parts: int, dispatcher: Dispatcher, reuse: Reuse | None) -> Part:
         if self._remote is not None and parts > 1 and self.spec.provider is None:
             part = self._remote(self.job.job_id, number, parts, span)
@@ -127,7 +135,7 @@ class JobRun:
             return part
         return PartRun(
             self.spec,
-            open_source(self.spec, folder_url=self.job.folder),
+            self._source(),
             self.job.part(number),
             dispatcher,
             self._settings,

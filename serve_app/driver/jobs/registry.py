@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Where the rows of a request are kept in the job's folder.
 INPUT = "input.jsonl"
-# Names of routes, which a job cannot have.
-RESERVED_IDS = {"replicas"}
+# Names of routes, here and at usual servers, which a job cannot have: it would be read instead of them.
+RESERVED_IDS = {"replicas", "health", "ping", "metrics", "docs", "redoc"}
 # How often a driver asks for a job that another one still holds, as while one version replaces another.
 TAKE_OVER_S = 2.0
 RECOVER_TRIES = 30
@@ -126,7 +126,7 @@ class Jobs:
             elif spec.rows:
                 with job.open_output(INPUT) as output:
                     write_rows(spec.rows, output)
-            source = open_source(kept, folder_url=job.folder)
+            source = open_source(kept, folder_url=job.folder, reach=self.settings.source_reach)
             if spec.rows:  # few enough to say at once what is wrong with them
                 check_ids(source)
         except BaseException:

@@ -6,6 +6,7 @@ Knows how to stream it. Does not know jobs, nor what columns mean (see `template
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, cast, get_args
 import msgspec
 import pyarrow.fs as pa_fs
 
+from serve_app.addresses import PUBLIC, Reach
 from serve_app.errors import BadSettings, ServeAppError
 from serve_app.spec import Format, JobSpec
 from serve_app.storage.filesystem import join, reason, resolve
@@ -35,9 +37,11 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # Before the name that an uploaded file had, in the job's folder.
 UPLOADED = "input-"
 READ_BUFFER = 1 << 20
+# Of a URL in a text: it may be signed.
+QUERY = re.compile(r"(?<=[^\s'\"?])\?[^\s'\"<>]*(?:[=&%])[^\s'\"<>]*")
 
 
-def fingerprint(spec: JobSpec) -> str:
+def fingerprint(spec: JobSpec, reach: Reach = PUBLIC) -> str:
     """Tells a source file from a later version: its size and time of change, or what its server says of it.
 
     "" for a request's rows, uploaded files (which cannot change) and generators. Raises BadSettings for a missing file.
@@ -45,7 +49,7 @@ def fingerprint(spec: JobSpec) -> str:
     if not spec.source or spec.source.startswith(JOB_FILE):
         return ""
     with reading(spec.source):
-        filesystem, path = resolve(spec.source)
+        filesystem, path = resolve(spec.source, reach)
         if isinstance(filesystem, pa_fs.PyFileSystem) and isinstance(filesystem.handler, pa_fs.FSSpecHandler):
             # pyarrow has only size and time; web servers give an ETag or Last-Modified instead.
             handler: Any = filesystem.handler
@@ -77,9 +81,10 @@ class SourceFile:
     name: str
     format: Format
     compression: str | None
+    reach: Reach = PUBLIC
 
     @classmethod
-    def of(cls, spec: JobSpec, folder_url: str) -> SourceFile:
+    def of(cls, spec: JobSpec, folder_url: str, reach: Reach = PUBLIC) -> SourceFile:
         url, name = spec.source, _shown(spec.source)
         if url.startswith(JOB_FILE):
             name = url.removeprefix(JOB_FILE)
@@ -93,12 +98,12 @@ class SourceFile:
             raise BadSettings(f"cannot tell from the name of {name}: give one of {known}", field="format")
         if compression and kind in ("parquet", "xlsx"):
             raise BadSettings(f"{name} is compressed around a format that compresses inside: unpack it", field="source")
-        return cls(url, name, kind, compression)
+        return cls(url, name, kind, compression, reach)
 
     @contextmanager
     def stream(self) -> Iterator[BinaryIO]:
         with reading(self.url, self.name):
-            filesystem, path = resolve(self.url)
+            filesystem, path = resolve(self.url, self.reach)
             with filesystem.open_input_stream(path, compression=self.compression) as raw:
                 # Python's own reader splits lines many times faster.
                 yield io.BufferedReader(cast("io.RawIOBase", raw), READ_BUFFER)
@@ -139,6 +144,8 @@ def reading(url: str, name: str = "") -> Iterator[None]:
     except ServeAppError as error:
         raise BadSettings(str(error), field="source") from error
     except Exception as error:  # each file system has its own
-        # What file systems say may repeat the URL.
-        said = reason(error).replace(url, shown)
+        # What happened first says most: fsspec has one error for all. It may repeat the URL, or one that it led to.
+        while isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        said = QUERY.sub("", reason(error).replace(url, shown))
         raise BadSettings(f"cannot read {shown}: {said}", field="source") from error

@@ -40,7 +40,7 @@ class ParquetRows:
     @contextmanager
     def _open(self) -> Iterator[pa_parquet.ParquetFile]:
         with reading(self._file.url, self._file.name):
-            filesystem, path = resolve(self._file.url)
+            filesystem, path = resolve(self._file.url, self._file.reach)
             # Read pages as needed: the default keeps all row groups in memory.
             with pa_parquet.ParquetFile(
                 path, filesystem=filesystem, pre_buffer=False, buffer_size=READ_BUFFER

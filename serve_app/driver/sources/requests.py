@@ -51,6 +51,9 @@ def read_line(number: int, line: bytes, endpoint: str) -> Line | Problem:
     except (ValueError, RecursionError) as error:
         return Problem(number, "invalid_json_line", f"the line is not a JSON object: {error}")
     custom_id = _text(fields.get("custom_id"))
+    if not custom_id and (kind := _kind(fields.get("custom_id"))):
+        wrong = f"Invalid type for 'custom_id': expected a string, but got {kind} instead."
+        return Problem(number, "invalid_type", wrong, "custom_id")
     if not custom_id:
         missing = "custom_id: give each line an id, a text that is not empty"
         return Problem(number, "missing_required_parameter", missing, "custom_id")
@@ -76,6 +79,12 @@ def _text(raw: msgspec.Raw | None) -> str:
         return msgspec.json.decode(raw, type=str) if raw is not None else ""
     except ValueError:
         return ""
+
+
+def _kind(raw: msgspec.Raw | None) -> str:
+    """What a JSON value is, as OpenAI's errors say it; "" for a string, null and nothing."""
+    kinds = {"{": "an object", "[": "an array", "t": "a boolean", "f": "a boolean", '"': "", "n": "", "": ""}
+    return kinds.get(bytes(raw or b"").decode("latin-1")[:1], "a number")
 
 
 class RequestRows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from serve_app.addresses import PUBLIC, Reach
 from serve_app.driver.sources.files import SourceFile
 from serve_app.driver.sources.generated import Generated
 from serve_app.driver.sources.lines import JsonlRows, TableRows
@@ -36,8 +37,8 @@ class Source(Protocol):
         """Number of rows: from Parquet's metadata, else by a pass over the data."""
 
 
-def open_source(spec: JobSpec, *, folder_url: str) -> Source:
-    """The population of a job whose folder is `folder_url`.
+def open_source(spec: JobSpec, *, folder_url: str, reach: Reach = PUBLIC) -> Source:
+    """The population of a job whose folder is `folder_url`. Web servers are asked only within `reach`.
 
     Raises BadSettings naming the field for a missing source, an unknown format, a missing column, a malformed template,
     or arguments that the generator refuses.
@@ -45,7 +46,7 @@ def open_source(spec: JobSpec, *, folder_url: str) -> Source:
     if spec.generator is not None:
         return Generated(spec.generator)
     maker = RowMaker(spec)
-    file = SourceFile.of(spec, folder_url)
+    file = SourceFile.of(spec, folder_url, reach)
     if spec.endpoint is not None:
         return _requests(file, spec.endpoint)
     match file.format:

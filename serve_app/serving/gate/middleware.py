@@ -1,13 +1,14 @@
 """The gate: who may ask, how much, how long; ASGI middleware around a replica's and the driver's HTTP application.
 
-    request ─> id ─> key ─> scope ─> size ─> room ─> requests a minute ─> application ─> tokens, log line, metrics
+    request ─> id ─> key ─> scope ─> kind ─> size ─> room ─> rate ─> application ─> tokens, log, metrics
 
-Knows keys, limits and OpenAI's errors. The body passes through, counted only.
+Knows keys, limits and OpenAI's errors. The body passes through, counted only. Without keys, `browsers.py` says which
+requests may be those of somebody else's page.
 
-- Everything needs a key but `open_paths` and a browser's CORS preflight, which cannot carry one. vLLM's own check
-  guards only /v1, /v2, /inference and /cohere, not /tokenize, /score, /pooling, SageMaker's generating /invocations and
-  more. /health and /ping are open, as probes have no keys; /metrics and /version tell traffic and model names, so they
-  are not.
+- Everything needs a key but reading `open_paths` and a browser's CORS preflight, which cannot have one. vLLM's own
+  check guards only /v1, /v2, /inference and /cohere, not /tokenize, /score, /pooling, SageMaker's generating
+  /invocations and more. /health and /ping are open, as probes have no keys; /metrics and /version tell traffic and
+  model names, so they are not.
 - Only POST counts against a key's limits and as in flight: a job's status is free.
 - A token costs one call here; its bytes pass unchanged.
 """
@@ -21,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from serve_app.engine.protocol import ASGIApp
+from serve_app.serving.gate import browsers
 from serve_app.serving.gate import refusal as say
 from serve_app.serving.gate.accounting import Account, use
 from serve_app.serving.gate.exchange import Exchange
@@ -83,7 +85,12 @@ class Gate:
             return await self._app(scope, receive, send)
         exchange = Exchange(scope, receive, send, self._settings)
         try:
-            refusal = self._identify(exchange) or self._authenticate(exchange) or self._check_size(exchange)
+            refusal = (
+                self._identify(exchange)
+                or self._authenticate(exchange)
+                or self._check_kind(exchange)
+                or self._check_size(exchange)
+            )
             if refusal is not None:
                 await exchange.refuse(refusal)
             elif scope["method"] == "POST":
@@ -118,10 +125,8 @@ class Gate:
 
     def _is_open(self, scope: Any) -> bool:
         if scope["path"].removeprefix(scope.get("root_path", "")) in self._open_paths:
-            return True
-        return scope["method"] == "OPTIONS" and any(
-            name == b"access-control-request-method" for name, _ in scope["headers"]
-        )
+            return scope["method"] in ("GET", "HEAD")
+        return self._keys is not None and is_preflight(scope)
 
     def _identify(self, exchange: Exchange) -> Refusal | None:
         """The client's id, or ours; vLLM reads it from the headers. Bad ones are refused, as at OpenAI."""
@@ -138,7 +143,7 @@ class Gate:
         return None if request_id == given or given is None else say.bad_request_id(MAX_REQUEST_ID)
 
     def _authenticate(self, exchange: Exchange) -> Refusal | None:
-        key = self._key(exchange.headers)
+        key = self._caller(exchange.headers)
         if isinstance(key, Refusal):
             return key
         if key is not None:
@@ -147,10 +152,17 @@ class Gate:
             exchange.scope = {**exchange.scope, "state": state}
         return None
 
-    def _key(self, headers: dict[bytes, bytes]) -> Key | Refusal | None:
-        """None where no keys are set up."""
+    def refuses(self, scope: Any) -> bool:
+        """Whether this request will be refused, whatever its body."""
+        return not self._is_open(scope) and isinstance(self._caller(dict(scope["headers"])), Refusal)
+
+    def _caller(self, headers: dict[bytes, bytes]) -> Key | Refusal | None:
+        """The caller's key. None where no keys are set up, and nothing says that it is somebody else's page."""
         if self._keys is None:
-            return None
+            stranger = browsers.refuse_host(headers, self._settings)
+            if stranger is None and self._scope == "populations":  # the engine's application has vLLM's own settings
+                stranger = browsers.refuse_origin(headers, self._settings)
+            return stranger
         given = read_key(headers)
         if not given:
             return say.missing_key()
@@ -160,6 +172,11 @@ class Gate:
         if key.state != "active":
             return say.invalid_key(f"The API key '{key.name}' is {key.state}.")
         return key if key.allows(self._scope) else say.wrong_scope(key.name, self._scope)
+
+    def _check_kind(self, exchange: Exchange) -> Refusal | None:
+        control = self._scope == "populations" and exchange.scope["method"] == "POST"
+        refusal = browsers.refuse_body_type(exchange.headers) if control else None
+        return refusal or browsers.refuse_encoding(exchange.headers)
 
     def _check_size(self, exchange: Exchange) -> Refusal | None:
         """By the announced size; the real one is counted too."""
@@ -178,7 +195,7 @@ class Gate:
     # --- websockets: vLLM has one, for audio ---
 
     async def _websocket(self, scope: Any, receive: Any, send: Any) -> None:
-        key = self._key(dict(scope["headers"]))
+        key = self._caller(dict(scope["headers"]))
         if isinstance(key, Key) and key.limited:
             key = over_limit(key, await self._limits.admit(key)) or key
         if isinstance(key, Refusal):
@@ -194,6 +211,13 @@ class Gate:
     def _charge(self, key: Key | None, account: Account) -> None:
         if key is not None and key.tokens_per_minute is not None and account.tokens:
             self._limits.charge(key, account.tokens)
+
+
+def is_preflight(scope: Any) -> bool:
+    """Whether a browser asks if a page may ask."""
+    return scope["method"] == "OPTIONS" and any(
+        name == b"access-control-request-method" for name, _ in scope["headers"]
+    )
 
 
 def read_key(headers: dict[bytes, bytes]) -> str:

@@ -6,6 +6,8 @@ Knows status codes, OpenAI's `code` strings and the headers that go with them. D
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from serve_app.openai.errors import ErrorAnswer, retry_after
 
 
@@ -32,6 +34,41 @@ def invalid_key(problem: str = "Incorrect API key provided.") -> Refusal:
 def wrong_scope(name: str, scope: str) -> Refusal:
     message = f"The API key '{name}' has no scope '{scope}'; add it to the key's scopes in the key file."
     return Refusal(status=403, reason="wrong_scope", message=message, code="insufficient_permissions")
+
+
+def unknown_host(host: str) -> Refusal:
+    message = (
+        f"This server has no API keys, so it answers only by names that are its own, and '{host[:100]}' may be "
+        "somebody else's. Use its IP address or localhost, or have the operator name it in access.allowed_hosts, or "
+        "set keys."
+    )
+    return Refusal(status=403, reason="unknown_host", message=message, code="host_not_allowed")
+
+
+def foreign_origin(origin: str) -> Refusal:
+    message = (
+        f"This server has no API keys, so pages of other origins ({origin[:100]}) may not use it. The operator can "
+        "name them in access.allowed_origins, or set keys."
+    )
+    return Refusal(status=403, reason="foreign_origin", message=message, code="origin_not_allowed")
+
+
+def unsupported_body(kind: str, known: Iterable[str]) -> Refusal:
+    """In OpenAI's words."""
+    types = " or ".join(f"'{one}'" for one in known)
+    message = (
+        f"Unsupported content type: '{kind[:100]}'. This API method only accepts {types} requests. Please try again "
+        "with a supported content type."
+    )
+    return Refusal(status=415, reason="content_type", message=message, code="unsupported_content_type")
+
+
+def encoded_body(coding: str) -> Refusal:
+    message = f"The request's body is encoded ({coding[:100]}), and this server decodes none. Send it as it is."
+    accepted = (b"accept-encoding", b"identity")
+    return Refusal(
+        status=415, reason="content_encoding", message=message, code="unsupported_encoding", headers=(accepted,)
+    )
 
 
 def bad_request_id(most: int) -> Refusal:

@@ -28,7 +28,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, request_response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.errors import EngineFailed, ServerUnavailable
 from serve_app.openai.errors import ErrorAnswer, unavailable
@@ -84,7 +84,7 @@ def build_app(settings: ModelsSettings, served: Mapping[str, Served]) -> Starlet
         return JSONResponse(found) if found else await unknown(Request({**request.scope, UNKNOWN: name}))
 
     async def unknown(request: Request) -> Response:
-        return directory.missing(request.scope[UNKNOWN]).response()
+        return directory.missing(request.scope.get(UNKNOWN, "")).response()
 
     lists = [Route("/v1/models", models), Route("/v1/models/{model:path}", model)]
     own = Gate(Starlette(routes=[*lists, Mount("/", app=request_response(unknown))]), settings.access, "inference")
@@ -130,21 +130,21 @@ async def read_body(request: Request, most_bytes: int | None) -> bytes | None:
 class Relay:
     """ASGI application: a replica of the application that serves its model answers each request.
 
-    `unknown` answers for models that nobody serves; the scope has the name, under UNKNOWN.
+    `own` refuses who may not ask, and answers for models that nobody serves; the scope has the name, under UNKNOWN.
     """
 
-    def __init__(
-        self, directory: Directory, served: Mapping[str, Served], unknown: ASGIApp, settings: ModelsSettings
-    ) -> None:
+    def __init__(self, directory: Directory, served: Mapping[str, Served], own: Gate, settings: ModelsSettings) -> None:
         self._directory = directory
         self._served = served
-        self._unknown = unknown
+        self._own = own
         self._default = settings.applications[0].name
         self._max_body_bytes = settings.access.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1003, "reason": "use the model's own route prefix"})
+        if self._own.refuses(scope):  # before the body is read, and before a replica is started for it
+            return await self._own(scope, receive, send)
         try:
             body = await read_body(Request(scope, receive), self._max_body_bytes)
         except ClientDisconnect:
@@ -156,7 +156,7 @@ class Relay:
         if isinstance(wanted.model, str) and wanted.model:
             name = await self._directory.find(wanted.model)
         if name is None:
-            return await self._unknown({**scope, UNKNOWN: wanted.model}, receive, send)
+            return await self._own({**scope, UNKNOWN: wanted.model}, receive, send)
         request = HttpRequest({key: scope[key] for key in (*SCOPE, "headers") if key in scope}, body)
         await self._relay(self._served[name].forward(request, read_session(scope, wanted)), scope, receive, send)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
+from serve_app.addresses import Reach
 from serve_app.dispatch.provider.pool import ProviderPool
 from serve_app.schema import Chunk, Completion, Sampling
 from serve_app.spec import Provider
@@ -51,6 +52,11 @@ def virtually(work: Coroutine[Any, Any, T]) -> T:
 
 
 # --- a provider that does as it is told ---
+
+
+def reach_of(url: str) -> Reach:
+    """What a driver reaches whose operator named the URL."""
+    return Reach.of([url], "provider_urls")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from serve_app.errors import BadSettings, EngineFailed
 from serve_app.schema import Chunk, Completion
 from serve_app.spec import Provider
 from tests.conftest import served
-from tests.dispatch.provider.fakes import FakeProvider, Reply, a_pool, answer, chat, error, run, virtually
+from tests.dispatch.provider.fakes import FakeProvider, Reply, a_pool, answer, chat, error, reach_of, run, virtually
 
 pytestmark = pytest.mark.timeout(60)
 KEY = "sk-proj-Zq81xyzzy0123456789"
@@ -70,7 +70,7 @@ async def test_the_key_is_sent_and_never_told(
     told = []
     with served(app, lifespan="off") as url:
         spec = Provider(base_url=f"{url}/v1", model="m", api_key_env="MY_KEY", max_retries=1)
-        async with ProviderPool(spec) as pool:
+        async with ProviderPool(spec, reach=reach_of(url)) as pool:
             told += [completion.error for completion in await run(pool, chat("one"), chat("two"))]
             with pytest.raises(BadSettings) as refused:
                 await run(pool, chat("three"))

@@ -16,7 +16,7 @@ from serve_app.dispatch.provider.answers import retry_after_s
 from serve_app.dispatch.provider.pool import ProviderPool
 from serve_app.spec import Provider
 from tests.conftest import served
-from tests.dispatch.provider.fakes import FakeProvider, Reply, answer, ask, chat, error, run
+from tests.dispatch.provider.fakes import FakeProvider, Reply, answer, ask, chat, error, reach_of, run
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -105,10 +105,12 @@ async def test_a_server_that_hangs_or_hangs_up_is_asked_again(hasty: None) -> No
     hangs, hangs_up = Reply(content={}, after_s=30), Reply(content={}, disconnect=True)
     app = FakeProvider(hangs, hangs_up)
     with served(app, lifespan="off") as url:
-        async with ProviderPool(Provider(base_url=f"{url}/v1", model="m", timeout_s=0.5)) as pool:
+        asked = Provider(base_url=f"{url}/v1", model="m", timeout_s=0.5)
+        async with ProviderPool(asked, reach=reach_of(url)) as pool:
             (completion,) = await run(pool, chat("hello"))
             app.script = [hangs, hangs_up]
-        async with ProviderPool(Provider(base_url=f"{url}/v1", model="m", timeout_s=0.5, max_retries=1)) as pool:
+        asked = asked.model_copy(update={"max_retries": 1})
+        async with ProviderPool(asked, reach=reach_of(url)) as pool:
             (gave_up,) = await run(pool, chat("hello"))
     assert (completion.text, len(app.asked)) == ("HELLO", 5)
     assert gave_up.status == "failed"
@@ -118,7 +120,9 @@ async def test_a_server_that_hangs_or_hangs_up_is_asked_again(hasty: None) -> No
 
 
 async def test_a_server_that_is_not_there_fails_the_row(hasty: None, free_port: int) -> None:
-    async with ProviderPool(Provider(base_url=f"http://127.0.0.1:{free_port}/v1", model="m", max_retries=2)) as pool:
+    url = f"http://127.0.0.1:{free_port}"
+    provider = Provider(base_url=f"{url}/v1", model="m", max_retries=2)
+    async with ProviderPool(provider, reach=reach_of(url)) as pool:
         (completion,) = await run(pool, chat("hello"))
         assert completion.status == "failed"
         assert (completion.error or "").count("ConnectError: All connection attempts failed") == 3

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from openai.types import FileDeleted, FileObject
 
-from serve_app.driver.batches.files import ORPHAN_S, FileStore, new_file_id
+from serve_app.driver.batches.files import ORPHAN_S, FileStore, new_file_id, output_file_id, stamp
 from serve_app.driver.batches.routes import files_app
 from serve_app.errors import BadSettings, NoSuchFile
 
@@ -71,6 +71,48 @@ async def test_the_routes_answer_with_and_without_a_slash_at_the_end(client: htt
         assert (await client.get(path)).json() == {
             "object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False,
         }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "part"),
+    [("bytes=0-3", (0, 4)), ("bytes=5-", (5, 38)), ("bytes=-4", (34, 38)), ("bytes=-99", (0, 38)),
+     ("bytes=30-999", (30, 38)), ("bytes=0-0", (0, 1))],
+)  # fmt: skip
+async def test_a_part_of_a_file_comes_by_its_range(
+    client: httpx.AsyncClient, asked: str, part: tuple[int, int]
+) -> None:
+    path = f"/files/{(await upload(client))['id']}/content"
+    whole = await client.get(path)
+    assert (whole.status_code, whole.headers["accept-ranges"]) == (200, "bytes")
+    answer = await client.get(path, headers={"range": asked, "if-range": whole.headers["etag"]})
+    assert (answer.status_code, answer.content) == (206, LINES[slice(*part)])
+    assert answer.headers["content-range"] == f"bytes {part[0]}-{part[1] - 1}/{len(LINES)}"
+    assert int(answer.headers["content-length"]) == part[1] - part[0]
+
+
+async def test_a_range_behind_the_end_is_told_the_size_and_an_unknown_one_gets_all(client: httpx.AsyncClient) -> None:
+    path = f"/files/{(await upload(client))['id']}/content"
+    behind = await client.get(path, headers={"range": "bytes=38-"})
+    assert (behind.status_code, behind.headers["content-range"]) == (416, "bytes */38")
+    assert behind.json()["error"]["type"] == "invalid_request_error"
+    for headers in ({"range": "bytes=0-1,3-4"}, {"range": "rows=1-2"}, {"range": "bytes=5-1"}, {"range": "bytes=-"},
+                    {"range": "bytes=0-1", "if-range": '"another"'}):  # fmt: skip
+        answer = await client.get(path, headers=headers)
+        assert (answer.status_code, answer.content) == (200, LINES)
+
+
+def test_a_batchs_output_is_listed_by_its_own_time_and_not_by_its_batchs(files: FileStore) -> None:
+    batch_id = f"batch_{stamp()}"
+    before = [add(files) for _ in range(3)]
+    output = output_file_id(batch_id, "output")
+    with files.create(output, "out.jsonl", "batch_output") as file:
+        file.write(LINES)
+    after = add(files)
+    assert [one.id for one in files.page(order="asc")[0]] == [*before, output, after]
+    assert [one.id for one in files.page(order="asc", after=before[-1])[0]] == [output, after]
+    assert [one.id for one in files.page(after=after, limit=1)[0]] == [output]
+    files.delete(before[1])  # a cursor may be gone
+    assert [one.id for one in files.page(order="asc", after=before[1])[0]] == [before[2], output, after]
 
 
 async def test_a_deleted_file_is_gone(client: httpx.AsyncClient, files: FileStore) -> None:

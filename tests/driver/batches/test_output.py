@@ -51,7 +51,7 @@ async def test_a_bad_line_is_an_error_of_its_own_and_no_other_row_is_lost(make: 
         (b"{not json", "invalid_json_line", None),
         (b"[1]", "invalid_json_line", None),
         ({"method": "POST", "url": CHAT, "body": {}}, "missing_required_parameter", None),
-        (ask(7), "missing_required_parameter", None),
+        (ask(7), "invalid_type", None),
         (ask("good"), "duplicate_custom_id", "good"),
         ({**ask("url"), "url": "/v1/completions"}, "url_mismatch", "url"),
         ({**ask("get"), "method": "GET"}, "invalid_method", "get"),

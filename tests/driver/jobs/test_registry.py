@@ -56,7 +56,7 @@ async def test_a_job_that_was_cancelled_has_no_time_left(make_jobs: MakeJobs) ->
 
 
 async def test_the_time_of_an_external_provider_costs_nothing_that_is_known(make_jobs: MakeJobs) -> None:
-    jobs = await make_jobs(FakePool([]))
+    jobs = await make_jobs(FakePool([]), provider_urls=("http://127.0.0.1:9/v1",))
     nobody = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "max_retries": 0}
     job_id = await jobs.submit(spec(2, provider=nobody, price={"replica_hour": 5.0}))
     status = await finished(jobs, job_id)

@@ -9,12 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
+from serve_app.addresses import PUBLIC, Reach
 from serve_app.driver.sources.source import Source, open_source
 from serve_app.spec import JobSpec
 
 
-def opened(path: Path | str, **spec: Any) -> Source:
-    return open_source(JobSpec(source=str(path), **spec), folder_url="unused")
+def opened(path: Path | str, *, reach: Reach = PUBLIC, **spec: Any) -> Source:
+    return open_source(JobSpec(source=str(path), **spec), folder_url="unused", reach=reach)
 
 
 def written(path: Path, content: bytes) -> Path:

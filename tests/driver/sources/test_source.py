@@ -12,6 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.addresses import Reach
 from serve_app.driver.sources.files import fingerprint, write_rows
 from serve_app.driver.sources.source import Source, check_ids, open_source
 from serve_app.driver.sources.template import Input
@@ -127,10 +128,10 @@ def test_a_file_is_read_from_a_web_server(tmp_path: Path, web: str) -> None:
     people = [(f"name {i}", "x" * 50) for i in range(1000)]
     for kind, encode in ENCODERS.items():
         (tmp_path / f"a.{kind}").write_bytes(encode(people))
-        source = opened(f"{web}/a.{kind}?signature=secret", prompt="{name}")
+        source = opened(f"{web}/a.{kind}?signature=secret", prompt="{name}", reach=Reach.of([web], "source_urls"))
         assert [row.prompt for row in source.rows(990)] == [name for name, _ in people[990:]]
     with pytest.raises(BadSettings, match="^source: cannot read http.*/b.csv: ") as caught:
-        opened(f"{web}/b.csv?signature=secret")
+        opened(f"{web}/b.csv?signature=secret", reach=Reach.of([web], "source_urls"))
     assert "secret" not in str(caught.value)
 
 
@@ -138,10 +139,11 @@ def test_a_file_is_read_from_a_web_server(tmp_path: Path, web: str) -> None:
 def test_a_file_that_changed_has_another_fingerprint(tmp_path: Path, web: str, by_web: bool) -> None:
     path = written(tmp_path / "a.csv", b"prompt\nHi\n")
     spec = JobSpec(source=f"{web}/a.csv" if by_web else str(path))
-    before = fingerprint(spec)
-    assert before == fingerprint(spec) != ""
+    reach = Reach.of([web], "source_urls")
+    before = fingerprint(spec, reach)
+    assert before == fingerprint(spec, reach) != ""
     path.write_bytes(b"prompt\nHi there\n")
-    assert fingerprint(spec) != before
+    assert fingerprint(spec, reach) != before
     path.unlink()
     with pytest.raises(BadSettings, match="^source: cannot read"):
-        fingerprint(spec)
+        fingerprint(spec, reach)

@@ -21,7 +21,7 @@ from serve_app.serving.requests.asgi import HttpRequest
 from tests.serving.models.kit import SCOPE, Cluster, until
 
 
-async def test_what_is_answered_here_needs_a_key_where_keys_are_set_and_the_rest_is_the_replicas_to_refuse(
+async def test_where_keys_are_set_all_needs_one_before_its_body_is_read_or_a_replica_asked(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     key = {"Authorization": f"Bearer {create_key(tmp_path / 'keys.json', 'me')}"}
@@ -31,7 +31,27 @@ async def test_what_is_answered_here_needs_a_key_where_keys_are_set_and_the_rest
         assert (await cluster.get(path, headers=key)).status_code == 200
     assert (await cluster.post({"model": "nobody's"})).status_code == 401
     assert (await cluster.post({"model": "nobody's"}, headers=key)).status_code == 404
-    assert (await cluster.post({"model": "large"})).status_code == 207
+    assert (await cluster.post({"model": "large"}, headers=key)).status_code == 207
+    before = len(cluster.handles["a"].calls) + len(cluster.handles["b"].calls)
+    for path in ("/v1/chat/completions", "/v1/audio/transcriptions", "/tokenize"):
+        assert (await cluster.post({"model": "large"}, path)).status_code == 401
+    assert len(cluster.handles["a"].calls) + len(cluster.handles["b"].calls) == before
+    assert (await cluster.get("/health")).status_code == 207  # the replicas' to answer, as probes have no keys
+
+
+async def test_a_keyless_request_is_refused_while_its_body_is_still_to_come(cluster: Cluster, tmp_path: Path) -> None:
+    create_key(tmp_path / "keys.json", "me")
+    cluster.configure(key_files=[str(tmp_path / "keys.json")])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the body was read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await cluster.app({**SCOPE, "path": "/v1/chat/completions", "root_path": ""}, receive, send)
+    assert sent[0]["status"] == 401
 
 
 # --- sessions ---

@@ -1,0 +1,55 @@
+"""Connections to a provider: to the address that was checked, whatever its name leads to afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import urllib.request
+
+import httpx
+
+from serve_app.addresses import Reach
+from serve_app.errors import BadSettings
+
+
+class CheckedTransport(httpx.AsyncHTTPTransport):
+    """Looks a host up and connects to its addresses in turn. Raises BadSettings for one that `reach` does not allow."""
+
+    def __init__(self, reach: Reach, limits: httpx.Limits) -> None:
+        super().__init__(limits=limits)
+        self._reach = reach
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        host, url = request.url.host, request.url
+        port = url.port or (443 if url.scheme == "https" else 80)
+        addresses = await self._look_up(host, port)
+        request.extensions = {**request.extensions, "sni_hostname": host}  # what the certificate must say
+        for last, address in enumerate(addresses, 1 - len(addresses)):
+            request.url = url.copy_with(host=address)
+            try:
+                return await super().handle_async_request(request)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                if not last:
+                    raise
+            finally:
+                request.url = url
+        raise httpx.ConnectError(f"{host} has no address")
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise httpx.ConnectError(f"{host}: {error.strerror or error}") from error
+        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        for address in addresses:
+            if refusal := self._reach.refusal(host, port, address):
+                raise BadSettings(refusal, field="provider.base_url")
+        return addresses
+
+
+def make_client(url: str, reach: Reach, limits: httpx.Limits) -> httpx.AsyncClient:
+    """A client for one provider. Where the driver's environment names a proxy, that one connects, by its own rules."""
+    address = httpx.URL(url)
+    if {"all", address.scheme} & urllib.request.getproxies().keys() and not urllib.request.proxy_bypass(address.host):
+        return httpx.AsyncClient(limits=limits)
+    return httpx.AsyncClient(transport=CheckedTransport(reach, limits))

@@ -1,0 +1,59 @@
+"""Files on web servers, read by fsspec and aiohttp, from addresses that a job may be led to."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from functools import partial
+from typing import Any
+
+from serve_app.addresses import Reach
+
+SCHEMES = ("http", "https")
+
+
+def options(reach: Reach) -> dict[str, Any]:
+    """Of fsspec's HTTPFileSystem."""
+    return {"get_client": partial(_client, reach)}
+
+
+async def _client(reach: Reach, **given: Any) -> Any:
+    import aiohttp
+
+    guard = Guard(reach)
+    connector = aiohttp.TCPConnector(resolver=guard.resolver(), socket_factory=guard.open_socket)
+    return aiohttp.ClientSession(connector=connector, **given)
+
+
+class Guard:
+    """Opens sockets of one client, also for redirects, only to what `reach` allows.
+
+    aiohttp tells who opens a socket the address, not the name that led to it. So the addresses of allowed names are
+    remembered where they are looked up.
+    """
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        self._allowed: set[tuple[str, int]] = set()
+
+    def resolver(self) -> Any:
+        """aiohttp's own resolver, which also tells this guard."""
+        from aiohttp.resolver import ThreadedResolver
+
+        reach, allowed = self._reach, self._allowed
+
+        class Telling(ThreadedResolver):
+            async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> Any:
+                found = await super().resolve(host, port, family)
+                allowed.update((one["host"], port) for one in found if not reach.refusal(host, port, one["host"]))
+                return found
+
+        return Telling()
+
+    def open_socket(self, info: tuple[Any, ...]) -> socket.socket:
+        """A socket for one result of `getaddrinfo`. Raises OSError for an address that is not allowed."""
+        family, kind, protocol, _, (address, port, *_) = info
+        refusal = "" if (address, port) in self._allowed else self._reach.refusal(address, port, address)
+        if refusal:
+            raise OSError(errno.EACCES, refusal)
+        return socket.socket(family, kind, protocol)
