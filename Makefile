@@ -41,6 +41,9 @@ chaos: .venv/ready ## kill drivers, replicas and stores: 50 runs simulated, 3 on
 contract: .venv/ready ## the OpenAI surface: stock client, raw HTTP and 10,000 made-up requests
 	@$(BIN)/python -m tests.contract --json contract.json
 
+journeys: .venv/ready ## what people do at a terminal, end to end, on simulated engines
+	@$(BIN)/python -m tests.journeys --json journeys.json
+
 k8s-check: .venv/ready ## manifests, scripts, Dockerfile and alerts, without a cluster
 	@cluster/tools.sh
 	@$(BIN)/python -m tests.k8s

@@ -12,7 +12,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 from serve_app import extras
-from serve_app.cli import common
 from serve_app.cli.common import (
     DEFAULT_URL,
     BaseUrl,
@@ -25,6 +24,7 @@ from serve_app.cli.common import (
     stops,
     tell_files,
 )
+from serve_app.cli.common import connect as connect_server
 from serve_app.cli.provider import (
     OWN,
     RENAMED,
@@ -87,13 +87,13 @@ def run(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Label a dataset by the model's own coherence, without any given label (Wen et al. 2025)."""
+    extras.require(extras.PLOTS)  # now, as the report comes last
     if not cluster:
-        common.connect(base_url)
+        connect_server(base_url)
     from serve_app.workloads.icm.labelling import Labelling
     from serve_app.workloads.icm.scoring.connect import connect
     from serve_app.workloads.icm.search.runs import Run
 
-    extras.require(extras.PLOTS)  # now, as the report comes last
     output = output_of(as_json)
     said = context.params if resume is None else {name: context.params[name] for name in given(context)}
     asked = {

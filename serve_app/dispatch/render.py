@@ -128,9 +128,11 @@ class CharacterRenderer:
         return [(_text(row) or "?").encode("utf-32-be", "replace") for row in rows]
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
-        if len({label[:1] for label in labels if label}) < len(labels):
+        """Each label is its first character that is no space."""
+        first = [label.lstrip()[:1] for label in labels]
+        if "" in first or len(set(first)) < len(labels):
             raise BadSettings(f"{list(labels)} do not all begin with a character of their own", field="labels")
-        return tuple(ord(label[0]) for label in labels)
+        return tuple(map(ord, first))
 
 
 def _text(row: Row) -> str:

@@ -25,7 +25,11 @@ def journey(person: Person) -> None:
         says(told, "SIMULATED", "confidence")
         check_page(person.folder / "labels" / "report.html")
     with person.step("changes what a resumed search cannot change"):
-        says(person.run("icm", "run", "--resume", "labels", "--testbed", "claims", code=2), "--testbed", "--resume")
+        says(
+            person.run("icm", "run", "--resume", "labels", "--testbed", "claims", code=2),
+            "--testbed",
+            "begun with reviews",
+        )
     with person.step("compares two ads"):
         told = person.run("ctr", "compare", "--ad", "A phone", "--ad", "Cheap flights", "--population-size", "60",
                           "--out", "comparisons")  # fmt: skip

@@ -112,9 +112,12 @@ def _find(custom_id: str, waiting: dict[str, Outcome], outcomes: Iterator[Outcom
 
 
 def _asked(row: Row) -> str | None:
-    if row.error is not None:
-        return None
-    return msgspec.json.encode(row.messages).decode() if row.prompt is None else row.prompt
+    """What was asked: plain text, the one message of a chat, or its messages as JSON."""
+    if row.error is not None or row.prompt is not None:
+        return row.prompt
+    if len(row.messages) == 1:
+        return row.messages[0]["content"]
+    return msgspec.json.encode(row.messages).decode()
 
 
 def _cell(value: Any) -> str | None:

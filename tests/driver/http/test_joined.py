@@ -88,6 +88,26 @@ async def test_rows_whose_outcomes_came_in_another_order_still_find_them(make_jo
     assert [row["answer_text"] for row in rows] == [str([ord(c) for c in f"t{i}"]) for i in range(500)]
 
 
+@pytest.mark.parametrize(
+    ("messages", "asked"),
+    [
+        ([{"role": "user", "content": "Is {name} tall?"}], "Is Ann tall?"),
+        (
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{name}?"}],
+            '[{"role":"system","content":"Be brief."},{"role":"user","content":"Ann?"}]',
+        ),
+    ],
+)
+async def test_a_chat_of_one_message_is_that_message(
+    make_jobs: MakeJobs, messages: list[dict[str, str]], asked: str
+) -> None:
+    pool = FakePool(["a"])
+    jobs = await make_jobs(pool)
+    job_id = await submitted(jobs, pool, b"name\nAnn\n", "people.csv", messages=messages)
+    (row,) = map(json.loads, (await joined(jobs, pool, job_id, "jsonl")).splitlines())
+    assert row["prompt"] == asked
+
+
 async def test_a_row_without_an_answer_says_why_and_one_without_an_outcome_is_empty(make_jobs: MakeJobs) -> None:
     class Refusing(FakePool):
         def _answer(self, prompt: bytes, chunk: Chunk) -> Completion:
