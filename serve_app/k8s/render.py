@@ -20,6 +20,7 @@ from serve_app.k8s.ray_service import ray_service
 from serve_app.k8s.rules import check
 from serve_app.k8s.standalone import vllm_deployment, vllm_job
 from serve_app.k8s.values import Preset, Values
+from serve_app.k8s.write_back import written_back
 
 Build = Callable[[Values, Preset], list[Manifest]]
 
@@ -77,7 +78,7 @@ def render(values: Values, way: str, preset_name: str) -> str:
         raise BadSettings(f"--way {way} needs a preset with GPUs, and {preset_name} has none")
     if preset.multi_node and way not in ("server", "download"):
         raise BadSettings(f"--way {way} runs on one node, and {preset_name} needs {preset.pipeline_parallel}")
-    manifests = WAYS[way](values, preset)
+    manifests = [written_back(manifest) for manifest in WAYS[way](values, preset)]
     if problems := list(check(manifests, whole=False)):
         raise BadSettings(f"preset {preset_name}: " + "; ".join(map(str, problems)))
     return text(manifests, f"serve-app k8s render --way {way} --preset {preset_name}")

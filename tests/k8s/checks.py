@@ -123,6 +123,12 @@ def has_schema(manifest: Manifest) -> bool:
     return _is_builtin(manifest) or (manifest.get("apiVersion"), manifest.get("kind")) in _crds()
 
 
+def schema(api_version: str, kind: str) -> dict[str, Any]:
+    """Of a custom resource, as JSON Schema. Raises KeyError for one that no CRD here describes."""
+    found: dict[str, Any] = _crds()[api_version, kind].schema
+    return found
+
+
 def _is_builtin(manifest: Manifest) -> bool:
     group = str(manifest.get("apiVersion")).rpartition("/")[0]
     return "." not in group or (group.endswith(".k8s.io") and group in (
