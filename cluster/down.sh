@@ -56,9 +56,9 @@ end_volumes() {
 }
 
 end_nodes() {
-  say "GPU nodes"
+  say "nodes that Karpenter bought"
   run kubectl delete nodepools.karpenter.sh -l app.kubernetes.io/part-of=serve-app --wait --timeout=20m --ignore-not-found
-  gone "" nodeclaims.karpenter.sh -l serve-app/gpu
+  gone "" nodeclaims.karpenter.sh -l serve-app/capacity
 }
 
 end_operators() {

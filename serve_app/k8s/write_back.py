@@ -1,8 +1,8 @@
 """What the API server and KubeRay's operator make of a Ray object, so that we write it in that form from the start.
 
-To add its finalizer the operator reads the whole object into Go's types and updates it. Fields that come back in another
-form are then the operator's: the next server-side apply conflicts, and GitOps tools see drift. The forms are those of
-KubeRay 1.7.0 (`ray-operator/apis/ray/v1`), of its CRDs' defaults and of Kubernetes' `resource.Quantity`.
+To add its finalizer the operator reads the whole object into Go's types and updates it. Fields that come back in
+another form are then the operator's: the next server-side apply conflicts, and GitOps tools see drift. The forms are
+those of KubeRay 1.7.0 (`ray-operator/apis/ray/v1`), of its CRDs' defaults and of Kubernetes' `resource.Quantity`.
 Not known here: defaults of volumes that we do not use (tests/k8s/test_write_back.py asks the CRDs for the others).
 """
 

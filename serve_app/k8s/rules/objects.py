@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from serve_app.k8s.kernels import REDIS_SECRET as KERNELS_SECRET
-from serve_app.k8s.pods import SECRETS
+from serve_app.k8s.pods import CLAIM_OF_OTHERS, GPU_RESOURCE, SECRETS
 from serve_app.k8s.rules.manifests import Found, Manifest, Template, of_kind, rule, selects, templates
 
 CLUSTER_WIDE = (
@@ -99,7 +98,10 @@ def references(manifests: Sequence[Manifest]) -> Found:
         kind: {m["metadata"]["name"] for m in of_kind(manifests, kind)}
         for kind in ("ServiceAccount", "PriorityClass", "ConfigMap", "PersistentVolumeClaim")
     }
-    have["Secret"] = {*SECRETS, KERNELS_SECRET}
+    accounts = of_kind(manifests, "ServiceAccount")
+    have["PersistentVolumeClaim"] |= {(m["metadata"].get("annotations") or {}).get(CLAIM_OF_OTHERS) for m in accounts}
+    ours = {(m["metadata"].get("labels") or {}).get("app.kubernetes.io/instance") for m in manifests}
+    have["Secret"] = {f"{name}-{secret}" for name in ours for secret in SECRETS}
     for template in templates(manifests):
         for kind, name in referred(template.spec):
             if name not in have[kind]:
@@ -172,5 +174,7 @@ def node_pool_limit(manifests: Sequence[Manifest]) -> Found:
         if not pool["spec"].get("limits"):
             yield pool, "no limits: a mistake could buy any number of nodes"
         template = pool["spec"]["template"]
-        if not any(taint.get("key") == "nvidia.com/gpu" for taint in template["spec"].get("taints") or []):
+        if GPU_RESOURCE in (pool["spec"].get("limits") or {}) and not any(
+            taint.get("key") == GPU_RESOURCE for taint in template["spec"].get("taints") or []
+        ):
             yield pool, "GPU nodes without the taint nvidia.com/gpu fill up with other pods"
