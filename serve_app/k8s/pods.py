@@ -18,6 +18,12 @@ HEAD_ACCOUNT, WORKER_ACCOUNT, STORE_ACCOUNT = "head", "worker", "store"
 ONLINE, POPULATION = "online", "population"
 # Annotation of service accounts: a claim that their pods mount and that is not made here.
 CLAIM_OF_OTHERS = "serve-app/claim"
+# And the GPU types that nodes of this installation have.
+GPUS_OF_NODES = "serve-app/gpus"
+# And the Pod Security level of a namespace that somebody else makes.
+LEVEL_OF_OTHERS = "serve-app/pod-security"
+# Annotations of pods that do what others may not.
+ROOT_REASON, CAPABILITIES_REASON = "serve-app/root-because", "serve-app/capabilities-because"
 USER = 1000  # `serve` in cluster/Dockerfile
 HOME = "/home/serve"
 GPU_RESOURCE = "nvidia.com/gpu"

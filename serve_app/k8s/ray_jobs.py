@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from serve_app.k8s.pods import (
+    CAPABILITIES_REASON,
     HOME,
     ONLINE,
     VLLM_SECRET,
@@ -40,6 +41,7 @@ serve-app population status "$JOB_ID" >/dev/null 2>&1 && serve-app population re
 serve-app population watch "$JOB_ID"
 """
 MULTI_NODE = "multi-node"
+EFA_REASON = "NCCL registers memory with the network adapters (IPC_LOCK)"
 
 
 def population_job(values: Values, preset: Preset) -> list[Manifest]:
@@ -199,7 +201,8 @@ def multi_node_template(values: Values, preset: Preset, name: str, part: str) ->
             ]
         }
     }
-    return {"metadata": {"labels": {**labels(values, part), **component}}, "spec": spec}
+    metadata = {"labels": {**labels(values, part), **component}, "annotations": {CAPABILITIES_REASON: EFA_REASON}}
+    return {"metadata": metadata, "spec": spec}
 
 
 def submitter(values: Values, preset: Preset, of: str) -> Manifest:

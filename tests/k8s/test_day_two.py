@@ -12,7 +12,7 @@ import yaml
 from serve_app.errors import BadSettings
 from serve_app.k8s.rules.manifests import Manifest, Template, selects, serve_configs, templates, variables
 from tests.k8s.checks import ROOT
-from tests.k8s.installations import EVERY_WAY, made
+from tests.k8s.sets import EVERY_WAY, made
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def population_pods(manifests: Sequence[Manifest]) -> dict[str, Template]:
 @pytest.mark.parametrize(
     "change",
     [
-        {"images": {"cuda": "serve-app:next"}},
+        {"images": {"cuda": "serve-app:9.9.9"}},
         {"images": {"registry": "registry.example.com"}},
         {"images": {"pull_secrets": ["mirror"]}},
         {"storage": {"claim": "shared"}},

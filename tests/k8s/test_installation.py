@@ -16,7 +16,7 @@ from serve_app.errors import BadSettings
 from serve_app.k8s.rules.manifests import templates
 from serve_app.k8s.values import DEFAULTS, Values, json_schema
 from tests.k8s import checks, sets
-from tests.k8s.installations import EVERY_WAY, NEIGHBOURS, identity, made, written
+from tests.k8s.sets import EVERY_WAY, NEIGHBOURS, identity, made, written
 
 REGISTRY = "123456789012.dkr.ecr.us-west-2.amazonaws.com/llm"
 MIRRORS = {
@@ -43,7 +43,7 @@ def test_every_image_comes_from_the_registry_with_the_pull_secrets(tmp_path: Pat
 
 
 def test_a_reference_with_a_tag_or_a_digest_is_taken_as_it_is(tmp_path: Path) -> None:
-    for reference in ("mine:5", f"mine@sha256:{'c' * 64}"):
+    for reference in ("mine:5.0.1", f"mine@sha256:{'c' * 64}"):
         everything = made(tmp_path, {"run": {"server": "cpu"}, "images": {"cpu": reference}})
         images = {pod.main["image"] for pod in templates(everything) if pod.owner["kind"] == "RayService"}
         assert images == {reference}

@@ -11,7 +11,16 @@ from string import Template
 
 import yaml
 
-from serve_app.k8s.pods import CLAIM_OF_OTHERS, ONLINE, POPULATION, Manifest, labels, pull_secrets
+from serve_app.k8s.pods import (
+    CLAIM_OF_OTHERS,
+    GPUS_OF_NODES,
+    LEVEL_OF_OTHERS,
+    ONLINE,
+    POPULATION,
+    Manifest,
+    labels,
+    pull_secrets,
+)
 from serve_app.k8s.values import DATA, MODELS, Values, digest
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -79,8 +88,10 @@ def _completed(values: Values, manifest: Manifest) -> Manifest:
         metadata["labels"] = {**labels(values), **metadata.get("labels", {})}
     if manifest["kind"] == "PersistentVolumeClaim" and values.storage.storage_class:
         manifest["spec"]["storageClassName"] = values.storage.storage_class
-    if manifest["kind"] == "ServiceAccount" and values.storage.claim:
-        metadata["annotations"] = {CLAIM_OF_OTHERS: values.storage.claim}
+    if manifest["kind"] == "ServiceAccount":  # what the rules take for granted
+        claim = {CLAIM_OF_OTHERS: values.storage.claim} if values.storage.claim else {}
+        level = {} if values.create_namespace else {LEVEL_OF_OTHERS: values.pod_security}
+        metadata["annotations"] = {**claim, **level, GPUS_OF_NODES: ",".join(values.gpus)}
     if manifest["kind"] in ("Job", "StatefulSet") and values.images.pull_secrets:
         manifest["spec"]["template"]["spec"]["imagePullSecrets"] = pull_secrets(values)
     if manifest["kind"] == "Job":  # cannot be changed once it is there

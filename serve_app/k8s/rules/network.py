@@ -18,6 +18,9 @@ def ingress_tls(manifests: Sequence[Manifest]) -> Found:
     for ingress in of_kind(manifests, "Ingress"):
         if not ingress["spec"].get("tls"):
             yield ingress, "no tls: keys would travel in the clear"
+        listened = (ingress["metadata"].get("annotations") or {}).get("alb.ingress.kubernetes.io/listen-ports", "")
+        if '"HTTP"' in listened.replace("'", '"'):
+            yield ingress, "listens to HTTP too: keys would travel in the clear"
     for gateway in of_kind(manifests, "Gateway"):
         for listener in gateway["spec"].get("listeners") or []:
             if listener.get("protocol") == "HTTPS" and not (listener.get("tls") or {}).get("certificateRefs"):

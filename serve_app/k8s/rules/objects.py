@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from serve_app.k8s.pods import CLAIM_OF_OTHERS, GPU_RESOURCE, SECRETS
+from serve_app.k8s.pods import GPU_RESOURCE
 from serve_app.k8s.rules.manifests import Found, Manifest, Template, of_kind, rule, selects, templates
 
 CLUSTER_WIDE = (
@@ -49,11 +48,26 @@ def budget_form(manifests: Sequence[Manifest]) -> Found:
             yield budget, "a percentage on Ray's pods blocks drains for ever: they have no scale subresource"
 
 
+@rule("budget-mixed")
+def budget_mixed(manifests: Sequence[Manifest]) -> Found:
+    """A budget counts every pod that it selects: the ready ones of one owner let those of another go."""
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        selector = budget["spec"].get("selector") or {"matchLabels": {}}
+        owners = {
+            (t.owner["kind"], t.owner["metadata"]["name"]) for t in templates(manifests) if selects(selector, t.labels)
+        }
+        if len(owners) > 1:
+            named = ", ".join(f"{kind}/{name}" for kind, name in sorted(owners))
+            yield budget, f"counts the pods of {named} together: spot pods would stand for online ones"
+
+
 @rule("budget-blocks")
 def budget_blocks(manifests: Sequence[Manifest]) -> Found:
     for budget in of_kind(manifests, "PodDisruptionBudget"):
         spec = budget["spec"]
-        chosen = [t for t in templates(manifests) if selects(spec.get("selector") or {}, t.labels)]
+        if spec.get("maxUnavailable") in (0, "0", "0%") or spec.get("minAvailable") == "100%":
+            yield budget, "lets no pod go, and blocks the drain of every node of theirs"
+        chosen = [t for t in templates(manifests) if selects(spec.get("selector") or {"matchLabels": {}}, t.labels)]
         if not chosen:
             if any(True for _ in templates(manifests)):
                 yield budget, "selects no pod that is here"
@@ -92,41 +106,6 @@ def selectors(manifests: Sequence[Manifest]) -> Found:
                 yield service, f"its pods have no port {target}"
 
 
-@rule("references", whole=True)
-def references(manifests: Sequence[Manifest]) -> Found:
-    have = {
-        kind: {m["metadata"]["name"] for m in of_kind(manifests, kind)}
-        for kind in ("ServiceAccount", "PriorityClass", "ConfigMap", "PersistentVolumeClaim")
-    }
-    accounts = of_kind(manifests, "ServiceAccount")
-    have["PersistentVolumeClaim"] |= {(m["metadata"].get("annotations") or {}).get(CLAIM_OF_OTHERS) for m in accounts}
-    ours = {(m["metadata"].get("labels") or {}).get("app.kubernetes.io/instance") for m in manifests}
-    have["Secret"] = {f"{name}-{secret}" for name in ours for secret in SECRETS}
-    for template in templates(manifests):
-        for kind, name in referred(template.spec):
-            if name not in have[kind]:
-                yield template.owner, f"there is no {kind} '{name}'"
-
-
-def referred(spec: Manifest) -> Iterator[tuple[str, str]]:
-    """(kind, name) of what a pod names."""
-    for field, kind in (("serviceAccountName", "ServiceAccount"), ("priorityClassName", "PriorityClass")):
-        if name := spec.get(field):
-            yield kind, name
-    for volume in spec.get("volumes") or []:
-        if "secret" in volume:
-            yield "Secret", volume["secret"]["secretName"]
-        if "configMap" in volume:
-            yield "ConfigMap", volume["configMap"]["name"]
-        if "persistentVolumeClaim" in volume:
-            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
-    for container in spec.get("containers") or []:
-        for entry in container.get("env") or []:
-            source: dict[str, Any] = entry.get("valueFrom") or {}
-            if "secretKeyRef" in source:
-                yield "Secret", source["secretKeyRef"]["name"]
-
-
 @rule("rights")
 def rights(manifests: Sequence[Manifest]) -> Found:
     for role in of_kind(manifests, "Role", "ClusterRole"):
@@ -148,6 +127,62 @@ def job_ends(manifests: Sequence[Manifest]) -> Found:
     for job in of_kind(manifests, "RayJob"):
         if not job["spec"].get("shutdownAfterJobFinishes"):
             yield job, "shutdownAfterJobFinishes is not set: its GPUs would stay when it is done"
+        if job["spec"].get("activeDeadlineSeconds") is None:
+            yield job, "no activeDeadlineSeconds: a RayJob that hangs holds its GPUs for ever"
+
+
+@rule("autoscaled-twice")
+def autoscaled_twice(manifests: Sequence[Manifest]) -> Found:
+    for scaler in of_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject", "VerticalPodAutoscaler"):
+        target = scaler["spec"].get("scaleTargetRef") or scaler["spec"].get("targetRef") or {}
+        kind, name = target.get("kind", "Deployment"), target.get("name")
+        if str(kind).startswith("Ray"):
+            yield scaler, f"scales a {kind}, which Ray's autoscaler does; they would undo each other"
+        elif name not in {m["metadata"]["name"] for m in of_kind(manifests, kind)}:
+            yield scaler, f"there is no {kind} '{name}' to scale"
+
+
+@rule("claim-of-one-node")
+def claim_of_one_node(manifests: Sequence[Manifest]) -> Found:
+    """ReadWriteOnce: whoever comes to another node waits for ever (Multi-Attach)."""
+    for claim in of_kind(manifests, "PersistentVolumeClaim"):
+        if set(claim["spec"].get("accessModes") or []) & {"ReadWriteMany", "ReadOnlyMany"}:
+            continue
+        users = [t for t in templates(manifests) if claim["metadata"]["name"] in _claims(t)]
+        apart = [t for t in users if not (t.spec.get("affinity") or {}).get("podAffinity")]
+        if len(apart) > 1 or any(_most(t) > 1 for t in users):
+            yield claim, "is ReadWriteOnce, and pods mount it that may be on different nodes"
+
+
+def _claims(template: Template) -> set[str]:
+    volumes = template.spec.get("volumes") or []
+    return {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v}
+
+
+def _most(template: Template) -> int:
+    if template.place == "head":
+        return 1
+    return int(template.group.get("maxReplicas", (template.owner.get("spec") or {}).get("replicas", 1)))
+
+
+@rule("grace")
+def grace(manifests: Sequence[Manifest]) -> Found:
+    """Of pods outside of Ray; the rule `drain` has those of a RayService."""
+    for template in templates(manifests):
+        seconds = template.spec.get("terminationGracePeriodSeconds", 30)
+        if seconds < 1:
+            yield template.owner, "terminationGracePeriodSeconds 0 kills without asking"
+        elif template.place == "" and (pause := _pause(template)) >= seconds:
+            yield template.owner, f"terminationGracePeriodSeconds {seconds} is over before preStop's {pause:g} s are"
+        elif template.owner["kind"] in ("Deployment", "Job") and "readinessProbe" in template.main and seconds < 120:
+            yield template.owner, f"terminationGracePeriodSeconds {seconds} cuts the streams that it still answers"
+
+
+def _pause(template: Template) -> float:
+    hook = ((template.main.get("lifecycle") or {}).get("preStop") or {}) or {}
+    command = (hook.get("exec") or {}).get("command") or []
+    slept = command[1] if command[:1] == ["sleep"] and len(command) > 1 else (hook.get("sleep") or {}).get("seconds", 0)
+    return float(slept)
 
 
 @rule("persistent-redis")

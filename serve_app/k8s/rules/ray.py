@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from serve_app.k8s.pods import GPU_RESOURCE
 from serve_app.k8s.rules.manifests import (
-    RAY_KINDS,
     Found,
     Manifest,
     limit,
@@ -17,7 +16,6 @@ from serve_app.k8s.rules.manifests import (
     variables,
 )
 from serve_app.k8s.values import ray_version
-from serve_app.k8s.write_back import differences, written_back
 
 UPGRADES = ("NewCluster", "NewClusterWithIncrementalUpgrade", "None")
 MAX_NAME = 47  # the operator appends to it, and a label takes 63
@@ -179,13 +177,6 @@ def ray_environment(manifests: Sequence[Manifest]) -> Found:
             yield template.owner, "VLLM_PORT must be set, and away from Serve's 8000"
         if nccl := [name for name in found if name.startswith("NCCL_SOCKET")]:
             yield template.owner, f"{nccl[0]}: tensor parallelism in one node goes by shared memory"
-
-
-@rule("write-back")
-def write_back(manifests: Sequence[Manifest]) -> Found:
-    for owner in of_kind(manifests, *RAY_KINDS):
-        if places := list(differences(owner, written_back(owner))):
-            yield owner, f"{places[0]}: the operator writes it back in another form, and the next apply conflicts"
 
 
 @rule("initializing-timeout")
