@@ -22,6 +22,8 @@ CLAIM_OF_OTHERS = "serve-app/claim"
 GPUS_OF_NODES = "serve-app/gpus"
 # And the Pod Security level of a namespace that somebody else makes.
 LEVEL_OF_OTHERS = "serve-app/pod-security"
+# And Secrets that images are pulled with.
+PULL_SECRETS = "serve-app/pull-secrets"
 # Annotations of pods that do what others may not.
 ROOT_REASON, CAPABILITIES_REASON = "serve-app/root-because", "serve-app/capabilities-because"
 USER = 1000  # `serve` in cluster/Dockerfile

@@ -17,6 +17,7 @@ from serve_app.k8s.pods import (
     LEVEL_OF_OTHERS,
     ONLINE,
     POPULATION,
+    PULL_SECRETS,
     Manifest,
     labels,
     pull_secrets,
@@ -91,7 +92,8 @@ def _completed(values: Values, manifest: Manifest) -> Manifest:
     if manifest["kind"] == "ServiceAccount":  # what the rules take for granted
         claim = {CLAIM_OF_OTHERS: values.storage.claim} if values.storage.claim else {}
         level = {} if values.create_namespace else {LEVEL_OF_OTHERS: values.pod_security}
-        metadata["annotations"] = {**claim, **level, GPUS_OF_NODES: ",".join(values.gpus)}
+        pull = {PULL_SECRETS: ",".join(values.images.pull_secrets)} if values.images.pull_secrets else {}
+        metadata["annotations"] = {**claim, **level, **pull, GPUS_OF_NODES: ",".join(values.gpus)}
     if manifest["kind"] in ("Job", "StatefulSet") and values.images.pull_secrets:
         manifest["spec"]["template"]["spec"]["imagePullSecrets"] = pull_secrets(values)
     if manifest["kind"] == "Job":  # cannot be changed once it is there

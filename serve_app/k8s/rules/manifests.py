@@ -108,8 +108,10 @@ def templates(manifests: Sequence[Manifest]) -> Iterator[Template]:
         template = None
         if owner.get("kind") == "RayJob":
             template = spec.get("submitterPodTemplate")
-        elif owner.get("kind") in ("Deployment", "StatefulSet", "DaemonSet", "Job"):
+        elif owner.get("kind") in ("Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Job"):
             template = spec.get("template")
+        elif owner.get("kind") == "CronJob":
+            template = ((spec.get("jobTemplate") or {}).get("spec") or {}).get("template")
         elif owner.get("kind") == "Pod":
             template = owner
         if template:

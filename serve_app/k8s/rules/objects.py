@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import ceil
 
 from serve_app.k8s.pods import GPU_RESOURCE
 from serve_app.k8s.rules.manifests import Found, Manifest, Template, of_kind, rule, selects, templates
@@ -65,7 +66,7 @@ def budget_mixed(manifests: Sequence[Manifest]) -> Found:
 def budget_blocks(manifests: Sequence[Manifest]) -> Found:
     for budget in of_kind(manifests, "PodDisruptionBudget"):
         spec = budget["spec"]
-        if spec.get("maxUnavailable") in (0, "0", "0%") or spec.get("minAvailable") == "100%":
+        if spec.get("maxUnavailable") in (0, "0", "0%"):
             yield budget, "lets no pod go, and blocks the drain of every node of theirs"
         chosen = [t for t in templates(manifests) if selects(spec.get("selector") or {"matchLabels": {}}, t.labels)]
         if not chosen:
@@ -73,11 +74,13 @@ def budget_blocks(manifests: Sequence[Manifest]) -> Found:
                 yield budget, "selects no pod that is here"
             continue
         least = sum(_least(template) for template in chosen)
-        if isinstance(spec.get("minAvailable"), int) and spec["minAvailable"] >= least:
-            yield (
-                budget,
-                f"minAvailable {spec['minAvailable']} of {least} pod(s) blocks the drain of every node of theirs",
-            )
+        stay = spec.get("minAvailable", 0)
+        share = isinstance(stay, str) and not any(
+            template.place for template in chosen
+        )  # of Ray's another rule says it
+        count = ceil(least * int(stay.rstrip("%")) / 100) if share else stay
+        if isinstance(count, int) and count >= least:
+            yield budget, f"minAvailable {stay} of {least} pod(s) blocks the drain of every node of theirs"
 
 
 def _least(template: Template) -> int:
@@ -119,10 +122,11 @@ def rights(manifests: Sequence[Manifest]) -> Found:
 
 @rule("job-ends")
 def job_ends(manifests: Sequence[Manifest]) -> Found:
-    for job in of_kind(manifests, "Job"):
-        if "activeDeadlineSeconds" not in job["spec"]:
+    for job in of_kind(manifests, "Job", "CronJob"):
+        spec = job["spec"] if job["kind"] == "Job" else job["spec"]["jobTemplate"]["spec"]
+        if spec.get("activeDeadlineSeconds") is None:
             yield job, "no activeDeadlineSeconds: a Job that hangs holds its nodes for ever"
-        if job["spec"]["template"]["spec"].get("restartPolicy") not in ("Never", "OnFailure"):
+        if spec["template"]["spec"].get("restartPolicy") not in ("Never", "OnFailure"):
             yield job, "restartPolicy of a Job is Never or OnFailure"
     for job in of_kind(manifests, "RayJob"):
         if not job["spec"].get("shutdownAfterJobFinishes"):
@@ -165,6 +169,10 @@ def _most(template: Template) -> int:
     return int(template.group.get("maxReplicas", (template.owner.get("spec") or {}).get("replicas", 1)))
 
 
+# Of the node pools (terminationGracePeriod), and of a database that is asked to end.
+MAX_GRACE_S, MIN_WRITE_S = 3600, 10
+
+
 @rule("grace")
 def grace(manifests: Sequence[Manifest]) -> Found:
     """Of pods outside of Ray; the rule `drain` has those of a RayService."""
@@ -172,10 +180,16 @@ def grace(manifests: Sequence[Manifest]) -> Found:
         seconds = template.spec.get("terminationGracePeriodSeconds", 30)
         if seconds < 1:
             yield template.owner, "terminationGracePeriodSeconds 0 kills without asking"
+        elif seconds > MAX_GRACE_S:
+            yield template.owner, f"terminationGracePeriodSeconds {seconds} is above the {MAX_GRACE_S} s of a node"
+        elif template.owner["kind"] == "StatefulSet" and seconds < MIN_WRITE_S:
+            yield template.owner, f"terminationGracePeriodSeconds {seconds} is too short to write what is in memory"
         elif template.place == "" and (pause := _pause(template)) >= seconds:
             yield template.owner, f"terminationGracePeriodSeconds {seconds} is over before preStop's {pause:g} s are"
         elif template.owner["kind"] in ("Deployment", "Job") and "readinessProbe" in template.main and seconds < 120:
             yield template.owner, f"terminationGracePeriodSeconds {seconds} cuts the streams that it still answers"
+        elif template.owner["kind"] == "Deployment" and "readinessProbe" in template.main and not pause:
+            yield template.owner, "no preStop pause: its Service still sends it requests when it ends"
 
 
 def _pause(template: Template) -> float:
@@ -193,6 +207,8 @@ def persistent_redis(manifests: Sequence[Manifest]) -> Found:
             continue
         if not owner["spec"].get("volumeClaimTemplates"):
             yield owner, "Redis has no volume: a moved pod would forget the cluster"
+        if owner["spec"].get("replicas", 1) != 1:
+            yield owner, "several Redis that know nothing of each other: replicas is to be 1"
         if "--appendonly yes" not in command:
             yield owner, "Redis does not write ahead (--appendonly yes)"
 

@@ -123,9 +123,17 @@ def image_tag(manifests: Sequence[Manifest]) -> Found:
     for template in templates(manifests):
         for container in template.containers:
             image = container.get("image", "")
-            tag = image.rpartition("/")[2].partition(":")[2]
-            if not DIGEST.search(image) and not FIXED_TAG.fullmatch(tag):
+            if not _is_pinned(image):
                 yield template.owner, f"{container['name']}: image '{image}' has no fixed tag"
+    for owner, cluster in ray_clusters(manifests):
+        image = (cluster.get("autoscalerOptions") or {}).get("image")
+        if image and not _is_pinned(image):
+            yield owner, f"autoscaler: image '{image}' has no fixed tag"
+
+
+def _is_pinned(image: str) -> bool:
+    tag = image.rpartition("/")[2].partition(":")[2]
+    return bool(DIGEST.search(image) if "@" in image else FIXED_TAG.fullmatch(tag))
 
 
 @rule("service-links")

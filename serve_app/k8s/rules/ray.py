@@ -60,6 +60,8 @@ def dead_field(manifests: Sequence[Manifest]) -> Found:
 
 @rule("feature-gate")
 def feature_gate(manifests: Sequence[Manifest]) -> Found:
+    for owner in of_kind(manifests, "RayCronJob"):
+        yield owner, "RayCronJob is behind a feature gate that is off"
     for owner, cluster in ray_clusters(manifests):
         for field in GATED:
             if field in cluster:
@@ -84,6 +86,7 @@ def same_ray(manifests: Sequence[Manifest]) -> Found:
         if (found := cluster.get("rayVersion")) != ray_version():
             yield owner, f"rayVersion {found} is not the pinned {ray_version()}, which the image has"
         images = {template.main.get("image") for template in templates([owner])}
+        images |= {(cluster.get("autoscalerOptions") or {}).get("image")} - {None}
         if len(images) > 1:
             yield owner, f"head, workers and submitter have different images: {', '.join(sorted(map(str, images)))}"
 

@@ -27,6 +27,8 @@ ANY_PORT = 23456  # stands for those that Ray's processes choose
 DNS = "kube-system"
 LOAD_BALANCER, API_SERVER, INTERNET = "10.0.7.7", "10.100.0.1", "52.94.133.131"
 METADATA = "169.254.169.254"  # of the node: its role's credentials
+# Parts that reach hub, store and providers; others have no business outside.
+OUTWARD = ("control", "population-control", "model-download")
 HTTP, DASHBOARD, METRICS, GCS, REDIS = 8000, 8265, 8080, 6379, 6379
 
 
@@ -170,10 +172,16 @@ def _missing(manifests: Sequence[Manifest], policies: Policies) -> Iterator[tupl
         yield from _of_cluster(owner, pods, cluster, manifests, policies)
         yield from _of_redis(owner, pods, cluster, manifests, policies)
     for template in every:
-        if _part(template) in ("model-download", "control"):
-            peer = pod_peer(template, manifests)
-            if not lets(policies, peer, "Egress", Peer(address=INTERNET), 443):
-                yield template.owner, _part(template), f"{_part(template)} cannot reach hub and store (443)"
+        peer, part = pod_peer(template, manifests), _part(template)
+        if part in OUTWARD and not lets(policies, peer, "Egress", Peer(address=INTERNET), 443):
+            yield template.owner, part, f"{part} cannot reach hub and store (443)"
+        asked = part in ("vllm", "vllm-job", "multi-node")
+        if asked and not lets(policies, peer, "Ingress", Peer(address=LOAD_BALANCER), HTTP):
+            yield template.owner, part, f"no NetworkPolicy lets anybody reach port {HTTP} of {part}: clients must"
+        if part == "kernel-evaluator":
+            queues = [pod_peer(t, manifests) for t in every if _part(t) == "kernels-redis"]
+            if not any(reaches(policies, peer, queue, REDIS) for queue in queues):
+                yield template.owner, part, f"{part} cannot reach its queue"
 
 
 def _of_cluster(
@@ -239,8 +247,13 @@ def shut_ways(manifests: Sequence[Manifest]) -> Found:
         peer, part = pod_peer(template, manifests), _part(template)
         if lets(policies, peer, "Egress", Peer(address=METADATA), 80):
             yield template.owner, f"{part} reaches its node's metadata, and with it the node's role"
-        if part == "kernel-evaluator" and lets(policies, peer, "Egress", Peer(address=INTERNET), 443):
-            yield template.owner, f"{part} runs what a model wrote, and reaches the internet"
+        if part not in OUTWARD and lets(policies, peer, "Egress", Peer(address=INTERNET), 443):
+            what = "runs what a model wrote, and " if part == "kernel-evaluator" else ""
+            yield template.owner, f"{part} {what}reaches the internet"
+        if part == "kernel-evaluator":
+            head = Peer({**peer.labels, "serve-app/part": "head"}, peer.namespace, peer.namespace_labels)
+            if lets(policies, peer, "Egress", head, DASHBOARD):
+                yield template.owner, f"{part} runs what a model wrote, and reaches Ray"
         if part.startswith("population-") and lets(policies, peer, "Ingress", Peer(address=LOAD_BALANCER), HTTP):
             yield template.owner, f"{part} has no keys, and anybody in the network reaches its port {HTTP}"
         if part.startswith("redis") and lets(policies, peer, "Ingress", Peer(address=LOAD_BALANCER), REDIS):

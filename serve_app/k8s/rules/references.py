@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from serve_app.k8s.pods import CAPACITY_NODE_LABEL, CLAIM_OF_OTHERS, GPU_NODE_LABEL, GPUS_OF_NODES, SECRETS
+from serve_app.k8s.pods import (
+    CAPACITY_NODE_LABEL,
+    CLAIM_OF_OTHERS,
+    GPU_NODE_LABEL,
+    GPUS_OF_NODES,
+    PULL_SECRETS,
+    SECRETS,
+)
 from serve_app.k8s.rules.manifests import (
     Found,
     Manifest,
@@ -57,13 +64,19 @@ def _names(manifests: Sequence[Manifest]) -> dict[str, set[Any]]:
     kinds = ("ServiceAccount", "PriorityClass", "ConfigMap", "PersistentVolumeClaim", "Service", "Gateway", "Role",
              "ClusterRole", "RayCluster", "RayService", "RayJob", "Deployment", "StatefulSet")  # fmt: skip
     have = {kind: {m["metadata"]["name"] for m in of_kind(manifests, kind)} for kind in kinds}
-    accounts = of_kind(manifests, "ServiceAccount")
-    have["PersistentVolumeClaim"] |= {(m["metadata"].get("annotations") or {}).get(CLAIM_OF_OTHERS) for m in accounts}
+    have["PersistentVolumeClaim"] |= given(manifests, CLAIM_OF_OTHERS)
     for kind, ends in MADE_SERVICES.items():
         have["Service"] |= {f"{name}-{end}" for name in have[kind] for end in ends}
     ours = {(m["metadata"].get("labels") or {}).get("app.kubernetes.io/instance") for m in manifests}
-    have["Secret"] = {f"{name}-{secret}" for name in ours for secret in SECRETS}
+    have["Secret"] = {f"{name}-{secret}" for name in ours for secret in SECRETS} | given(manifests, PULL_SECRETS)
+    have["RuntimeClass"] = {m["metadata"]["name"] for m in of_kind(manifests, "RuntimeClass")}
     return have
+
+
+def given(manifests: Sequence[Manifest], annotation: str) -> set[str]:
+    """What the installation takes for granted, by an annotation of its service accounts."""
+    accounts = [m["metadata"].get("annotations") or {} for m in of_kind(manifests, "ServiceAccount")]
+    return {value for one in accounts for value in one.get(annotation, "").split(",") if value}
 
 
 def referred(spec: Manifest) -> Iterator[tuple[str, str]]:
@@ -71,6 +84,10 @@ def referred(spec: Manifest) -> Iterator[tuple[str, str]]:
     for field, kind in (("serviceAccountName", "ServiceAccount"), ("priorityClassName", "PriorityClass")):
         if name := spec.get(field):
             yield kind, name
+    if name := spec.get("runtimeClassName"):
+        yield "RuntimeClass", name
+    for secret in spec.get("imagePullSecrets") or []:
+        yield "Secret", secret["name"]
     for volume in spec.get("volumes") or []:
         for source in [volume, *((volume.get("projected") or {}).get("sources") or [])]:
             if "secret" in source:
@@ -123,6 +140,8 @@ def _others(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, str, str]
         if name := (job["spec"].get("clusterSelector") or {}).get("ray.io/cluster"):
             yield job, "RayCluster", name
     for owner, cluster in ray_clusters(manifests):
+        autoscaler = {"containers": [{**(cluster.get("autoscalerOptions") or {}), "name": "autoscaler"}]}
+        yield from ((owner, kind, name) for kind, name in referred(autoscaler))
         address = str((cluster.get("gcsFaultToleranceOptions") or {}).get("redisAddress") or "")
         host = address.rpartition("//")[2].partition(":")[0]
         if host and "." not in host:  # else it is no Service of the namespace
@@ -149,6 +168,16 @@ def ports(manifests: Sequence[Manifest]) -> Found:
         for endpoint in monitor["spec"].get("podMetricsEndpoints") or []:
             if chosen and endpoint.get("port") not in names:
                 yield monitor, f"no pod that it selects has a port '{endpoint.get('port')}'"
+    services = list(of_kind(manifests, "Service"))
+    for monitor in of_kind(manifests, "ServiceMonitor"):
+        selector = monitor["spec"].get("selector") or {}
+        asked = [m for m in services if selects(selector, m["metadata"].get("labels") or {})]
+        if not asked:
+            yield monitor, "selects no Service that is here"
+        names = {port.get("name") for m in asked for port in m["spec"].get("ports") or []}
+        for endpoint in monitor["spec"].get("endpoints") or []:
+            if asked and endpoint.get("port") not in names:
+                yield monitor, f"no Service that it selects has a port '{endpoint.get('port')}'"
     for ingress in of_kind(manifests, "Ingress"):
         for entry in ingress["spec"].get("rules") or []:
             for path in (entry.get("http") or {}).get("paths") or []:
@@ -163,21 +192,34 @@ def ports(manifests: Sequence[Manifest]) -> Found:
 @rule("nodes", whole=True)
 def nodes(manifests: Sequence[Manifest]) -> Found:
     """Labels of nodes that some node pool gives."""
-    accounts = [m["metadata"].get("annotations") or {} for m in of_kind(manifests, "ServiceAccount")]
-    gpus = {gpu for one in accounts for gpu in one.get(GPUS_OF_NODES, "").split(",") if gpu}
-    known = {GPU_NODE_LABEL: gpus, CAPACITY_NODE_LABEL: {"on-demand", "spot"}}
+    known = {GPU_NODE_LABEL: given(manifests, GPUS_OF_NODES), CAPACITY_NODE_LABEL: {"on-demand", "spot"}}
     for template in templates(manifests):
-        for key, value in (template.spec.get("nodeSelector") or {}).items():
+        for key, values in _node_labels(template.spec):
             if key in known:
-                if value not in known[key]:
-                    yield template.owner, f"no node has {key}: {value}; there are {', '.join(sorted(known[key]))}"
-            elif not key.partition("/")[0].endswith(NODE_DOMAINS):
+                if values and not known[key] & set(values):
+                    there = ", ".join(sorted(known[key]))
+                    yield template.owner, f"no node has {key}: {', '.join(values)}; there are {there}"
+            elif not key.partition("/")[0].endswith(NODE_DOMAINS) or "/" not in key:
                 yield template.owner, f"no node pool gives its nodes a label '{key}'"
+        if (scheduler := template.spec.get("schedulerName", "default-scheduler")) != "default-scheduler":
+            yield template.owner, f"there is no scheduler '{scheduler}' here, so its pods stay pending"
         affinity = (template.spec.get("affinity") or {}).get("podAffinity") or {}
         for term in affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or []:
             selector = term.get("labelSelector") or {}
             if not any(selects(selector, other.labels) for other in templates(manifests)):
                 yield template.owner, "its podAffinity wants to be beside a pod that is not here"
+
+
+def _node_labels(spec: Manifest) -> Iterator[tuple[str, list[str]]]:
+    """(key, values) that a node must have; no values for a key that only has to be there."""
+    for key, value in (spec.get("nodeSelector") or {}).items():
+        yield key, [value]
+    affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    for term in required.get("nodeSelectorTerms") or []:
+        for entry in term.get("matchExpressions") or []:
+            if entry["operator"] in ("In", "Exists"):
+                yield entry["key"], entry.get("values") or []
 
 
 @rule("parts")

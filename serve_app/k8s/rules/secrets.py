@@ -15,14 +15,14 @@ NAME = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIALS?)$", re.IGNORE
 HARMLESS = re.compile(r"(bos|eos|pad|stop|special|chat)[-_]token", re.IGNORECASE)
 SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{8,}|sk-[\w-]{8,}|AKIA[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{20,}|xox[bp]-[\w-]{10,}"
-    r"|eyJ[\w-]{10,}\.[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s:@$]+@"
+    r"|eyJ[\w-]{10,}\.[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]*:[^/\s:@$]+@|Bearer [\w.-]{6,}"
 )
 OPTION = re.compile(
     r"--?[\w-]*(api-?key|token|password|passwd|secret|requirepass|credentials?)(?:[= ]+(?P<value>\S+))?$", re.IGNORECASE
 )
 SHELL = re.compile(
     r"(?:--[\w-]*(?:api-key|password|passwd|secret|requirepass|auth-token|hf-token)|\brequirepass|redis-cli[^|;&]* -a)"
-    r"[= ]+[\"']?(?P<value>[^\s\"']+)",
+    r"[= ]+[\"']?(?P<value>[^\s\"']+)|\b[A-Z_]*(?:KEY|TOKEN|PASSWORD|SECRET)=[\"']?(?P<set>[^\s\"'$]+)",
     re.IGNORECASE,
 )
 
@@ -35,6 +35,10 @@ def secret_inline(manifests: Sequence[Manifest]) -> Found:
                 value = str(entry.get("value") or "")
                 if value and (NAME.search(entry["name"]) or SHAPES.search(value)):
                     yield template.owner, f"{container['name']}: {entry['name']} is written out; take it from a Secret"
+            for field in ("livenessProbe", "readinessProbe", "startupProbe"):
+                for header in ((container.get(field) or {}).get("httpGet") or {}).get("httpHeaders") or []:
+                    if header["name"].lower() in ("authorization", "x-api-key"):
+                        yield template.owner, f"{container['name']}: {field} has a key in a header; ask an open route"
             arguments = [str(one) for one in [*(container.get("command") or []), *(container.get("args") or [])]]
             for message in _in_arguments(arguments):
                 yield template.owner, f"{container['name']}: {message}"
@@ -63,13 +67,13 @@ def secret_inline(manifests: Sequence[Manifest]) -> Found:
 def _in_arguments(arguments: list[str]) -> Iterator[str]:
     for index, argument in enumerate(arguments):
         if "\n" in argument or " " in argument.strip():  # a script
-            if any(not match["value"].startswith("%") for match in SHELL.finditer(argument)):
+            if any(not str(match["value"]).startswith("%") for match in SHELL.finditer(argument)):
                 yield "a secret goes by an argument, which `ps` shows; use a variable or a file"
         elif (option := OPTION.fullmatch(argument)) and not HARMLESS.search(argument):
             following = arguments[index + 1] if index + 1 < len(arguments) else "-"
             if option["value"] or not following.startswith("-"):
                 yield f"{argument.partition('=')[0]} is an argument, which `ps` shows; use a variable or a file"
-        elif SHAPES.search(argument):
+        elif SHAPES.search(argument) or ((match := SHELL.fullmatch(argument)) and match["set"]):
             yield "a secret is an argument; take it from a Secret"
 
 
