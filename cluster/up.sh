@@ -2,8 +2,8 @@
 # From nothing to a server on EKS: cluster, nodes, storage, operators, monitoring, secrets, server. Each step can be run
 # again. What it costs starts with the first; `cluster/down.sh` ends it.
 #   HOST=llm.example.com MAIL=ops@example.com PRESET=8b-tp2 cluster/up.sh [--auto-mode] [--dry-run]
-# VALUES=mine.yaml is a values file of yours (k8s/README.md) in place of HOST, PRESET and the account's registry; its name and
-# namespace are to be serve-app. CLUSTER and AWS_REGION are those of cluster/eks/cluster.yaml. HF_TOKEN is for gated models. The order of the steps is the
+# VALUES=mine.yaml is a values file of yours (k8s/README.md) in place of HOST, PRESET and the account's registry; NAME and
+# NAMESPACE are to be those in it. CLUSTER and AWS_REGION are those of cluster/eks/cluster.yaml. HF_TOKEN is for gated models. The order of the steps is the
 # order in which they need each other.
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
@@ -89,15 +89,15 @@ install_monitoring() {
 make_secrets() {
   say "secrets, those that are not there yet"
   run kubectl apply --server-side -f "$BUILD/base.yaml"
-  secret "$NAMESPACE" serve-app-redis "password=$(openssl rand -hex 32)"
-  secret "$NAMESPACE" serve-app-vllm "api-key=$(openssl rand -hex 32)"
-  secret "$NAMESPACE" serve-app-kernels-redis "password=$(openssl rand -hex 32)"
-  [ -z "${HF_TOKEN:-}" ] || secret "$NAMESPACE" serve-app-hub "token=$HF_TOKEN"
-  if [ "$DRY_RUN" = 1 ] || ! kubectl -n "$NAMESPACE" get secret serve-app-keys >/dev/null 2>&1; then
+  secret "$NAMESPACE" "$NAME-redis" "password=$(openssl rand -hex 32)"
+  secret "$NAMESPACE" "$NAME-vllm" "api-key=$(openssl rand -hex 32)"
+  secret "$NAMESPACE" "$NAME-kernels-redis" "password=$(openssl rand -hex 32)"
+  [ -z "${HF_TOKEN:-}" ] || secret "$NAMESPACE" "$NAME-hub" "token=$HF_TOKEN"
+  if [ "$DRY_RUN" = 1 ] || ! kubectl -n "$NAMESPACE" get secret "$NAME-keys" >/dev/null 2>&1; then
     folder=$(mktemp -d)
     say "your API key, shown this once:"
     run serve-app keys create admin --file "$folder/keys.yaml"
-    run kubectl -n "$NAMESPACE" create secret generic serve-app-keys --from-file="keys.yaml=$folder/keys.yaml"
+    run kubectl -n "$NAMESPACE" create secret generic "$NAME-keys" --from-file="keys.yaml=$folder/keys.yaml"
     rm -rf "$folder"
   fi
 }
@@ -128,7 +128,7 @@ deploy() {
   # Server-side: each field has an owner, so that an apply takes nothing from the operator or the autoscalers.
   run kubectl apply --server-side -k "$BUILD"
   run kubectl apply --server-side -k "$ROOT/k8s/monitoring"
-  run kubectl -n "$NAMESPACE" wait rayservice/serve-app --for=condition=Ready --timeout=60m
+  run kubectl -n "$NAMESPACE" wait "rayservice/$NAME" --for=condition=Ready --timeout=60m
   say "up; now cluster/verify.sh"
 }
 
@@ -138,6 +138,8 @@ values() {
     cat "$VALUES"
   else
     cat <<YAML
+name: $NAME
+namespace: $NAMESPACE
 images: { registry: $REGISTRY }
 ingress: { host: $HOST }
 run: { server: $PRESET }

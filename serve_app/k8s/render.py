@@ -11,7 +11,7 @@ import yaml
 
 from serve_app.errors import BadSettings
 from serve_app.k8s.dashboards import DASHBOARDS, dashboard
-from serve_app.k8s.installation.base import base, way_in
+from serve_app.k8s.installation.base import base, from_template, way_in
 from serve_app.k8s.kernels import evaluators
 from serve_app.k8s.model_download import model_download
 from serve_app.k8s.node_pools import node_pools
@@ -19,6 +19,7 @@ from serve_app.k8s.pods import Manifest
 from serve_app.k8s.ray_jobs import multi_node, population_job
 from serve_app.k8s.ray_service import ray_service
 from serve_app.k8s.rules import check
+from serve_app.k8s.rules.manifests import selects, templates
 from serve_app.k8s.standalone import vllm_deployment, vllm_job
 from serve_app.k8s.values import Preset, Values, json_schema
 from serve_app.k8s.write_back import written_back
@@ -95,10 +96,20 @@ def installation(values: Values) -> dict[str, str]:
     if values.base and "server" in values.run and not values.preset(values.run["server"]).multi_node:
         parts["ingress"] = way_in(values)
     everything = [manifest for part in parts.values() for manifest in part]
+    if values.monitoring:
+        parts["monitoring"] = monitors(values, everything)
+        everything += parts["monitoring"]
     checked(f"installation {values.name}", everything, whole=values.base)
     files = {f"{name}.yaml": part for name, part in parts.items() if part}
     index = {**KUSTOMIZATION, "resources": list(files)}
     return {name: text(part, OUT) for name, part in {**files, "kustomization.yaml": [index]}.items()}
+
+
+def monitors(values: Values, everything: list[Manifest]) -> list[Manifest]:
+    """PodMonitors of the pods that there are."""
+    pods = [template.labels for template in templates(everything)]
+    found = from_template(values, "monitors")
+    return [one for one in found if any(selects(one["spec"]["selector"], labels) for labels in pods)]
 
 
 def checked(what: str, manifests: list[Manifest], *, whole: bool) -> list[Manifest]:
@@ -112,6 +123,7 @@ def rendered_files(values: Values, root: Path = Path()) -> dict[Path, str]:
     """Each committed file that is made from values, relative to the repository's root, and its text."""
     files = {Path("k8s/values.schema.json"): json_schema()}
     ground = {"base.yaml": base(values), "kustomization.yaml": [{**KUSTOMIZATION, "resources": ["base.yaml"]}]}
+    files[Path("k8s/monitoring/monitors.yaml")] = text(from_template(values, "monitors"), OUT)
     files |= {Path("k8s/base") / name: text(manifests, OUT) for name, manifests in ground.items()}
     for overlay in OVERLAYS:
         files |= {overlay.folder / name: content for name, content in installation(overlay.values(root)).items()}

@@ -135,6 +135,7 @@ class Values(Frozen):
     operator_namespace: str = Field(min_length=1, description="where KubeRay's operator is")
     monitoring_namespace: str = Field(min_length=1, description="where Prometheus is")
     private_cidrs: tuple[IPv4Network, ...] = Field(description="of nodes, load balancers and the API server")
+    monitoring: bool = Field(False, description="PodMonitors of Prometheus' operator, whose CRDs are there")
     images: Images
     storage: Storage
     ingress: Ingress

@@ -26,7 +26,7 @@ ALONE = ("local", "eks", "multi-node")
 EVERY_WAY = {"server": "8b-tp2", "vllm": "8b-tp2", "vllm-job": "8b-l4", "population": "8b-tp2", "kernels": "8b-l4"}
 # Of `make k8s-check`: two in one namespace, one of the same name in another, and the defaults.
 NEIGHBOURS: tuple[dict[str, Any], ...] = (
-    {"name": "prod", "namespace": "llm", "run": EVERY_WAY},
+    {"name": "prod", "namespace": "llm", "run": EVERY_WAY, "monitoring": True},
     {"name": "second", "namespace": "llm", "create_namespace": False, "run": EVERY_WAY},
     {"name": "prod", "namespace": "llm-dev", "run": EVERY_WAY},
     {"name": "serve-app", "namespace": "serve-app", "run": EVERY_WAY},
