@@ -166,8 +166,9 @@ class Values(Frozen):
     @classmethod
     def load(cls, path: Path = VALUES) -> Values:
         """The file laid over the defaults. Raises BadSettings that names the field."""
+        mine = {} if path == VALUES and not path.exists() else _read(path)  # no clone: the package has the defaults
         try:
-            return cls.model_validate(_lay_over(_read(DEFAULTS), _with_configs_beside(path, _read(path))))
+            return cls.model_validate(_lay_over(_read(DEFAULTS), _with_configs_beside(path, mine)))
         except ValidationError as error:
             raise BadSettings("; ".join(_problem(path, one) for one in error.errors()[:5])) from error
 
