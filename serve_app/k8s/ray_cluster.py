@@ -84,7 +84,7 @@ def ray_cluster(values: Values, preset: Preset, purpose: Purpose = SERVER) -> Ma
 def fault_tolerance(values: Values) -> Manifest:
     """The cluster outlives its head: Serve goes on. What must outlive a population's head is in the store."""
     password = {"valueFrom": {"secretKeyRef": {"name": values.named(REDIS_SECRET), "key": "password"}}}
-    address = f"redis://{values.named('redis')}:6379"
+    address = values.redis.address or f"redis://{values.named('redis')}:6379"
     return {"gcsFaultToleranceOptions": {"redisAddress": address, "redisPassword": password}}
 
 

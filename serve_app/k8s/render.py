@@ -93,7 +93,7 @@ def installation(values: Values) -> dict[str, str]:
     """
     parts: dict[str, list[Manifest]] = {"base": base(values)} if values.base else {}
     parts |= {way: build(values, way, preset) for way, preset in values.run.items()}
-    if values.base and "server" in values.run and not values.preset(values.run["server"]).multi_node:
+    if values.base and values.has_ray_service:
         parts["ingress"] = way_in(values)
     everything = [manifest for part in parts.values() for manifest in part]
     if values.monitoring:

@@ -26,7 +26,7 @@ VALUES = Path("k8s/values.yaml")  # the same file, where a person looks for it
 DATA = "/data"
 MODELS = f"{DATA}/models"
 # Laid over field by field; other mappings are one value, as what they say belongs together.
-LAID_OVER = ("images", "storage", "ingress", "gpus", "presets")
+LAID_OVER = ("images", "storage", "redis", "ingress", "gpus", "presets")
 LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"  # DNS-1035, as KubeRay wants names
 Way = Literal["server", "download", "vllm", "vllm-job", "population", "kernels"]
 
@@ -58,6 +58,20 @@ class Storage(Frozen):
         "ReadWriteMany", description="ReadWriteOnce: all pods that mount it share a node, so on CPU alone"
     )
     prepare: bool = Field(False, description="a Job gives the folders to the serving user")
+
+
+class Redis(Frozen):
+    """What a restarted head remembers the cluster by."""
+
+    address: str | None = Field(
+        None,
+        pattern=r"^rediss?://[a-z0-9][-a-z0-9.]*:[0-9]+$",
+        description="of a managed Redis or Valkey in the private networks, in place of one in the namespace",
+    )
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2]) if self.address else 6379
 
 
 class Ingress(Frozen):
@@ -138,6 +152,7 @@ class Values(Frozen):
     monitoring: bool = Field(False, description="PodMonitors of Prometheus' operator, whose CRDs are there")
     images: Images
     storage: Storage
+    redis: Redis
     ingress: Ingress
     run: dict[Way, str] = Field(description="ways to run, each with its preset, that `render --out` makes")
     store: str = Field(min_length=1, description="of the jobs: a path on the volume claim, or a URL")
@@ -205,6 +220,11 @@ class Values(Frozen):
         return self.storage.access == "ReadWriteOnce"
 
     @property
+    def has_ray_service(self) -> bool:
+        """Whether there is a server whose replicas Ray Serve keeps, and a head that has to remember them."""
+        return "server" in self.run and not self.presets[self.run["server"]].multi_node
+
+    @property
     def store_is_mounted(self) -> bool:
         return "://" not in self.store
 
@@ -213,6 +233,7 @@ class Values(Frozen):
 PARTS: dict[str, type[Frozen]] = {
     "images": Images,
     "storage": Storage,
+    "redis": Redis,
     "ingress": Ingress,
     "gpus": Gpu,
     "presets": Preset,
@@ -232,7 +253,7 @@ def ray_version() -> str:
 def json_schema() -> str:
     """JSON schema of a values file, in which every field may be left out."""
     schema = Values.model_json_schema()
-    for part in (schema, *(schema["$defs"][name] for name in ("Images", "Storage", "Ingress"))):
+    for part in (schema, *(schema["$defs"][name] for name in ("Images", "Storage", "Redis", "Ingress"))):
         part.pop("required", None)
     schema["properties"]["$schema"] = {"type": "string"}
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"

@@ -28,7 +28,7 @@ EVERY_WAY = {"server": "8b-tp2", "vllm": "8b-tp2", "vllm-job": "8b-l4", "populat
 NEIGHBOURS: tuple[dict[str, Any], ...] = (
     {"name": "prod", "namespace": "llm", "run": EVERY_WAY, "monitoring": True},
     {"name": "second", "namespace": "llm", "create_namespace": False, "run": EVERY_WAY},
-    {"name": "prod", "namespace": "llm-dev", "run": EVERY_WAY},
+    {"name": "prod", "namespace": "llm-dev", "run": EVERY_WAY, "redis": {"address": "rediss://r.example.com:6380"}},
     {"name": "serve-app", "namespace": "serve-app", "run": EVERY_WAY},
 )
 

@@ -108,6 +108,10 @@ def test_versions_are_typed_once() -> None:
     assert f"version: {versions['KARPENTER']}" in (ROOT / "cluster/eks/cluster.yaml").read_text()
 
 
+def test_the_operator_watches_every_installations_namespace() -> None:
+    assert "\nwatchNamespace:" not in (ROOT / "cluster/helm/kuberay.yaml").read_text()
+
+
 def test_the_image_copies_what_its_context_has() -> None:
     text = (ROOT / "cluster/Dockerfile").read_text()
     copied = {name for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for name in line.split()[:-1]}

@@ -95,6 +95,24 @@ def test_rendering_again_changes_nothing(tmp_path: Path) -> None:
         assert result.output.count(f": {word}") == len(list(out.iterdir())), result.output
 
 
+def test_a_managed_redis_takes_the_place_of_ours(tmp_path: Path) -> None:
+    everything = made(tmp_path, {"redis": {"address": "rediss://r.example.com:6380"}, "run": {"server": "8b-tp2"}})
+    assert [m for m in everything if m["kind"] == "StatefulSet"] == []
+    (service,) = [m for m in everything if m["kind"] == "RayService"]
+    options = service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    assert options["redisAddress"] == "rediss://r.example.com:6380"
+    policies = {m["metadata"]["name"]: m["spec"] for m in everything if m["kind"] == "NetworkPolicy"}
+    for name in ("serve-app-head-to-redis", "serve-app-redis-cleanup"):
+        (way,) = policies[name]["egress"]
+        assert way["ports"] == [{"port": 6380}]
+        assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in way["to"]
+
+
+@pytest.mark.parametrize("mine", [KINDS[1], {"run": {"population": "8b-tp2"}}], ids=["multi-node", "population"])
+def test_what_has_no_head_to_remember_has_no_redis(tmp_path: Path, mine: dict[str, Any]) -> None:
+    assert [m for m in made(tmp_path, mine) if m["kind"] in ("StatefulSet", "Ingress")] == []
+
+
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("# nothing\n")
@@ -122,6 +140,7 @@ def test_a_preset_of_mine_has_its_config_file_beside_it(tmp_path: Path, monkeypa
         ({"run": {"helm": "cpu"}}, r"run\.helm"),
         ({"run": {"vllm": "cpu"}}, "--way vllm needs a preset with GPUs"),
         ({"storage": {"size": "lots"}}, r"storage\.size: String should match pattern"),
+        ({"redis": {"address": "r.example.com"}}, r"redis\.address: String should match pattern"),
         ({"private_cidrs": ["10.0.0.0/33"]}, r"private_cidrs\.0"),
         ({"ingress": {"kind": "nginx"}}, r"ingress\.kind: Input should be 'alb', 'gateway' or 'none'"),
         ({"images": {"redis": "redis:latest"}}, "image 'redis:latest' has no fixed tag"),

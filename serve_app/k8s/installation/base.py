@@ -31,7 +31,9 @@ CLUSTER_WIDE = ("Namespace", "PriorityClass")
 def base(values: Values) -> list[Manifest]:
     """What is applied before any way to run."""
     names = ["namespace"] if values.create_namespace else []
-    names += ["priorities", "accounts", "network", "redis"]
+    names += ["priorities", "accounts", "network"]
+    if values.has_ray_service and values.redis.address is None:
+        names.append("redis")
     if values.storage.claim is None:
         names += ["claim", "folders"] if values.storage.prepare else ["claim"]
     return [manifest for name in names for manifest in from_template(values, name)]
@@ -51,6 +53,8 @@ def from_template(values: Values, name: str) -> list[Manifest]:
 
 
 def _fields(values: Values) -> dict[str, str]:
+    private = [{"ipBlock": {"cidr": str(cidr)}} for cidr in values.private_cidrs]
+    redis = {"podSelector": {"matchLabels": labels(values, "redis")}}
     closed = {} if values.create_namespace else {"matchLabels": {"app.kubernetes.io/instance": values.name}}
     return {
         "name": values.name,
@@ -59,7 +63,9 @@ def _fields(values: Values) -> dict[str, str]:
         "operator_namespace": values.operator_namespace,
         "monitoring_namespace": values.monitoring_namespace,
         "closed": json.dumps(closed),
-        "private_blocks": json.dumps([{"ipBlock": {"cidr": str(cidr)}} for cidr in values.private_cidrs]),
+        "private_blocks": json.dumps(private),
+        "redis_peers": json.dumps(private if values.redis.address else [redis]),
+        "redis_port": str(values.redis.port),
         "online_priority": values.cluster_named(ONLINE),
         "population_priority": values.cluster_named(POPULATION),
         "redis_image": values.images.redis,
