@@ -124,6 +124,22 @@ def policy_form(manifests: Sequence[Manifest]) -> Found:
                         yield policy, f"endPort {port['endPort']} is below port {port.get('port')}"
 
 
+@rule("refused-forms")
+def refused_forms(manifests: Sequence[Manifest]) -> Found:
+    """Fields that the API server takes one by one and not together."""
+    for owner in of_kind(manifests, "Deployment"):
+        strategy = owner["spec"].get("strategy") or {}
+        bounds = strategy.get("rollingUpdate") or {}
+        none = (0, "0", "0%")
+        if bounds.get("maxSurge", 1) in none and bounds.get("maxUnavailable", 1) in none:
+            yield owner, "rollingUpdate: maxSurge and maxUnavailable are both 0, so no pod could ever be replaced"
+        if strategy.get("type") == "Recreate" and bounds:
+            yield owner, "rollingUpdate does not go with the strategy Recreate"
+    for template in templates(manifests):
+        if template.spec.get("dnsPolicy") == "None" and not (template.spec.get("dnsConfig") or {}).get("nameservers"):
+            yield template.owner, "dnsPolicy None needs dnsConfig.nameservers"
+
+
 @rule("restart-policy")
 def restart_policy(manifests: Sequence[Manifest]) -> Found:
     for owner in of_kind(manifests, "Deployment", "StatefulSet", "DaemonSet"):

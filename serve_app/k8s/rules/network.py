@@ -29,6 +29,20 @@ def ingress_tls(manifests: Sequence[Manifest]) -> Found:
             yield gateway, "no HTTPS listener: keys would travel in the clear"
 
 
+@rule("ingress-class")
+def ingress_class(manifests: Sequence[Manifest]) -> Found:
+    for ingress in of_kind(manifests, "Ingress"):
+        name, annotations = ingress["spec"].get("ingressClassName"), ingress["metadata"].get("annotations") or {}
+        if not name:
+            yield ingress, "no ingressClassName: no controller takes it, or another one does"
+        elif name != "alb" and any(key.startswith("alb.ingress.kubernetes.io/") for key in annotations):
+            yield ingress, f"its annotations are the ALB's, and its class is {name}"
+        secured = {host for entry in ingress["spec"].get("tls") or [] for host in entry.get("hosts") or []}
+        hosts = {entry.get("host") for entry in ingress["spec"].get("rules") or []} - {None, "*"}
+        if secured and not hosts <= secured:
+            yield ingress, f"tls is for {', '.join(sorted(secured))} and not for {', '.join(sorted(hosts - secured))}"
+
+
 @rule("stream-timeout")
 def stream_timeout(manifests: Sequence[Manifest]) -> Found:
     for ingress in of_kind(manifests, "Ingress"):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import ceil
 
-from serve_app.k8s.pods import GPU_RESOURCE
+from serve_app.k8s.pods import CAPACITY_NODE_LABEL, GPU_RESOURCE
 from serve_app.k8s.rules.manifests import Found, Manifest, Template, of_kind, rule, selects, templates
 
 CLUSTER_WIDE = (
@@ -60,6 +60,34 @@ def budget_mixed(manifests: Sequence[Manifest]) -> Found:
         if len(owners) > 1:
             named = ", ".join(f"{kind}/{name}" for kind, name in sorted(owners))
             yield budget, f"counts the pods of {named} together: spot pods would stand for online ones"
+
+
+@rule("budget-twice")
+def budget_twice(manifests: Sequence[Manifest]) -> Found:
+    budgets = list(of_kind(manifests, "PodDisruptionBudget"))
+    for template in templates(manifests):
+        ours = [b for b in budgets if selects(b["spec"].get("selector") or {"matchLabels": {}}, template.labels)]
+        if len(ours) > 1:
+            names = " and ".join(budget["metadata"]["name"] for budget in ours)
+            yield ours[1], f"{names} count the same pods: the API server then evicts none"
+
+
+@rule("priorities", whole=True)
+def priorities(manifests: Sequence[Manifest]) -> Found:
+    """What may go at any time gives way, and displaces nobody."""
+    classes = {m["metadata"]["name"]: m for m in of_kind(manifests, "PriorityClass")}
+    placed = [(t, (t.spec.get("nodeSelector") or {}).get(CAPACITY_NODE_LABEL)) for t in templates(manifests)]
+    lasting = [classes[n]["value"] for t, where in placed if where == "on-demand" and (n := _priority(t)) in classes]
+    for template, where in placed:
+        found = classes.get(_priority(template)) if where == "spot" else None
+        if found and found.get("preemptionPolicy") != "Never":
+            yield found, "is of pods on spot nodes, and would displace others: set preemptionPolicy to Never"
+        if found and lasting and found["value"] >= min(lasting):
+            yield found, "is of pods on spot nodes, and not below that of online replicas"
+
+
+def _priority(template: Template) -> str:
+    return str(template.spec.get("priorityClassName"))
 
 
 @rule("budget-blocks")

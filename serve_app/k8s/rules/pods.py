@@ -94,6 +94,11 @@ def security(manifests: Sequence[Manifest]) -> Found:
         pod = template.spec.get("securityContext") or {}
         if not pod.get("runAsNonRoot") and ROOT_REASON not in (template.metadata.get("annotations") or {}):
             yield template.owner, f"runs as root: set runAsNonRoot, or give a reason by the annotation {ROOT_REASON}"
+        contexts = [pod, *((container.get("securityContext") or {}) for container in template.containers)]
+        if ROOT_REASON not in (template.metadata.get("annotations") or {}) and any(
+            context.get("runAsUser") == 0 or context.get("runAsNonRoot") is False for context in contexts
+        ):
+            yield template.owner, "runs as user 0, or allows it: with runAsNonRoot the kubelet does not start it"
         for field in ("hostNetwork", "hostPID", "hostIPC"):
             if template.spec.get(field):
                 yield template.owner, f"{field} is set"
@@ -178,6 +183,9 @@ def probes(manifests: Sequence[Manifest]) -> Found:
         for probe in ("readinessProbe", "livenessProbe"):
             if probe not in template.main:
                 yield template.owner, f"{template.main['name']} has no {probe}"
+        slow = limit(template.main, GPU_RESOURCE) and "livenessProbe" in template.main
+        if slow and "startupProbe" not in template.main:
+            yield template.owner, f"{template.main['name']} has no startupProbe: it is killed while it loads its model"
 
 
 @rule("spread")

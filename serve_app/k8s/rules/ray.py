@@ -118,6 +118,8 @@ def head_devices(manifests: Sequence[Manifest]) -> Found:
         head = cluster["headGroupSpec"]
         if (head.get("rayStartParams") or {}).get("num-cpus") != "0":
             yield owner, 'the head can get replicas: set rayStartParams.num-cpus to "0"'
+        if (head.get("rayStartParams") or {}).get("dashboard-host") != "0.0.0.0":
+            yield owner, "the operator cannot reach the dashboard: set rayStartParams.dashboard-host to 0.0.0.0"
         if limit(head["template"]["spec"]["containers"][0], GPU_RESOURCE):
             yield owner, "the head has a GPU, which no replica will use"
 
@@ -128,6 +130,13 @@ def head_disruption(manifests: Sequence[Manifest]) -> Found:
         annotations = template.metadata.get("annotations") or {}
         if template.place == "head" and annotations.get("karpenter.sh/do-not-disrupt") != "true":
             yield template.owner, "the head has no annotation karpenter.sh/do-not-disrupt"
+
+
+@rule("ray-pod-deadline")
+def ray_pod_deadline(manifests: Sequence[Manifest]) -> Found:
+    for template in templates(manifests):
+        if template.place and template.spec.get("activeDeadlineSeconds") is not None:
+            yield template.owner, f"activeDeadlineSeconds of a {template.place} pod ends it while it serves"
 
 
 @rule("autoscaler-restart")

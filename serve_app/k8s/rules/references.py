@@ -132,6 +132,9 @@ def _others(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, str, str]
         for entry in route["spec"].get("rules") or []:
             for backend in entry.get("backendRefs") or []:
                 yield route, backend.get("kind", "Service"), backend["name"]
+    for owner in of_kind(manifests, "StatefulSet"):
+        if name := owner["spec"].get("serviceName"):
+            yield owner, "Service", name
     for binding in of_kind(manifests, "RoleBinding", "ClusterRoleBinding"):
         for subject in binding.get("subjects") or []:
             if subject.get("kind") == "ServiceAccount":

@@ -26,6 +26,8 @@ SHELL = re.compile(
     re.IGNORECASE,
 )
 
+PROBES = ("liveness", "readiness", "startup")
+
 
 @rule("secret-inline")
 def secret_inline(manifests: Sequence[Manifest]) -> Found:
@@ -35,13 +37,13 @@ def secret_inline(manifests: Sequence[Manifest]) -> Found:
                 value = str(entry.get("value") or "")
                 if value and (NAME.search(entry["name"]) or SHAPES.search(value)):
                     yield template.owner, f"{container['name']}: {entry['name']} is written out; take it from a Secret"
-            for field in ("livenessProbe", "readinessProbe", "startupProbe"):
+            for field in (f"{name}Probe" for name in PROBES):
                 for header in ((container.get(field) or {}).get("httpGet") or {}).get("httpHeaders") or []:
                     if header["name"].lower() in ("authorization", "x-api-key"):
                         yield template.owner, f"{container['name']}: {field} has a key in a header; ask an open route"
-            arguments = [str(one) for one in [*(container.get("command") or []), *(container.get("args") or [])]]
-            for message in _in_arguments(arguments):
-                yield template.owner, f"{container['name']}: {message}"
+            for arguments in _commands(container):
+                for message in _in_arguments([str(one) for one in arguments]):
+                    yield template.owner, f"{container['name']}: {message}"
     for manifest in manifests:
         if manifest.get("kind") == "Secret":
             yield manifest, "a Secret is committed; make it in the cluster and only name it"
@@ -64,11 +66,21 @@ def secret_inline(manifests: Sequence[Manifest]) -> Found:
                 yield owner, f"autoscaler: {entry['name']} is written out; take it from a Secret"
 
 
+def _commands(container: Manifest) -> Iterator[list[str]]:
+    """Whatever is run in a container."""
+    yield [*(container.get("command") or []), *(container.get("args") or [])]
+    hooks = container.get("lifecycle") or {}
+    for field in (hooks.get("preStop"), hooks.get("postStart"), *(container.get(f"{n}Probe") for n in PROBES)):
+        yield ((field or {}).get("exec") or {}).get("command") or []
+
+
 def _in_arguments(arguments: list[str]) -> Iterator[str]:
     for index, argument in enumerate(arguments):
         if "\n" in argument or " " in argument.strip():  # a script
             if any(not str(match["value"]).startswith("%") for match in SHELL.finditer(argument)):
                 yield "a secret goes by an argument, which `ps` shows; use a variable or a file"
+        elif argument == "-a" and "redis-cli" in arguments[:index]:
+            yield "-a is an argument, which `ps` shows; redis-cli takes REDISCLI_AUTH"
         elif (option := OPTION.fullmatch(argument)) and not HARMLESS.search(argument):
             following = arguments[index + 1] if index + 1 < len(arguments) else "-"
             if option["value"] or not following.startswith("-"):
