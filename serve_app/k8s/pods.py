@@ -22,6 +22,8 @@ CLAIM_OF_OTHERS = "serve-app/claim"
 GPUS_OF_NODES = "serve-app/gpus"
 # And the Pod Security level of a namespace that somebody else makes.
 LEVEL_OF_OTHERS = "serve-app/pod-security"
+# And the StorageClass of its claim.
+CLASS_OF_CLUSTER = "serve-app/storage-class"
 # And Secrets that images are pulled with.
 PULL_SECRETS = "serve-app/pull-secrets"
 # Annotations of pods that do what others may not.

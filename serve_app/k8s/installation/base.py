@@ -13,6 +13,7 @@ import yaml
 
 from serve_app.k8s.pods import (
     CLAIM_OF_OTHERS,
+    CLASS_OF_CLUSTER,
     GPUS_OF_NODES,
     LEVEL_OF_OTHERS,
     ONLINE,
@@ -97,6 +98,8 @@ def _completed(values: Values, manifest: Manifest) -> Manifest:
         manifest["spec"]["storageClassName"] = values.storage.storage_class
     if manifest["kind"] == "ServiceAccount":  # what the rules take for granted
         claim = {CLAIM_OF_OTHERS: values.storage.claim} if values.storage.claim else {}
+        if values.storage.storage_class:
+            claim[CLASS_OF_CLUSTER] = values.storage.storage_class
         level = {} if values.create_namespace else {LEVEL_OF_OTHERS: values.pod_security}
         pull = {PULL_SECRETS: ",".join(values.images.pull_secrets)} if values.images.pull_secrets else {}
         metadata["annotations"] = {**claim, **level, **pull, GPUS_OF_NODES: ",".join(values.gpus)}

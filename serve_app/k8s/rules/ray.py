@@ -124,6 +124,19 @@ def head_devices(manifests: Sequence[Manifest]) -> Found:
             yield owner, "the head has a GPU, which no replica will use"
 
 
+@rule("head-ports")
+def head_ports(manifests: Sequence[Manifest]) -> Found:
+    """The head's Service has the ports that its container names; workers come by rayStartParams."""
+    for owner, cluster in ray_clusters(manifests):
+        head = cluster["headGroupSpec"]
+        containers = head["template"]["spec"].get("containers") or [{}]
+        named = {port.get("name"): port["containerPort"] for port in containers[0].get("ports") or []}
+        for param, name, usual in (("port", "gcs-server", 6379), ("dashboard-port", "dashboard", 8265)):
+            started = str((head.get("rayStartParams") or {}).get(param, usual))
+            if name in named and started != str(named[name]):
+                yield owner, f"rayStartParams.{param} {started} is not the head's port {name}, {named[name]}"
+
+
 @rule("head-disruption")
 def head_disruption(manifests: Sequence[Manifest]) -> Found:
     for template in templates(of_kind_list(manifests, "RayService")):

@@ -8,6 +8,7 @@ from typing import Any
 from serve_app.k8s.pods import (
     CAPACITY_NODE_LABEL,
     CLAIM_OF_OTHERS,
+    CLASS_OF_CLUSTER,
     GPU_NODE_LABEL,
     GPUS_OF_NODES,
     PULL_SECRETS,
@@ -69,6 +70,8 @@ def _names(manifests: Sequence[Manifest]) -> dict[str, set[Any]]:
         have["Service"] |= {f"{name}-{end}" for name in have[kind] for end in ends}
     ours = {(m["metadata"].get("labels") or {}).get("app.kubernetes.io/instance") for m in manifests}
     have["Secret"] = {f"{name}-{secret}" for name in ours for secret in SECRETS} | given(manifests, PULL_SECRETS)
+    have["StorageClass"] = {m["metadata"]["name"] for m in of_kind(manifests, "StorageClass")}
+    have["StorageClass"] |= given(manifests, CLASS_OF_CLUSTER)
     have["RuntimeClass"] = {m["metadata"]["name"] for m in of_kind(manifests, "RuntimeClass")}
     return have
 
@@ -132,6 +135,9 @@ def _others(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, str, str]
         for entry in route["spec"].get("rules") or []:
             for backend in entry.get("backendRefs") or []:
                 yield route, backend.get("kind", "Service"), backend["name"]
+    for claim in of_kind(manifests, "PersistentVolumeClaim"):
+        if name := claim["spec"].get("storageClassName"):
+            yield claim, "StorageClass", name
     for owner in of_kind(manifests, "StatefulSet"):
         if name := owner["spec"].get("serviceName"):
             yield owner, "Service", name
