@@ -32,23 +32,29 @@ sure() {
 
 end_ray() {
   say "Ray: services, jobs, clusters, and the Jobs that clean Redis up"
-  erase "$NAMESPACE" rayservices.ray.io
-  erase "$NAMESPACE" rayjobs.ray.io
-  gone "$NAMESPACE" rayclusters.ray.io
-  erase "$NAMESPACE" deployments
-  erase "$NAMESPACE" jobs
+  for space in $(spaces); do
+    erase "$space" rayservices.ray.io
+    erase "$space" rayjobs.ray.io
+    gone "$space" rayclusters.ray.io
+    erase "$space" deployments
+    erase "$space" jobs
+  done
 }
 
 end_ingress() {
   say "load balancers"
-  erase "$NAMESPACE" ingresses
-  erase "$NAMESPACE" gateways.gateway.networking.k8s.io
+  for space in $(spaces); do
+    erase "$space" ingresses
+    erase "$space" gateways.gateway.networking.k8s.io
+  done
 }
 
 end_volumes() {
   say "Redis, volumes and file systems"
-  erase "$NAMESPACE" statefulsets
-  erase "$NAMESPACE" persistentvolumeclaims
+  for space in $(spaces); do
+    erase "$space" statefulsets
+    erase "$space" persistentvolumeclaims
+  done
   run helm uninstall prometheus --namespace monitoring --ignore-not-found --wait
   erase monitoring persistentvolumeclaims
   # A claim is gone before what it stands for is.
@@ -56,9 +62,9 @@ end_volumes() {
 }
 
 end_nodes() {
-  say "GPU nodes"
+  say "nodes that Karpenter bought"
   run kubectl delete nodepools.karpenter.sh -l app.kubernetes.io/part-of=serve-app --wait --timeout=20m --ignore-not-found
-  gone "" nodeclaims.karpenter.sh -l serve-app/gpu
+  gone "" nodeclaims.karpenter.sh -l serve-app/capacity
 }
 
 end_operators() {
@@ -68,12 +74,21 @@ end_operators() {
     eg/envoy-gateway-system gpu-operator/gpu-operator aws-load-balancer-controller/kube-system; do
     run helm uninstall "${release%%/*}" --namespace "${release#*/}" --ignore-not-found --wait
   done
-  run kubectl delete namespace "$NAMESPACE" --wait --timeout=10m --ignore-not-found
+  for space in $(spaces); do
+    run kubectl delete namespace "$space" --wait --timeout=10m --ignore-not-found
+  done
 }
 
 end_cluster() {
   say "cluster (15 minutes)"
   run eksctl delete cluster --name "$CLUSTER" --region "$AWS_REGION" --wait --disable-nodegroup-eviction
+}
+
+# Of all installations: their Namespaces have our label; one that somebody else made is NAMESPACE.
+spaces() {
+  echo "$NAMESPACE"
+  [ "$DRY_RUN" = 1 ] || kubectl get namespaces -l app.kubernetes.io/part-of=serve-app \
+    -o jsonpath='{range .items[*]}{.metadata.name}{"\n"}{end}' | grep -vx "$NAMESPACE" || true
 }
 
 # erase NAMESPACE TYPE: all of them, and wait; nothing if the cluster does not know the type.

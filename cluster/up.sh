@@ -2,7 +2,8 @@
 # From nothing to a server on EKS: cluster, nodes, storage, operators, monitoring, secrets, server. Each step can be run
 # again. What it costs starts with the first; `cluster/down.sh` ends it.
 #   HOST=llm.example.com MAIL=ops@example.com PRESET=8b-tp2 cluster/up.sh [--auto-mode] [--dry-run]
-# CLUSTER and AWS_REGION are those of cluster/eks/cluster.yaml. HF_TOKEN is for gated models. The order of the steps is the
+# VALUES=mine.yaml is a values file of yours (k8s/README.md) in place of HOST, PRESET and the account's registry; NAME and
+# NAMESPACE are to be those in it. CLUSTER and AWS_REGION are those of cluster/eks/cluster.yaml. HF_TOKEN is for gated models. The order of the steps is the
 # order in which they need each other.
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
@@ -19,6 +20,7 @@ need aws eksctl kubectl helm envsubst openssl
 MODE=$EKS
 [ "$AUTO_MODE" = 1 ] && MODE=$EKS/auto-mode
 ACCOUNT=$(account)
+BUILD=${BUILD:-$ROOT/build/eks}
 REGISTRY="$ACCOUNT.dkr.ecr.$AWS_REGION.amazonaws.com"
 export HOST MAIL PRESET
 
@@ -28,6 +30,7 @@ main() {
   make_storage
   install_operators
   install_monitoring
+  render
   make_secrets
   push_image
   deploy
@@ -85,16 +88,16 @@ install_monitoring() {
 
 make_secrets() {
   say "secrets, those that are not there yet"
-  run kubectl apply --server-side -k "$ROOT/k8s/base"
-  secret "$NAMESPACE" serve-app-redis "password=$(openssl rand -hex 32)"
-  secret "$NAMESPACE" serve-app-vllm "api-key=$(openssl rand -hex 32)"
-  secret "$NAMESPACE" serve-app-kernels-redis "password=$(openssl rand -hex 32)"
-  [ -z "${HF_TOKEN:-}" ] || secret "$NAMESPACE" serve-app-hub "token=$HF_TOKEN"
-  if [ "$DRY_RUN" = 1 ] || ! kubectl -n "$NAMESPACE" get secret serve-app-keys >/dev/null 2>&1; then
+  run kubectl apply --server-side -f "$BUILD/base.yaml"
+  secret "$NAMESPACE" "$NAME-redis" "password=$(openssl rand -hex 32)"
+  secret "$NAMESPACE" "$NAME-vllm" "api-key=$(openssl rand -hex 32)"
+  secret "$NAMESPACE" "$NAME-kernels-redis" "password=$(openssl rand -hex 32)"
+  [ -z "${HF_TOKEN:-}" ] || secret "$NAMESPACE" "$NAME-hub" "token=$HF_TOKEN"
+  if [ "$DRY_RUN" = 1 ] || ! kubectl -n "$NAMESPACE" get secret "$NAME-keys" >/dev/null 2>&1; then
     folder=$(mktemp -d)
     say "your API key, shown this once:"
     run serve-app keys create admin --file "$folder/keys.yaml"
-    run kubectl -n "$NAMESPACE" create secret generic serve-app-keys --from-file="keys.yaml=$folder/keys.yaml"
+    run kubectl -n "$NAMESPACE" create secret generic "$NAME-keys" --from-file="keys.yaml=$folder/keys.yaml"
     rm -rf "$folder"
   fi
 }
@@ -113,30 +116,35 @@ push_image() {
   DRY_RUN=$DRY_RUN "$ROOT/cluster/image.sh" cuda "$REGISTRY"
 }
 
+render() {
+  say "manifests, in $BUILD"
+  rm -rf "$BUILD" && mkdir -p "$BUILD"
+  values >"$BUILD/values.yaml"
+  serve-app k8s render --values "$BUILD/values.yaml" --out "$BUILD"
+}
+
 deploy() {
   say "server, preset $PRESET"
-  local build=${BUILD:-$ROOT/build/eks}
-  rm -rf "$build" && mkdir -p "$build"
-  # What only this account knows is laid over the overlay; the overlay itself stays as it is.
-  cp -r "$ROOT/k8s" "$build/k8s"
-  serve-app k8s render --values "$ROOT/k8s/values.yaml" --preset "$PRESET" >"$build/k8s/overlays/eks/rendered.yaml"
-  cat >"$build/kustomization.yaml" <<YAML
-apiVersion: kustomize.config.k8s.io/v1beta1
-kind: Kustomization
-resources: [k8s/overlays/eks]
-images:
-  - { name: serve-app, newName: $REGISTRY/serve-app }
-patches:
-  - target: { kind: Ingress, name: serve-app }
-    patch: |
-      - { op: replace, path: /spec/tls/0/hosts/0, value: $HOST }
-      - { op: replace, path: /spec/rules/0/host, value: $HOST }
-YAML
-  # Server-side: a RayService is too large for the annotation that the client would keep.
-  run kubectl apply --server-side -k "$build"
+  # Server-side: each field has an owner, so that an apply takes nothing from the operator or the autoscalers.
+  run kubectl apply --server-side -k "$BUILD"
   run kubectl apply --server-side -k "$ROOT/k8s/monitoring"
-  run kubectl -n "$NAMESPACE" wait rayservice/serve-app --for=condition=Ready --timeout=60m
+  run kubectl -n "$NAMESPACE" wait "rayservice/$NAME" --for=condition=Ready --timeout=60m
   say "up; now cluster/verify.sh"
+}
+
+# What only this account knows, or a whole values file of yours.
+values() {
+  if [ -n "${VALUES:-}" ]; then
+    cat "$VALUES"
+  else
+    cat <<YAML
+name: $NAME
+namespace: $NAMESPACE
+images: { registry: $REGISTRY }
+ingress: { host: $HOST }
+run: { server: $PRESET }
+YAML
+  fi
 }
 
 # chart RELEASE NAMESPACE REPOSITORY URL CHART VERSION [VALUES [more…]]

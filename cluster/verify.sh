@@ -15,8 +15,8 @@ main() {
   say "pods"
   run kubectl -n "$NAMESPACE" get pods -o wide
   say "RayService"
-  run kubectl -n "$NAMESPACE" wait rayservice/serve-app --for=condition=Ready --timeout="${TIMEOUT:-60m}"
-  run kubectl -n "$NAMESPACE" get rayservice serve-app \
+  run kubectl -n "$NAMESPACE" wait "rayservice/$NAME" --for=condition=Ready --timeout="${TIMEOUT:-60m}"
+  run kubectl -n "$NAMESPACE" get rayservice "$NAME" \
     -o jsonpath='{range .status.activeServiceStatus.applicationStatuses.*}{.status}{"\n"}{end}'
   say "from inside"
   inside
@@ -30,11 +30,11 @@ main() {
 
 inside() {
   if [ "$DRY_RUN" = 1 ]; then
-    echo "+ kubectl -n $NAMESPACE port-forward service/serve-app-serve-svc $PORT:8000 &"
+    echo "+ kubectl -n $NAMESPACE port-forward service/$NAME-serve-svc $PORT:8000 &"
     run serve-app check --base-url "http://127.0.0.1:$PORT" --replicas "$REPLICAS"
     return
   fi
-  kubectl -n "$NAMESPACE" port-forward service/serve-app-serve-svc "$PORT:8000" >/dev/null &
+  kubectl -n "$NAMESPACE" port-forward "service/$NAME-serve-svc" "$PORT:8000" >/dev/null &
   forward=$!
   trap 'kill "$forward" 2>/dev/null || true' EXIT
   for _ in $(seq 30); do

@@ -6,7 +6,10 @@ EKS="$ROOT/cluster/eks"
 # shellcheck source=cluster/helm/versions.env
 source "$ROOT/cluster/helm/versions.env"
 DRY_RUN=${DRY_RUN:-0}
-export NAMESPACE=serve-app
+# Of the installation, as in its values.
+NAMESPACE=${NAMESPACE:-serve-app}
+NAME=${NAME:-serve-app}
+export NAMESPACE NAME
 
 # The name and the region are cluster.yaml's alone.
 fact() { sed -n "/^metadata:/,/^[^ ]/s/^  $1: *//p" "$EKS/cluster.yaml" | head -n 1; }

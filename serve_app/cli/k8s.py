@@ -58,9 +58,12 @@ def render(
     write: Annotated[
         bool, typer.Option("--write", help="Write every rendered file of k8s/ and cluster/ anew.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the whole installation, as the values' `run` says.")
+    ] = None,
     values: ValuesFile = DEFAULT_VALUES,
 ) -> None:
-    """Print the manifests of a preset, for `kubectl apply --server-side -f -`."""
+    """Print the manifests of a preset, or write an installation that kubectl, Argo CD and Flux apply as it stands."""
     from serve_app.errors import BadSettings
     from serve_app.k8s import render as rendering
     from serve_app.k8s.ray_service import yaml_text
@@ -69,13 +72,28 @@ def render(
 
     known = Values.load(values)
     if write:
-        for path, content in rendering.rendered_files(known).items():
-            changed = not path.exists() or path.read_text() != content
-            path.write_text(content)
-            console.print(f"{path}: {'written' if changed else 'as it was'}", markup=False, highlight=False)
+        _write(rendering.rendered_files(known))
+    elif out:
+        _write({out / name: content for name, content in rendering.installation(known).items()})
     elif not preset:
-        raise BadSettings(f"give --preset ({', '.join(known.presets)}) or --write")
+        raise BadSettings(f"give --preset ({', '.join(known.presets)}), --out or --write")
     elif serve_config:
         print(yaml_text(make_config(known, known.preset(preset))), end="")
     else:
         print(rendering.render(known, way, preset), end="")
+
+
+@app.command()
+def schema() -> None:
+    """JSON schema of a values file, for editors."""
+    from serve_app.k8s.values import json_schema
+
+    print(json_schema(), end="")
+
+
+def _write(files: dict[Path, str]) -> None:
+    for path, content in files.items():
+        changed = not path.exists() or path.read_text() != content
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        console.print(f"{path}: {'written' if changed else 'as it was'}", markup=False, highlight=False)

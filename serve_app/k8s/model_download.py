@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serve_app.k8s.pods import (
     HUB_SECRET,
-    POPULATION_PRIORITY,
+    POPULATION,
     STORE_ACCOUNT,
     Manifest,
     container,
@@ -13,8 +13,9 @@ from serve_app.k8s.pods import (
     metadata,
     pod,
     same_resources,
+    secret_variable,
 )
-from serve_app.k8s.values import MODELS, Preset, Values
+from serve_app.k8s.values import DATA, MODELS, Preset, Values, digest
 
 PART = "model-download"
 
@@ -23,37 +24,43 @@ def model_download(values: Values, preset: Preset) -> list[Manifest]:
     """The Job; none for a model that is in the image."""
     if preset.revision is None:
         return []
-    data, mount = data_volume(models_only=False)
+    data, mounts = data_volume(values, writable=DATA)
     download = container(
-        values, preset, "download", resources=same_resources(4, 16), mounts=(mount,),
+        values, preset, "download", resources=same_resources(4, 16), mounts=mounts,
         command=["python3", "-m", "serve_app.models.download"],
         args=[preset.model, preset.revision, "--to", MODELS],
         env=[
             {"name": "HOME", "value": "/home/serve"},
-            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": HUB_SECRET, "key": "token", "optional": True}}},
+            secret_variable(values, "HF_TOKEN", HUB_SECRET, "token", optional=True),
         ],
     )  # fmt: skip
     spec = pod(
         values,
         [download],
         account=STORE_ACCOUNT,
-        priority=POPULATION_PRIORITY,
+        priority=POPULATION,
         volumes=(data,),
         restartPolicy="OnFailure",
     )
     spec["terminationGracePeriodSeconds"] = 30  # what is half there is gone on with
-    # A Job cannot be changed once it is there: another revision is another name.
-    name = f"{PART}-{preset.model.rpartition('/')[2].lower().replace('.', '-')}-{preset.revision[:8]}"
+    template = {"metadata": {"labels": labels(values, PART)}, "spec": spec}
     return [
         {
             "apiVersion": "batch/v1",
             "kind": "Job",
-            "metadata": metadata(values, name, PART),
+            "metadata": metadata(values, _name(values, preset, template), PART),
             "spec": {
                 "backoffLimit": 20,  # each goes on where the last one stopped
                 "activeDeadlineSeconds": 6 * 3600,
-                "ttlSecondsAfterFinished": 24 * 3600,
-                "template": {"metadata": {"labels": labels(PART)}, "spec": spec},
+                # It stays when it is done: GitOps tools would make one that is gone anew.
+                "template": template,
             },
         }
     ]
+
+
+def _name(values: Values, preset: Preset, template: Manifest) -> str:
+    """A Job cannot be changed once it is there: another revision, image or argument is another name."""
+    end = f"-{digest(template)}"
+    model = preset.model.rpartition("/")[2].lower().replace(".", "-").replace("_", "-")
+    return f"{values.named('download')}-{model}"[: 63 - len(end)].rstrip("-") + end

@@ -1,4 +1,5 @@
-"""Karpenter's node pools: for each GPU type one that buys on demand, for online replicas, and one that takes spot.
+"""Karpenter's node pools: for each GPU type one that buys on demand, for online replicas, and one that takes spot; and
+one without GPUs, for what the system's nodes have no room for.
 
 The labels of pods' node selectors come from here, so that they are the same under Karpenter and under EKS Auto Mode,
 which name the properties of instances differently.
@@ -12,17 +13,47 @@ from serve_app.k8s.values import Gpu, Values
 # (prefix of instance labels, node class) of who provisions.
 KARPENTER = ("karpenter.k8s.aws", {"group": "karpenter.k8s.aws", "kind": "EC2NodeClass", "name": "gpu"})
 AUTO_MODE = ("eks.amazonaws.com", {"group": "eks.amazonaws.com", "kind": "NodeClass", "name": "gpu"})
-# A bound on what a mistake costs: GPUs of one pool.
-MAX_GPUS = 64
+# A bound on what a mistake costs: GPUs of one pool, and cores of the one without.
+MAX_GPUS, MAX_CPUS = 64, 128
+# Of EC2. A second cluster during an upgrade, or a population's, has a head and a control pod: 8 cores and 26 GiB.
+CPU_FAMILIES = ("m7i", "m7i-flex", "m6i")
 
 
 def node_pools(values: Values, *, auto_mode: bool = False) -> list[Manifest]:
-    """Two NodePools for each GPU type."""
-    return [
+    """Two NodePools for each GPU type; and one of CPUs, which EKS Auto Mode has of its own (general-purpose)."""
+    pools = [
         node_pool(name, gpu, capacity, auto_mode=auto_mode)
         for name, gpu in values.gpus.items()
         for capacity in ("on-demand", "spot")
     ]
+    return pools if auto_mode else [*pools, cpu_pool()]
+
+
+def cpu_pool() -> Manifest:
+    """On demand: heads and drivers are here. No taint, so whatever else finds no room may come too."""
+    return {
+        "apiVersion": "karpenter.sh/v1",
+        "kind": "NodePool",
+        "metadata": {"name": "cpu-on-demand", "labels": {"app.kubernetes.io/part-of": "serve-app"}},
+        "spec": {
+            "template": {
+                "metadata": {"labels": {CAPACITY_NODE_LABEL: "on-demand"}},
+                "spec": {
+                    "nodeClassRef": KARPENTER[1],
+                    "requirements": [
+                        _requirement(f"{KARPENTER[0]}/instance-family", *CPU_FAMILIES),
+                        _requirement(f"{KARPENTER[0]}/instance-size", "2xlarge", "4xlarge"),
+                        _requirement("karpenter.sh/capacity-type", "on-demand"),
+                        _requirement("kubernetes.io/arch", "amd64"),
+                    ],
+                    "expireAfter": "336h",
+                    "terminationGracePeriod": "1h",
+                },
+            },
+            "disruption": {"consolidationPolicy": "WhenEmpty", "consolidateAfter": "5m", "budgets": [{"nodes": "1"}]},
+            "limits": {"cpu": str(MAX_CPUS)},
+        },
+    }
 
 
 def node_pool(name: str, gpu: Gpu, capacity: str, *, auto_mode: bool) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
 from serve_app.k8s.serve_config import KEY_FILE
@@ -9,18 +10,24 @@ from serve_app.k8s.values import DATA, MODELS, Preset, Values
 
 Manifest = dict[str, Any]
 
-# Secrets, made by cluster/up.sh or by hand (k8s/README.md); manifests only name them.
-KEYS_SECRET, REDIS_SECRET, HUB_SECRET, VLLM_SECRET = (
-    "serve-app-keys",
-    "serve-app-redis",
-    "serve-app-hub",
-    "serve-app-vllm",
-)
-SECRETS = (KEYS_SECRET, REDIS_SECRET, HUB_SECRET, VLLM_SECRET)
-# In k8s/base and in the overlays.
-DATA_CLAIM = "serve-app-data"
-HEAD_ACCOUNT, WORKER_ACCOUNT, STORE_ACCOUNT = "serve-app-head", "serve-app-worker", "serve-app-store"
-ONLINE_PRIORITY, POPULATION_PRIORITY = "serve-app-online", "serve-app-population"
+# Secrets by part of their name, made by cluster/up.sh or by hand (k8s/README.md); manifests only name them.
+KEYS_SECRET, REDIS_SECRET, HUB_SECRET, VLLM_SECRET, KERNELS_REDIS = "keys", "redis", "hub", "vllm", "kernels-redis"
+SECRETS = (KEYS_SECRET, REDIS_SECRET, HUB_SECRET, VLLM_SECRET, KERNELS_REDIS)
+# Service accounts and priorities of the base (installation/templates).
+HEAD_ACCOUNT, WORKER_ACCOUNT, STORE_ACCOUNT = "head", "worker", "store"
+ONLINE, POPULATION = "online", "population"
+# Annotation of service accounts: a claim that their pods mount and that is not made here.
+CLAIM_OF_OTHERS = "serve-app/claim"
+# And the GPU types that nodes of this installation have.
+GPUS_OF_NODES = "serve-app/gpus"
+# And the Pod Security level of a namespace that somebody else makes.
+LEVEL_OF_OTHERS = "serve-app/pod-security"
+# And the StorageClass of its claim.
+CLASS_OF_CLUSTER = "serve-app/storage-class"
+# And Secrets that images are pulled with.
+PULL_SECRETS = "serve-app/pull-secrets"
+# Annotations of pods that do what others may not.
+ROOT_REASON, CAPABILITIES_REASON = "serve-app/root-because", "serve-app/capabilities-because"
 USER = 1000  # `serve` in cluster/Dockerfile
 HOME = "/home/serve"
 GPU_RESOURCE = "nvidia.com/gpu"
@@ -32,12 +39,14 @@ GRACE_MARGIN_S = 60
 
 def metadata(values: Values, name: str, part: str, **annotations: str) -> Manifest:
     """Of an object: our name and the part it plays, which NetworkPolicies and monitors select by."""
-    found: Manifest = {"name": name, "namespace": values.namespace, "labels": labels(part)}
+    found: Manifest = {"name": name, "namespace": values.namespace, "labels": labels(values, part)}
     return {**found, "annotations": annotations} if annotations else found
 
 
-def labels(part: str) -> dict[str, str]:
-    return {"app.kubernetes.io/part-of": "serve-app", "serve-app/part": part}
+def labels(values: Values, part: str = "") -> dict[str, str]:
+    """Of objects and pods: whose they are, and which part. Selectors have all, as a namespace may have several."""
+    found = {"app.kubernetes.io/part-of": "serve-app", "app.kubernetes.io/instance": values.name}
+    return {**found, "serve-app/part": part} if part else found
 
 
 def container(
@@ -83,11 +92,11 @@ def pod(
 ) -> Manifest:
     """A pod's spec: non-root, without a token unless a field says otherwise, and slow enough to drain."""
     return {
-        "serviceAccountName": account,
+        "serviceAccountName": values.named(account),
         "automountServiceAccountToken": False,
         # A Service named vllm would else set VLLM_PORT to a URL.
         "enableServiceLinks": False,
-        "priorityClassName": priority,
+        "priorityClassName": values.cluster_named(priority),
         "terminationGracePeriodSeconds": values.drain_s + GRACE_MARGIN_S,
         "securityContext": {
             "runAsNonRoot": True,
@@ -96,10 +105,20 @@ def pod(
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+        **({"imagePullSecrets": pull_secrets(values)} if values.images.pull_secrets else {}),
         "containers": containers,
         "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}, *volumes],
         **fields,
     }
+
+
+def pull_secrets(values: Values) -> list[Manifest]:
+    return [{"name": name} for name in values.images.pull_secrets]
+
+
+def secret_variable(values: Values, name: str, secret: str, key: str, **fields: bool) -> Manifest:
+    """An environment variable whose value is in one of our Secrets."""
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": values.named(secret), "key": key, **fields}}}
 
 
 def same_resources(cpus: int, memory_gib: int, **more: int) -> Manifest:
@@ -128,34 +147,41 @@ def gpu_placement(preset: Preset, capacity: str) -> Manifest:
     }
 
 
-def spread(part: str) -> list[Manifest]:
+def spread(labels: dict[str, str]) -> list[Manifest]:
     """Over zones and nodes if it can be, since a pending replica is worse than two beside each other."""
     return [
         {
             "maxSkew": 1,
             "topologyKey": key,
             "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": labels(part)},
+            "labelSelector": {"matchLabels": labels},
         }
         for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
     ]
 
 
-def keys_volume() -> tuple[Manifest, Manifest]:
+def keys_volume(values: Values) -> tuple[Manifest, Manifest]:
     """(volume, mount) of the API keys. Mounted as a folder: a file by subPath would never follow the secret."""
     folder = KEY_FILE.rpartition("/")[0]
     return (
-        {"name": "keys", "secret": {"secretName": KEYS_SECRET}},
+        {"name": "keys", "secret": {"secretName": values.named(KEYS_SECRET)}},
         {"name": "keys", "mountPath": folder, "readOnly": True},
     )
 
 
-def data_volume(*, models_only: bool) -> tuple[Manifest, Manifest]:
-    """(volume, mount) of the shared file system: jobs and weights, or the weights alone, read-only."""
-    mount = {"name": "data", "mountPath": DATA}
-    if models_only:
-        mount = {"name": "data", "mountPath": MODELS, "subPath": "models", "readOnly": True}  # type: ignore[dict-item]
-    return {"name": "data", "persistentVolumeClaim": {"claimName": DATA_CLAIM}}, mount
+def data_volume(values: Values, *, writable: str = "") -> tuple[Manifest, tuple[Manifest, ...]]:
+    """(volume, mounts) of the shared file system: the weights read-only, and what of it may be written.
+
+    `writable` is DATA for all of it, or a folder in it; what is on no volume needs none.
+    """
+    volume = {"name": "data", "persistentVolumeClaim": {"claimName": values.claim}}
+    if writable == DATA:
+        return volume, ({"name": "data", "mountPath": DATA},)
+    models = {"name": "data", "mountPath": MODELS, "subPath": "models", "readOnly": True}
+    if not PurePosixPath(writable).is_relative_to(DATA):
+        return volume, (models,)
+    sub_path = str(PurePosixPath(writable).relative_to(DATA))
+    return volume, (models, {"name": "data", "mountPath": writable, "subPath": sub_path})
 
 
 def shm_volume(memory_gib: int) -> tuple[Manifest, Manifest]:

@@ -6,9 +6,14 @@ said here is what it cannot know.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from serve_app.k8s.pods import (
     HEAD_ACCOUNT,
     HOME,
+    ONLINE,
+    POPULATION,
     REDIS_SECRET,
     STORE_ACCOUNT,
     WORKER_ACCOUNT,
@@ -25,9 +30,8 @@ from serve_app.k8s.pods import (
     spread,
 )
 from serve_app.k8s.serve_config import CONTROL_LABEL
-from serve_app.k8s.values import Preset, Values, ray_version
+from serve_app.k8s.values import DATA, Preset, Values, ray_version
 
-REDIS_ADDRESS = "redis://serve-app-redis:6379"
 HEAD_PORTS = {
     "gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000,
     "metrics": 8080, "as-metrics": 44217, "dash-metrics": 44227,
@@ -38,11 +42,28 @@ HEAD, REPLICA, CONTROL = "head", "replica", "control"
 DRAIN = {"preStop": {"exec": {"command": ["python3", "-m", "serve_app.serving.drain"]}}}
 
 
-def ray_cluster(values: Values, preset: Preset, *, capacity: str = "on-demand", priority: str) -> Manifest:
-    """A RayClusterSpec. `capacity` is what the replicas' nodes are bought as: on-demand or spot."""
-    groups = [replica_group(values, preset, capacity=capacity, priority=priority)]
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What a cluster is for. `prefix` is of its pods' parts: a server's budgets and policies leave others alone."""
+
+    prefix: str
+    capacity: Literal["on-demand", "spot"]  # that the replicas' nodes are bought as
+    priority: str  # of replicas
+    serves: bool  # people, so it has keys, and outlives its head
+
+    def labels(self, values: Values, part: str) -> dict[str, str]:
+        return labels(values, self.prefix + part)
+
+
+SERVER = Purpose("", "on-demand", ONLINE, serves=True)
+POPULATION_RUN = Purpose("population-", "spot", POPULATION, serves=False)
+
+
+def ray_cluster(values: Values, preset: Preset, purpose: Purpose = SERVER) -> Manifest:
+    """A RayClusterSpec."""
+    groups = [replica_group(values, preset, purpose)]
     if preset.gpu:
-        groups.append(control_group(values, preset, priority=priority))
+        groups.append(control_group(values, preset, purpose))
     return {
         "rayVersion": ray_version(),
         # A token of its own for each cluster, in a Secret that the operator makes. Serve's HTTP port has our keys.
@@ -54,14 +75,17 @@ def ray_cluster(values: Values, preset: Preset, *, capacity: str = "on-demand", 
             "resources": same_resources(1, 1) if preset.gpu else burstable_resources(1, 1),
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         },
-        # The cluster outlives its head: Serve goes on, and jobs are in the store anyway.
-        "gcsFaultToleranceOptions": {
-            "redisAddress": REDIS_ADDRESS,
-            "redisPassword": {"valueFrom": {"secretKeyRef": {"name": REDIS_SECRET, "key": "password"}}},
-        },
-        "headGroupSpec": head_group(values, preset, priority=priority),
+        **(fault_tolerance(values) if purpose.serves else {}),
+        "headGroupSpec": head_group(values, preset, purpose),
         "workerGroupSpecs": groups,
     }
+
+
+def fault_tolerance(values: Values) -> Manifest:
+    """The cluster outlives its head: Serve goes on. What must outlive a population's head is in the store."""
+    password = {"valueFrom": {"secretKeyRef": {"name": values.named(REDIS_SECRET), "key": "password"}}}
+    address = values.redis.address or f"redis://{values.named('redis')}:6379"
+    return {"gcsFaultToleranceOptions": {"redisAddress": address, "redisPassword": password}}
 
 
 def environment(values: Values) -> dict[str, str]:
@@ -83,64 +107,61 @@ def environment(values: Values) -> dict[str, str]:
     }
 
 
-def head_group(values: Values, preset: Preset, *, priority: str) -> Manifest:
+def head_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
     """GCS, dashboard, Serve's controller and the autoscaler; no replica, so nothing of it can take the head down."""
-    keys, keys_mount = keys_volume()
-    volumes, mounts = [keys], [keys_mount]
-    if preset.gpu is None:  # without control pods, the driver may be here
-        data, data_mount = data_volume(models_only=False)
-        volumes, mounts = [*volumes, data], [*mounts, data_mount]
+    writable = _writable(values, purpose) if preset.gpu is None else None  # else the driver is not here
+    volumes, mounts = _volumes(values, purpose, writable)
     resources = same_resources(2, 8) if preset.gpu else burstable_resources(2, 3)
     head = container(
-        values, preset, "ray-head", resources=resources, mounts=tuple(mounts), environment=environment(values),
+        values, preset, "ray-head", resources=resources, mounts=mounts, environment=environment(values),
         ports=container_ports(HEAD_PORTS),
     )  # fmt: skip
-    spec = pod(values, [head], account=HEAD_ACCOUNT, priority=priority, volumes=tuple(volumes))
+    spec = pod(values, [head], account=HEAD_ACCOUNT, priority=ONLINE, volumes=volumes)
     spec["automountServiceAccountToken"] = True  # the autoscaler's, with the role that the operator binds
     # Not worth a PodDisruptionBudget, which for a single pod would block its node for ever.
     annotations = {"karpenter.sh/do-not-disrupt": "true"}
     return {
         "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-        "template": {"metadata": {"labels": labels(HEAD), "annotations": annotations}, "spec": spec},
+        "template": {"metadata": {"labels": purpose.labels(values, HEAD), "annotations": annotations}, "spec": spec},
     }
 
 
-def replica_group(values: Values, preset: Preset, *, capacity: str, priority: str) -> Manifest:
+def replica_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
     """On GPUs one replica a pod, which has exactly its GPUs. On CPU all in one pod, where they can share out cores."""
-    keys, keys_mount = keys_volume()
-    data, data_mount = data_volume(models_only=preset.gpu is not None)
+    volumes, mounts = _volumes(values, purpose, "" if preset.gpu else _writable(values, purpose))
     bounds = {"replicas": preset.replicas.min, "minReplicas": preset.replicas.min, "maxReplicas": preset.replicas.max}
     if preset.gpu:
         resources = gpu_resources(values, preset, preset.tensor_parallel)
-        placement = {**gpu_placement(preset, capacity), "topologySpreadConstraints": spread(REPLICA)}
+        pods_labels = purpose.labels(values, REPLICA)
+        placement = {**gpu_placement(preset, purpose.capacity), "topologySpreadConstraints": spread(pods_labels)}
     else:
         # A rank takes a core, and 1.5 GiB with its part of the cache; the rest is for Ray, Serve and the driver.
         ranks = preset.tensor_parallel * preset.replicas.max
         resources = burstable_resources(ranks, 2 + 2 * ranks)
-        placement = {}
+        placement = {"affinity": beside_head(values, purpose)} if values.shares_node else {}
         bounds = {"replicas": 1, "minReplicas": 1, "maxReplicas": 1}
     worker = container(
-        values, preset, "ray-worker", resources=resources, mounts=(keys_mount, data_mount),
+        values, preset, "ray-worker", resources=resources, mounts=mounts,
         environment=environment(values), ports=container_ports(WORKER_PORTS), lifecycle=DRAIN,
     )  # fmt: skip
-    spec = pod(values, [worker], account=WORKER_ACCOUNT, priority=priority, volumes=(keys, data), **placement)
+    spec = pod(values, [worker], account=WORKER_ACCOUNT, priority=purpose.priority, volumes=volumes, **placement)
     return {
-        "groupName": f"{preset.gpu or 'cpu'}-{capacity}",
+        "groupName": f"{preset.gpu or 'cpu'}-{purpose.capacity}",
         **bounds,
         "rayStartParams": {},
-        "template": {"metadata": {"labels": labels(REPLICA)}, "spec": spec},
+        "template": {"metadata": {"labels": purpose.labels(values, REPLICA)}, "spec": spec},
     }
 
 
-def control_group(values: Values, preset: Preset, *, priority: str) -> Manifest:
+def control_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
     """Driver, files and batches, on nodes without GPU; the only pods that write to the store."""
-    keys, keys_mount = keys_volume()
-    data, data_mount = data_volume(models_only=False)
+    volumes, mounts = _volumes(values, purpose, _writable(values, purpose))
     worker = container(
-        values, preset, "ray-worker", resources=same_resources(4, 16), mounts=(keys_mount, data_mount),
+        values, preset, "ray-worker", resources=same_resources(4, 16), mounts=mounts,
         environment=environment(values), ports=container_ports(WORKER_PORTS), lifecycle=DRAIN,
     )  # fmt: skip
-    spec = pod(values, [worker], account=STORE_ACCOUNT, priority=priority, volumes=(keys, data))
+    # Not the population's priority: a server's upgrade would take the driver's node, and all replicas would wait.
+    spec = pod(values, [worker], account=STORE_ACCOUNT, priority=ONLINE, volumes=volumes)
     return {
         "groupName": CONTROL,
         "replicas": 1,
@@ -148,8 +169,35 @@ def control_group(values: Values, preset: Preset, *, priority: str) -> Manifest:
         "maxReplicas": 2,  # while one is drained
         "labels": CONTROL_LABEL,
         "rayStartParams": {"num-gpus": "0"},
-        "template": {"metadata": {"labels": labels(CONTROL)}, "spec": spec},
+        "template": {"metadata": {"labels": purpose.labels(values, CONTROL)}, "spec": spec},
     }
+
+
+def beside_head(values: Values, purpose: Purpose) -> Manifest:
+    """On the head's node: a ReadWriteOnce claim can be mounted nowhere else."""
+    head = {"matchLabels": purpose.labels(values, HEAD)}
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": head}
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+
+def _writable(values: Values, purpose: Purpose) -> str:
+    """What the driver's pods may write: a server's all, a population's its own folder."""
+    return DATA if purpose.serves else values.population_store
+
+
+def _volumes(
+    values: Values, purpose: Purpose, writable: str | None
+) -> tuple[tuple[Manifest, ...], tuple[Manifest, ...]]:
+    """(volumes, mounts): the keys, where there are people, and data, unless `writable` is None."""
+    volumes: tuple[Manifest, ...] = ()
+    mounts: tuple[Manifest, ...] = ()
+    if purpose.serves:
+        keys, mount = keys_volume(values)
+        volumes, mounts = (keys,), (mount,)
+    if writable is None:
+        return volumes, mounts
+    data, more = data_volume(values, writable=writable)
+    return (*volumes, data), (*mounts, *more)
 
 
 def container_ports(ports: dict[str, int]) -> list[Manifest]:

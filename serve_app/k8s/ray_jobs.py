@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from serve_app.k8s.pods import (
+    CAPABILITIES_REASON,
     HOME,
-    ONLINE_PRIORITY,
-    POPULATION_PRIORITY,
+    ONLINE,
     VLLM_SECRET,
     WORKER_ACCOUNT,
     Manifest,
@@ -19,17 +19,19 @@ from serve_app.k8s.pods import (
     metadata,
     pod,
     same_resources,
+    secret_variable,
 )
-from serve_app.k8s.ray_cluster import HEAD_PORTS, WORKER_PORTS, container_ports, ray_cluster
+from serve_app.k8s.ray_cluster import HEAD_PORTS, POPULATION_RUN, WORKER_PORTS, container_ports, ray_cluster
 from serve_app.k8s.ray_service import yaml_text
 from serve_app.k8s.serve_config import HTTP_PORT, serve_config
 from serve_app.k8s.standalone import flags
-from serve_app.k8s.values import Preset, Values, ray_version
+from serve_app.k8s.values import Preset, Values, digest, ray_version
 from serve_app.settings import BATCHES_APP
 
 POPULATION = "population"
 CONFIG_FOLDER = "/etc/serve-app/population"
-# The job's id is the RayJob's, so that a second try finds what the first one committed and goes on.
+# The job's id is of what is asked, so that a second try finds what the first one committed and goes on, and another
+# population is another job.
 RUN_POPULATION = f"""\
 set -eu
 serve run --non-blocking {CONFIG_FOLDER}/serve.yaml
@@ -38,29 +40,29 @@ serve-app population status "$JOB_ID" >/dev/null 2>&1 && serve-app population re
   serve-app population submit --spec {CONFIG_FOLDER}/population.json --job-id "$JOB_ID"
 serve-app population watch "$JOB_ID"
 """
-MULTI_NODE = "serve-app-multi-node"
+MULTI_NODE = "multi-node"
+EFA_REASON = "NCCL registers memory with the network adapters (IPC_LOCK)"
 
 
 def population_job(values: Values, preset: Preset) -> list[Manifest]:
-    """RayJob and its ConfigMap: replicas on spot nodes, which may go at any time, as outcomes are committed."""
-    cluster = ray_cluster(values, preset, capacity="spot", priority=POPULATION_PRIORITY)
-    # Ends with its job: what must outlive a head is in the store.
-    del cluster["gcsFaultToleranceOptions"]
-    volume = {"name": "population", "configMap": {"name": POPULATION}}
+    """RayJob and its ConfigMap: replicas on spot nodes, which may go at any time, as outcomes are committed.
+
+    Nobody but the job reaches its server, which listens on loopback and has no keys.
+    """
+    job_id = population_id(values, preset)
+    name = values.named(job_id)
+    cluster = ray_cluster(values, preset, POPULATION_RUN)
+    volume = {"name": "population", "configMap": {"name": name}}
     head = cluster["headGroupSpec"]["template"]["spec"]
     head["volumes"].append(volume)
     head["containers"][0]["volumeMounts"].append({"name": "population", "mountPath": CONFIG_FOLDER, "readOnly": True})
-    document = serve_config(values.model_copy(update={"store": values.population_store}), preset)
-    for application in document["applications"]:  # nobody but the job reaches it
-        access = application["args"] if application["name"] == BATCHES_APP else application["args"]["access"]
-        del access["key_files"]
     return [
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": metadata(values, POPULATION, POPULATION),
+            "metadata": metadata(values, name, POPULATION),
             "data": {
-                "serve.yaml": yaml_text(document),
+                "serve.yaml": yaml_text(population_config(values, preset, job_id)),
                 "population.json": json.dumps(values.population, indent=2) + "\n",
                 "run.sh": RUN_POPULATION,
             },
@@ -68,20 +70,37 @@ def population_job(values: Values, preset: Preset) -> list[Manifest]:
         {
             "apiVersion": "ray.io/v1",
             "kind": "RayJob",
-            "metadata": metadata(values, POPULATION, POPULATION),
+            "metadata": metadata(values, name, POPULATION),
             "spec": {
                 "entrypoint": f"bash {CONFIG_FOLDER}/run.sh",
-                "runtimeEnvYAML": yaml_text({"env_vars": {"JOB_ID": POPULATION}}),
+                "runtimeEnvYAML": yaml_text({"env_vars": {"JOB_ID": job_id}}),
                 "submissionMode": "K8sJobMode",
                 "backoffLimit": 2,  # clusters; within one, the driver and Serve recover by themselves
                 "shutdownAfterJobFinishes": True,
                 "ttlSecondsAfterFinished": 300,
-                "activeDeadlineSeconds": 24 * 3600,
+                "activeDeadlineSeconds": values.deadline_s,
                 "rayClusterSpec": cluster,
-                "submitterPodTemplate": submitter(values, preset),
+                "submitterPodTemplate": submitter(values, preset, POPULATION),
             },
         },
     ]
+
+
+def population_id(values: Values, preset: Preset) -> str:
+    """The population's own `job_id`, or one of what is asked of which model: a RayJob that is done is not run again."""
+    asked = [values.population, preset.model_path, preset.engine]
+    return str(values.population.get("job_id") or f"{POPULATION}-{digest(asked)}")
+
+
+def population_config(values: Values, preset: Preset, job_id: str) -> Manifest:
+    """The Serve config: on loopback, without keys, and with a store that no other driver has."""
+    store = f"{values.population_store.rstrip('/')}/{job_id}"
+    document = serve_config(values.model_copy(update={"store": store}), preset)
+    document["http_options"]["host"] = "127.0.0.1"
+    for application in document["applications"]:
+        access = application["args"] if application["name"] == BATCHES_APP else application["args"]["access"]
+        del access["key_files"]
+    return document
 
 
 def multi_node(values: Values, preset: Preset) -> list[Manifest]:
@@ -102,19 +121,20 @@ def multi_node(values: Values, preset: Preset) -> list[Manifest]:
         {
             "apiVersion": "ray.io/v1",
             "kind": "RayJob",
-            "metadata": metadata(values, MULTI_NODE, "multi-node"),
+            "metadata": metadata(values, values.named(MULTI_NODE), MULTI_NODE),
             "spec": {
                 "entrypoint": " ".join(["vllm", "serve", *flags(options)]),
                 "submissionMode": "K8sJobMode",
                 "backoffLimit": 3,
                 "shutdownAfterJobFinishes": True,
-                "submitterPodTemplate": submitter(values, preset),
+                "activeDeadlineSeconds": values.deadline_s,  # no GPU is forgotten
+                "submitterPodTemplate": submitter(values, preset, MULTI_NODE),
                 "rayClusterSpec": {
                     "rayVersion": ray_version(),
                     "authOptions": {"mode": "token"},
                     "headGroupSpec": {
                         "rayStartParams": {"dashboard-host": "0.0.0.0"},
-                        "template": multi_node_template(values, preset, "ray-head", "multi-node"),
+                        "template": multi_node_template(values, preset, "ray-head", MULTI_NODE),
                     },
                     "workerGroupSpecs": [
                         {
@@ -132,8 +152,8 @@ def multi_node(values: Values, preset: Preset) -> list[Manifest]:
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": metadata(values, MULTI_NODE, "multi-node"),
-            "spec": {"selector": labels("multi-node"), "ports": [{"name": "http", "port": HTTP_PORT}]},
+            "metadata": metadata(values, values.named(MULTI_NODE), MULTI_NODE),
+            "spec": {"selector": labels(values, MULTI_NODE), "ports": [{"name": "http", "port": HTTP_PORT}]},
         },
     ]
 
@@ -141,50 +161,53 @@ def multi_node(values: Values, preset: Preset) -> list[Manifest]:
 def multi_node_template(values: Values, preset: Preset, name: str, part: str) -> Manifest:
     """A pod that has a whole node: its GPUs and its network adapters, by which the stages talk."""
     gpu = values.gpus[preset.gpu or ""]
-    data, mount = data_volume(models_only=True)
+    data, mounts = data_volume(values)
     resources = gpu_resources(values, preset, preset.tensor_parallel)
     if gpu.efa:
         # Pinned memory of the adapters, which EKS's images for EFA reserve.
         for amounts in resources.values():
             amounts |= {"vpc.amazonaws.com/efa": str(gpu.efa), "hugepages-2Mi": "10Gi"}
     ray = container(
-        values, preset, name, resources=resources, mounts=(mount,),
+        values, preset, name, resources=resources, mounts=mounts,
         ports=container_ports(HEAD_PORTS if name == "ray-head" else WORKER_PORTS),
         env=[
             {"name": "HOME", "value": HOME},
             {"name": "HF_HUB_OFFLINE", "value": "1"},
             {"name": "VLLM_PORT", "value": "20000"},
             {"name": "FI_PROVIDER", "value": "efa"},
-            {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": VLLM_SECRET, "key": "api-key"}}},
+            secret_variable(values, "VLLM_API_KEY", VLLM_SECRET, "api-key"),
         ],
     )  # fmt: skip
-    # NCCL registers memory with the adapter, beyond the 64 KiB that a process may lock without.
+    # NCCL registers memory with the adapter, beyond the 64 KiB that a process may lock without. Pod Security `baseline`
+    # refuses this: such an installation has a namespace of its own, with `pod_security: privileged`.
     ray["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
     spec = pod(
         values,
         [ray],
         account=WORKER_ACCOUNT,
-        priority=ONLINE_PRIORITY,
+        priority=ONLINE,
         volumes=(data,),
         **gpu_placement(preset, "on-demand"),
     )
     # One placement group of the network: stages that are far apart wait for each other.
+    component = {**labels(values), "app.kubernetes.io/component": MULTI_NODE}
     spec["affinity"] = {
         "podAffinity": {
             "requiredDuringSchedulingIgnoredDuringExecution": [
                 {
                     "topologyKey": "topology.kubernetes.io/zone",
-                    "labelSelector": {"matchLabels": {"app.kubernetes.io/component": "multi-node"}},
+                    "labelSelector": {"matchLabels": component},
                 }
             ]
         }
     }
-    return {"metadata": {"labels": {**labels(part), "app.kubernetes.io/component": "multi-node"}}, "spec": spec}
+    metadata = {"labels": {**labels(values, part), **component}, "annotations": {CAPABILITIES_REASON: EFA_REASON}}
+    return {"metadata": metadata, "spec": spec}
 
 
-def submitter(values: Values, preset: Preset) -> Manifest:
+def submitter(values: Values, preset: Preset, of: str) -> Manifest:
     """The pod that submits the entrypoint and follows its log: our image, as it must have the same Ray."""
     submit = container(values, preset, "ray-job-submitter", resources=same_resources(1, 1))
-    spec = pod(values, [submit], account=WORKER_ACCOUNT, priority=POPULATION_PRIORITY, restartPolicy="Never")
+    spec = pod(values, [submit], account=WORKER_ACCOUNT, priority=ONLINE, restartPolicy="Never")
     spec["terminationGracePeriodSeconds"] = 30
-    return {"metadata": {"labels": labels("submitter")}, "spec": spec}
+    return {"metadata": {"labels": labels(values, f"{of}-submitter")}, "spec": spec}

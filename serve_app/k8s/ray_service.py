@@ -6,12 +6,10 @@ from typing import Any
 
 import yaml
 
-from serve_app.k8s.pods import ONLINE_PRIORITY, Manifest, labels, metadata
+from serve_app.k8s.pods import Manifest, labels, metadata
 from serve_app.k8s.ray_cluster import REPLICA, ray_cluster
 from serve_app.k8s.serve_config import REPLICA_WAIT_S, serve_config
 from serve_app.k8s.values import Preset, Values
-
-NAME = "serve-app"  # at most 47 characters; the operator adds its own to it
 
 
 def ray_service(values: Values, preset: Preset) -> list[Manifest]:
@@ -19,7 +17,7 @@ def ray_service(values: Values, preset: Preset) -> list[Manifest]:
     service = {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
-        "metadata": metadata(values, NAME, "server", **{"ray.io/initializing-timeout": f"{REPLICA_WAIT_S}s"}),
+        "metadata": metadata(values, values.name, "server", **{"ray.io/initializing-timeout": f"{REPLICA_WAIT_S}s"}),
         "spec": {
             "serveConfigV2": yaml_text(serve_config(values, preset)),
             # NewCluster needs the same nodes once more, which come where nodes are bought. Where they do not, an
@@ -27,14 +25,14 @@ def ray_service(values: Values, preset: Preset) -> list[Manifest]:
             "upgradeStrategy": {"type": "NewCluster" if preset.gpu else "None"},
             "rayClusterDeletionDelaySeconds": values.drain_s,  # the old cluster's open streams
             "excludeHeadPodFromServeSvc": True,
-            "rayClusterConfig": ray_cluster(values, preset, priority=ONLINE_PRIORITY),
+            "rayClusterConfig": ray_cluster(values, preset),
         },
     }
     return [service, *disruption_budget(values, preset)]
 
 
 def disruption_budget(values: Values, preset: Preset) -> list[Manifest]:
-    """All but one replica stay. An integer: percentages and maxUnavailable need a scale that Ray's pods have not."""
+    """All but one online replica stay. An integer: what is relative needs a scale that Ray's pods have not."""
     stay = preset.replicas.min - 1
     if preset.gpu is None or stay < 1:
         return []  # for a single pod it would block the drain for ever
@@ -42,10 +40,10 @@ def disruption_budget(values: Values, preset: Preset) -> list[Manifest]:
         {
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
-            "metadata": metadata(values, f"{NAME}-replicas", REPLICA),
+            "metadata": metadata(values, values.named("replicas"), REPLICA),
             "spec": {
                 "minAvailable": stay,
-                "selector": {"matchLabels": labels(REPLICA)},
+                "selector": {"matchLabels": labels(values, REPLICA)},
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
             },
         }

@@ -1,4 +1,4 @@
-"""The rendered files of k8s/ and cluster/: what each holds, and its text."""
+"""What is rendered: one way to run a preset, a whole installation as a folder, and the repository's own files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 
 from serve_app.errors import BadSettings
 from serve_app.k8s.dashboards import DASHBOARDS, dashboard
+from serve_app.k8s.installation.base import base, from_template, way_in
 from serve_app.k8s.kernels import evaluators
 from serve_app.k8s.model_download import model_download
 from serve_app.k8s.node_pools import node_pools
@@ -18,8 +19,10 @@ from serve_app.k8s.pods import Manifest
 from serve_app.k8s.ray_jobs import multi_node, population_job
 from serve_app.k8s.ray_service import ray_service
 from serve_app.k8s.rules import check
+from serve_app.k8s.rules.manifests import selects, templates
 from serve_app.k8s.standalone import vllm_deployment, vllm_job
-from serve_app.k8s.values import Preset, Values
+from serve_app.k8s.values import Preset, Values, json_schema
+from serve_app.k8s.write_back import written_back
 
 Build = Callable[[Values, Preset], list[Manifest]]
 
@@ -42,27 +45,22 @@ WAYS: dict[str, Build] = {
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """What is rendered into k8s/overlays/NAME."""
+    """A folder of k8s/overlays: an installation that its values.yaml describes."""
 
     name: str
-    way: str
-    preset: str
 
     @property
-    def path(self) -> Path:
-        return Path("k8s/overlays") / self.name / "rendered.yaml"
+    def folder(self) -> Path:
+        return Path("k8s/overlays") / self.name
+
+    def values(self, root: Path = Path()) -> Values:
+        return Values.load(root / self.folder / "values.yaml")
 
 
-OVERLAYS = (
-    Overlay("local", "server", "cpu"),
-    Overlay("eks", "server", "8b-tp2"),
-    Overlay("multi-node", "server", "405b"),
-    Overlay("vllm-job", "vllm-job", "8b-l4"),
-    Overlay("vllm", "vllm", "8b-tp2"),
-    Overlay("population", "population", "8b-tp2"),
-    Overlay("kernels", "kernels", "8b-l4"),
-)
+OVERLAYS = tuple(map(Overlay, ("local", "eks", "multi-node", "vllm-job", "vllm", "population", "kernels")))
 NODE_POOLS = {Path("cluster/eks/node-pools.yaml"): False, Path("cluster/eks/auto-mode/node-pools.yaml"): True}
+# Plain manifests and a kustomization of them, which kubectl, Argo CD and Flux apply as it stands.
+KUSTOMIZATION: Manifest = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
 
 
 def render(values: Values, way: str, preset_name: str) -> str:
@@ -70,32 +68,78 @@ def render(values: Values, way: str, preset_name: str) -> str:
 
     Raises BadSettings for a way or preset that there is not, that do not go together, or that break a rule.
     """
-    preset = values.preset(preset_name)
-    if way not in WAYS:
-        raise BadSettings(f"--way '{way}' is unknown: use one of {', '.join(WAYS)}")
-    if preset.gpu is None and way not in ("server", "population"):
-        raise BadSettings(f"--way {way} needs a preset with GPUs, and {preset_name} has none")
-    if preset.multi_node and way not in ("server", "download"):
-        raise BadSettings(f"--way {way} runs on one node, and {preset_name} needs {preset.pipeline_parallel}")
-    manifests = WAYS[way](values, preset)
-    if problems := list(check(manifests, whole=False)):
-        raise BadSettings(f"preset {preset_name}: " + "; ".join(map(str, problems)))
+    manifests = checked(f"preset {preset_name}", build(values, way, preset_name), whole=False)
     return text(manifests, f"serve-app k8s render --way {way} --preset {preset_name}")
 
 
-def rendered_files(values: Values) -> dict[Path, str]:
-    """Each committed file that is made from the values, relative to the repository's root, and its text."""
-    files = {overlay.path: render(values, overlay.way, overlay.preset) for overlay in OVERLAYS}
+def build(values: Values, way: str, preset_name: str) -> list[Manifest]:
+    """The objects. Raises BadSettings for a way and a preset that do not go together."""
+    preset = values.preset(preset_name)
+    if way not in WAYS:
+        raise BadSettings(f"--way '{way}' is unknown: use one of {', '.join(WAYS)}")
+    if preset.gpu is None and way not in ("server", "population", "download"):
+        raise BadSettings(f"--way {way} needs a preset with GPUs, and {preset_name} has none")
+    if preset.multi_node and way not in ("server", "download"):
+        raise BadSettings(f"--way {way} runs on one node, and {preset_name} needs {preset.pipeline_parallel}")
+    if preset.gpu and values.shares_node and way != "download":
+        raise BadSettings(f"storage.access: ReadWriteOnce is one node, and the pods of {preset_name} are on several")
+    return [written_back(manifest) for manifest in WAYS[way](values, preset)]
+
+
+def installation(values: Values) -> dict[str, str]:
+    """The files of a folder that is applied as it stands, by name: everything that `run` names, and its ground.
+
+    Raises BadSettings as `render`, and for what only the whole shows: a name that nothing has, a way that is shut.
+    """
+    parts: dict[str, list[Manifest]] = {"base": base(values)} if values.base else {}
+    parts |= {way: build(values, way, preset) for way, preset in values.run.items()}
+    if values.base and values.has_ray_service:
+        parts["ingress"] = way_in(values)
+    everything = [manifest for part in parts.values() for manifest in part]
+    if values.monitoring:
+        parts["monitoring"] = monitors(values, everything)
+        everything += parts["monitoring"]
+    checked(f"installation {values.name}", everything, whole=values.base)
+    files = {f"{name}.yaml": part for name, part in parts.items() if part}
+    index = {**KUSTOMIZATION, "resources": list(files)}
+    return {name: text(part, OUT) for name, part in {**files, "kustomization.yaml": [index]}.items()}
+
+
+def monitors(values: Values, everything: list[Manifest]) -> list[Manifest]:
+    """PodMonitors of the pods that there are."""
+    pods = [template.labels for template in templates(everything)]
+    found = from_template(values, "monitors")
+    return [one for one in found if any(selects(one["spec"]["selector"], labels) for labels in pods)]
+
+
+def checked(what: str, manifests: list[Manifest], *, whole: bool) -> list[Manifest]:
+    """The same. Raises BadSettings with every rule that they break."""
+    if problems := list(check(manifests, whole=whole)):
+        raise BadSettings(f"{what}: " + "; ".join(map(str, problems)))
+    return manifests
+
+
+def rendered_files(values: Values, root: Path = Path()) -> dict[Path, str]:
+    """Each committed file that is made from values, relative to the repository's root, and its text."""
+    files = {Path("k8s/values.schema.json"): json_schema()}
+    ground = {"base.yaml": base(values), "kustomization.yaml": [{**KUSTOMIZATION, "resources": ["base.yaml"]}]}
+    files[Path("k8s/monitoring/monitors.yaml")] = text(from_template(values, "monitors"), OUT)
+    files |= {Path("k8s/base") / name: text(manifests, OUT) for name, manifests in ground.items()}
+    for overlay in OVERLAYS:
+        files |= {overlay.folder / name: content for name, content in installation(overlay.values(root)).items()}
     for name in DASHBOARDS:
         files[Path(f"k8s/monitoring/dashboards/{name}.json")] = dashboard(name)
     for path, auto_mode in NODE_POOLS.items():
-        files[path] = text(node_pools(values, auto_mode=auto_mode), "serve-app k8s render --write")
+        files[path] = text(node_pools(values, auto_mode=auto_mode), OUT)
     return files
+
+
+OUT = "serve-app k8s render"
 
 
 def text(manifests: list[Manifest], command: str) -> str:
     """YAML documents under a line that says where they come from."""
-    head = f"# Made by `{command}` from k8s/values.yaml. Edit that, then run `serve-app k8s render --write`.\n"
+    head = f"# Made by `{command}`: edit the values, not this.\n"
     return head + "---\n".join(
         yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120) for manifest in manifests
     )

@@ -25,10 +25,12 @@ from serve_app.settings import (
 )
 
 HTTP_PORT = 8000
+CHECKOUT = Path(__file__).parents[2]
 # A mounted secret, which `serve-app keys` writes.
 KEY_FILE = "/etc/serve-app/keys/keys.yaml"
 # Ray's label of the nodes that run what needs no GPU, where there are GPUs; else it could land on theirs.
-CONTROL_LABEL = {"serve-app/part": "control"}
+# Not the pods' serve-app/part: KubeRay lays a group's Ray labels over those of its pods.
+CONTROL_LABEL = {"serve-app/role": "control"}
 # Buying a node, pulling the image and loading weights; two nodes of them take longer.
 REPLICA_WAIT_S = 2700
 SETTINGS: dict[str, type[Frozen]] = {
@@ -41,7 +43,7 @@ SETTINGS: dict[str, type[Frozen]] = {
 
 def serve_config(values: Values, preset: Preset, root: Path = Path()) -> dict[str, Any]:
     """The document. Raises BadSettings, naming the application, for what the settings refuse."""
-    document: dict[str, Any] = yaml.safe_load((root / preset.config).read_text())
+    document = _config_file(preset, root)
     # EveryNode: KubeRay's readiness probe asks each worker's own proxy, and traffic goes to the ready ones.
     document["proxy_location"] = "EveryNode"
     document["http_options"] = {**document["http_options"], "host": "0.0.0.0", "port": HTTP_PORT}
@@ -59,6 +61,15 @@ def actor_resources(preset: Preset, gpu: Gpu | None) -> dict[str, int]:
     """What one replica takes: its tensor-parallel workers are its children, so the actor holds all their devices."""
     ranks = preset.tensor_parallel
     return {"num_cpus": ranks} if gpu is None else {"num_cpus": ranks * gpu.cpus - 1, "num_gpus": ranks}
+
+
+def _config_file(preset: Preset, root: Path) -> dict[str, Any]:
+    """Of the folder that one is in, else of this checkout."""
+    for folder in (root, CHECKOUT):
+        if (folder / preset.config).is_file():
+            document: dict[str, Any] = yaml.safe_load((folder / preset.config).read_text())
+            return document
+    raise BadSettings(f"config: there is no file {preset.config}, here or beside the values file")
 
 
 def _set_replicas(application: dict[str, Any], values: Values, preset: Preset) -> None:

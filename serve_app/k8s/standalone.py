@@ -11,7 +11,7 @@ from typing import Any
 
 from serve_app.k8s.pods import (
     HOME,
-    ONLINE_PRIORITY,
+    ONLINE,
     VLLM_SECRET,
     WORKER_ACCOUNT,
     Manifest,
@@ -22,70 +22,82 @@ from serve_app.k8s.pods import (
     labels,
     metadata,
     pod,
+    secret_variable,
     shm_volume,
     spread,
 )
 from serve_app.k8s.serve_config import HTTP_PORT, serve_config
-from serve_app.k8s.values import Preset, Values
+from serve_app.k8s.values import Preset, Values, digest
 
 START_TIMEOUT_S = 1800  # loading 140 GB and compiling
 
 
 def vllm_job(values: Values, preset: Preset) -> list[Manifest]:
     """One engine until it is deleted, or four hours are over, so that no GPU is forgotten."""
-    name, spec = "vllm-job", vllm_pod(values, preset, "vllm-job")
+    part, spec = "vllm-job", vllm_pod(values, preset)
     spec["restartPolicy"] = "OnFailure"
-    job = {
+    job: Manifest = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": metadata(values, name, name),
+        "metadata": {},
         "spec": {
             "backoffLimit": 3,
             "activeDeadlineSeconds": 4 * 3600,
-            "ttlSecondsAfterFinished": 3600,
-            "template": {"metadata": {"labels": labels(name)}, "spec": spec},
+            "template": {"metadata": {"labels": labels(values, part)}, "spec": spec},
         },
     }
-    return [job, service(values, name)]
+    # A Job cannot be changed once it is there: another image or option is another name, and the Service takes both.
+    job["metadata"] = metadata(values, f"{values.named(part)}-{digest(job['spec'])}", part)
+    return [job, service(values, part)]
 
 
 def vllm_deployment(values: Values, preset: Preset) -> list[Manifest]:
     """As many engines as the preset has at least, replaced one by one without a GPU more."""
-    name, count = "vllm", max(1, preset.replicas.min)
-    spec = vllm_pod(values, preset, name)
-    spec["topologySpreadConstraints"] = spread(name)
+    part, count = "vllm", max(1, preset.replicas.min)
+    spec, ours = vllm_pod(values, preset), labels(values, part)
+    spec["topologySpreadConstraints"] = spread(ours)
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(values, name, name),
+        "metadata": metadata(values, values.named(part), part),
         "spec": {
             "replicas": count,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
             "progressDeadlineSeconds": START_TIMEOUT_S + 600,
-            "selector": {"matchLabels": labels(name)},
-            "template": {"metadata": {"labels": labels(name)}, "spec": spec},
+            "selector": {"matchLabels": ours},
+            "template": {"metadata": {"labels": ours}, "spec": spec},
         },
     }
-    return [deployment, service(values, name)]
+    budget = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(values, values.named(part), part),
+        "spec": {
+            "maxUnavailable": 1,  # a Deployment has the scale that Ray's pods lack
+            "selector": {"matchLabels": ours},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
+    return [deployment, service(values, part), budget]
 
 
-def vllm_pod(values: Values, preset: Preset, part: str) -> Manifest:
+def vllm_pod(values: Values, preset: Preset) -> Manifest:
     """`vllm serve` with the options that the replicas have; its key comes from a Secret by vLLM's own variable."""
     gpu = values.gpus[preset.gpu or ""]
-    data, data_mount = data_volume(models_only=True)
+    data, data_mounts = data_volume(values)
     shm, shm_mount = shm_volume(max(2, gpu.pod_memory_gib * preset.tensor_parallel // 4))
     (replicas,) = [app for app in serve_config(values, preset)["applications"] if app["route_prefix"] == "/"]
     health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
     engine = container(
         values, preset, "vllm", resources=gpu_resources(values, preset, preset.tensor_parallel),
-        mounts=(data_mount, shm_mount),
+        mounts=(*data_mounts, shm_mount),
         command=["vllm", "serve"], args=flags(replicas["args"]["engine"]),
         ports=[{"name": "http", "containerPort": HTTP_PORT}],
         env=[
             {"name": "HOME", "value": HOME},
             {"name": "HF_HUB_OFFLINE", "value": "1"},
             {"name": "VLLM_PORT", "value": "20000"},
-            {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": VLLM_SECRET, "key": "api-key"}}},
+            secret_variable(values, "VLLM_API_KEY", VLLM_SECRET, "api-key"),
         ],
         startupProbe={**health, "periodSeconds": 10, "failureThreshold": START_TIMEOUT_S // 10},
         readinessProbe={**health, "periodSeconds": 5, "failureThreshold": 2},
@@ -94,7 +106,7 @@ def vllm_pod(values: Values, preset: Preset, part: str) -> Manifest:
         lifecycle={"preStop": {"exec": {"command": ["sleep", "15"]}}},
     )  # fmt: skip
     return pod(
-        values, [engine], account=WORKER_ACCOUNT, priority=ONLINE_PRIORITY, volumes=(data, shm),
+        values, [engine], account=WORKER_ACCOUNT, priority=ONLINE, volumes=(data, shm),
         **gpu_placement(preset, "on-demand"),
     )  # fmt: skip
 
@@ -113,11 +125,14 @@ def flags(options: dict[str, Any]) -> list[str]:
     return found
 
 
-def service(values: Values, name: str) -> Manifest:
+def service(values: Values, part: str) -> Manifest:
     """In the cluster only: what comes from outside passes an ingress."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(values, name, name),
-        "spec": {"selector": labels(name), "ports": [{"name": "http", "port": HTTP_PORT, "targetPort": "http"}]},
+        "metadata": metadata(values, values.named(part), part),
+        "spec": {
+            "selector": labels(values, part),
+            "ports": [{"name": "http", "port": HTTP_PORT, "targetPort": "http"}],
+        },
     }

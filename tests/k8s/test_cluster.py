@@ -68,7 +68,7 @@ def test_up_makes_things_in_the_order_in_which_they_need_each_other(tmp_path: Pa
     assert in_order(
         said, "eksctl create", "node-pools.yaml", "<storage>", "kuberay/kuberay-operator", "wait rayservice"
     )
-    assert in_order(said, "k8s/base", "secret generic serve-app-keys", "docker build", "wait rayservice")
+    assert in_order(said, "build/base.yaml", "secret generic serve-app-keys", "docker build", "wait rayservice")
 
 
 def test_up_leaves_karpenters_tools_out_under_auto_mode(tmp_path: Path) -> None:
@@ -106,6 +106,10 @@ def test_versions_are_typed_once() -> None:
     """KubeRay's and Karpenter's, in eksctl's file and in the charts' list."""
     versions = dict(re.findall(r"^(\w+)_VERSION=(\S+)", (ROOT / "cluster/helm/versions.env").read_text(), re.MULTILINE))
     assert f"version: {versions['KARPENTER']}" in (ROOT / "cluster/eks/cluster.yaml").read_text()
+
+
+def test_the_operator_watches_every_installations_namespace() -> None:
+    assert "\nwatchNamespace:" not in (ROOT / "cluster/helm/kuberay.yaml").read_text()
 
 
 def test_the_image_copies_what_its_context_has() -> None:

@@ -50,7 +50,7 @@ def test_the_committed_files_are_what_the_values_make(values: Values) -> None:
 
 
 def test_every_overlay_is_in_the_repository() -> None:
-    assert all((ROOT / overlay.path).with_name("kustomization.yaml").exists() for overlay in OVERLAYS)
+    assert all((ROOT / overlay.folder / "kustomization.yaml").exists() for overlay in OVERLAYS)
 
 
 @pytest.mark.parametrize("preset", ["cpu", "8b-l4", "8b-a10g", "8b-tp2", "70b-tp8", "405b"])
@@ -161,4 +161,4 @@ def test_serve_config_prints_what_serve_run_takes() -> None:
 
 
 def test_every_way_has_an_overlay() -> None:
-    assert {overlay.way for overlay in OVERLAYS} | {"download"} == set(WAYS)
+    assert {way for overlay in OVERLAYS for way in overlay.values(ROOT).run} | {"download"} == set(WAYS)

@@ -8,12 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from serve_app.k8s.rules import config, network, objects, pods, ray
+from serve_app.k8s.rules import (
+    config,
+    exposure,
+    form,
+    network,
+    objects,
+    operator,
+    pod_security,
+    pods,
+    ray,
+    reach,
+    references,
+    secrets,
+)
 from serve_app.k8s.rules.manifests import RULES, Manifest, Problem
 
 __all__ = ["RULES", "Problem", "check"]
 # Imported for the rules that they register.
-_SETS = (config, network, objects, pods, ray)
+_SETS = (
+    config, exposure, form, network, objects, operator, pod_security, pods, ray, reach, references, secrets,
+)  # fmt: skip
 
 
 def check(manifests: Sequence[Manifest], *, whole: bool = True) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from serve_app.k8s.pods import GPU_RESOURCE, STORE_ACCOUNT
+from serve_app.k8s.pods import GPU_RESOURCE
 from serve_app.k8s.rules.manifests import (
     Found,
     Manifest,
@@ -42,7 +42,7 @@ def proxies(manifests: Sequence[Manifest]) -> Found:
         if document.get("proxy_location") != "EveryNode":
             yield owner, f"proxy_location {document.get('proxy_location')}: every worker would be NotReady for ever"
         http = document.get("http_options") or {}
-        if http.get("host") != "0.0.0.0" or http.get("port") != HTTP_PORT:
+        if owner.get("kind") == "RayService" and (http.get("host") != "0.0.0.0" or http.get("port") != HTTP_PORT):
             yield owner, f"http_options are not 0.0.0.0:{HTTP_PORT}, where the Service and the probes look"
 
 
@@ -78,7 +78,7 @@ def store(manifests: Sequence[Manifest]) -> Found:
         if not folder.startswith("/"):
             yield owner, f"store '{folder}' is in the container, and goes with it: use the volume claim or a URL"
             continue
-        writers = [t for t in templates([owner]) if t.spec.get("serviceAccountName") == STORE_ACCOUNT]
+        writers = [t for t in templates([owner]) if t.labels.get("serve-app/part") == "control"]
         for template in writers or list(templates([owner])):
             if not any(PurePosixPath(folder).is_relative_to(path) for path in mounted(template.main, writable=True)):
                 yield owner, f"store '{folder}' is on no volume of the pods that run the driver"

@@ -108,8 +108,10 @@ def templates(manifests: Sequence[Manifest]) -> Iterator[Template]:
         template = None
         if owner.get("kind") == "RayJob":
             template = spec.get("submitterPodTemplate")
-        elif owner.get("kind") in ("Deployment", "StatefulSet", "DaemonSet", "Job"):
+        elif owner.get("kind") in ("Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Job"):
             template = spec.get("template")
+        elif owner.get("kind") == "CronJob":
+            template = ((spec.get("jobTemplate") or {}).get("spec") or {}).get("template")
         elif owner.get("kind") == "Pod":
             template = owner
         if template:
@@ -152,13 +154,22 @@ def variables(container: Manifest) -> dict[str, Any]:
 
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label selector, or a Service's plain map, takes these labels. Of operators, In alone is known."""
+    """Whether a label selector, or a Service's plain map, takes these labels."""
     plain = not {"matchLabels", "matchExpressions"} & set(selector)
     wanted = selector if plain else selector.get("matchLabels") or {}
     return all(labels.get(key) == value for key, value in wanted.items()) and all(
-        entry["operator"] == "In" and labels.get(entry["key"]) in entry["values"]
-        for entry in ([] if plain else selector.get("matchExpressions") or [])
+        _matches(entry, labels) for entry in ([] if plain else selector.get("matchExpressions") or [])
     )
+
+
+def _matches(entry: Manifest, labels: dict[str, str]) -> bool:
+    key, values = entry["key"], entry.get("values") or []
+    return {
+        "In": labels.get(key) in values,
+        "NotIn": labels.get(key) not in values,
+        "Exists": key in labels,
+        "DoesNotExist": key not in labels,
+    }.get(entry["operator"], False)
 
 
 def mounted(container: Manifest, *, writable: bool = False) -> set[str]:

@@ -1,11 +1,11 @@
-"""Rules of what lets traffic in and out."""
+"""Rules of what lets traffic in; which pods reach which is reach.py's."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
 
-from serve_app.k8s.rules.manifests import Found, Manifest, of_kind, rule, selects, templates
+from serve_app.k8s.rules.manifests import Found, Manifest, of_kind, rule
 
 # A generation without a byte for so long is over; below it an idle stream would be cut.
 MIN_STREAM_TIMEOUT_S = 600
@@ -18,12 +18,29 @@ def ingress_tls(manifests: Sequence[Manifest]) -> Found:
     for ingress in of_kind(manifests, "Ingress"):
         if not ingress["spec"].get("tls"):
             yield ingress, "no tls: keys would travel in the clear"
+        listened = (ingress["metadata"].get("annotations") or {}).get("alb.ingress.kubernetes.io/listen-ports", "")
+        if '"HTTP"' in listened.replace("'", '"'):
+            yield ingress, "listens to HTTP too: keys would travel in the clear"
     for gateway in of_kind(manifests, "Gateway"):
         for listener in gateway["spec"].get("listeners") or []:
             if listener.get("protocol") == "HTTPS" and not (listener.get("tls") or {}).get("certificateRefs"):
                 yield gateway, f"listener {listener.get('name')} has no certificate"
         if not any(listener.get("protocol") == "HTTPS" for listener in gateway["spec"].get("listeners") or []):
             yield gateway, "no HTTPS listener: keys would travel in the clear"
+
+
+@rule("ingress-class")
+def ingress_class(manifests: Sequence[Manifest]) -> Found:
+    for ingress in of_kind(manifests, "Ingress"):
+        name, annotations = ingress["spec"].get("ingressClassName"), ingress["metadata"].get("annotations") or {}
+        if not name:
+            yield ingress, "no ingressClassName: no controller takes it, or another one does"
+        elif name != "alb" and any(key.startswith("alb.ingress.kubernetes.io/") for key in annotations):
+            yield ingress, f"its annotations are the ALB's, and its class is {name}"
+        secured = {host for entry in ingress["spec"].get("tls") or [] for host in entry.get("hosts") or []}
+        hosts = {entry.get("host") for entry in ingress["spec"].get("rules") or []} - {None, "*"}
+        if secured and not hosts <= secured:
+            yield ingress, f"tls is for {', '.join(sorted(secured))} and not for {', '.join(sorted(hosts - secured))}"
 
 
 @rule("stream-timeout")
@@ -52,51 +69,3 @@ def cidr(manifests: Sequence[Manifest]) -> Found:
                             ipaddress.ip_network(str(value))
                         except ValueError as error:
                             yield policy, f"ipBlock: {error}"
-
-
-@rule("default-deny", whole=True)
-def default_deny(manifests: Sequence[Manifest]) -> Found:
-    for namespace in of_kind(manifests, "Namespace"):
-        closed = [
-            policy
-            for policy in of_kind(manifests, "NetworkPolicy")
-            if not policy["spec"].get("podSelector")
-            and set(policy["spec"].get("policyTypes") or []) == {"Ingress", "Egress"}
-            and not policy["spec"].get("ingress")
-        ]
-        if not closed:
-            yield namespace, "no NetworkPolicy closes everything first"
-
-
-@rule("allowed-ways", whole=True)
-def allowed_ways(manifests: Sequence[Manifest]) -> Found:
-    """What a NetworkPolicy must let through (pitfall 11), by port: else it fails only in the cluster."""
-    policies = list(of_kind(manifests, "NetworkPolicy"))
-    needed = {"head": (8265, 6379, 8080), "replica": (8000, 8080), "redis": (6379,)}
-    for template in templates(manifests):
-        part = template.labels.get("serve-app/part", "")
-        open_ports = {
-            port.get("port")
-            for policy in policies
-            if selects(policy["spec"].get("podSelector") or {}, template.labels)
-            for entry in policy["spec"].get("ingress") or []
-            for port in entry.get("ports") or []
-        }
-        for port in (
-            needed.get(part, ()) if policies and template.owner.get("kind") in ("RayService", "StatefulSet") else ()
-        ):
-            if port not in open_ports:
-                yield template.owner, f"no NetworkPolicy lets anybody reach port {port} of {part}"
-
-
-@rule("cleanup-reaches-redis", whole=True)
-def cleanup_reaches_redis(manifests: Sequence[Manifest]) -> Found:
-    """The Job that KubeRay starts at the end has Ray's labels and none of ours."""
-    for policy in of_kind(manifests, "NetworkPolicy"):
-        if not selects(policy["spec"].get("podSelector") or {}, {"serve-app/part": "redis"}):
-            continue
-        peers = [peer for entry in policy["spec"].get("ingress") or [] for peer in entry.get("from") or []]
-        if policy["spec"].get("podSelector") and not any(
-            "ray.io/node-type" in str(peer) and "redis-cleanup" in str(peer) for peer in peers
-        ):
-            yield policy, "KubeRay's clean-up Job cannot reach Redis, so a deleted RayService would hang"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from serve_app.k8s.pods import GPU_RESOURCE
-from serve_app.k8s.rules.manifests import Found, Manifest, amount, limit, ray_clusters, rule, templates, variables
+from serve_app.k8s.pods import CAPABILITIES_REASON, GPU_RESOURCE, ROOT_REASON
+from serve_app.k8s.rules.manifests import Found, Manifest, amount, limit, ray_clusters, rule, templates
 
-SECRET_NAME = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET)$")
-TAGGED = re.compile(r"(:[\w.-]+|@sha256:[0-9a-f]{64})$")
-OPERATORS = ("Exists", "Equal")
-# What a pod may not do without saying why.
-ROOT_REASON = "serve-app/root-because"
+DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
+# A whole version, a date or a commit: what is shorter (7, 7.4, latest, stable) is moved to the next.
+FIXED_TAG = re.compile(r"(?!.*(latest|nightly|stable|edge)).*(\d+\.\d+\.\d+|\d{8}|\b[0-9a-f]{7,40}\b).*")
+OPERATORS, EFFECTS = ("Exists", "Equal"), ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
 @rule("gpu-request-limit")
@@ -48,20 +47,33 @@ def resources_named(manifests: Sequence[Manifest]) -> Found:
 @rule("gpu-toleration")
 def gpu_toleration(manifests: Sequence[Manifest]) -> Found:
     for template in templates(manifests):
-        tolerated = {entry.get("key") for entry in template.spec.get("tolerations") or []}
-        if any(limit(container, GPU_RESOURCE) for container in template.containers) and GPU_RESOURCE not in tolerated:
-            yield template.owner, f"asks for a GPU and does not tolerate the taint {GPU_RESOURCE}"
+        tolerations = template.spec.get("tolerations") or []
+        asks = any(limit(container, GPU_RESOURCE) for container in template.containers)
+        if asks and not any(_tolerates(entry) for entry in tolerations):
+            yield template.owner, f"asks for a GPU and does not tolerate the taint {GPU_RESOURCE}=true:NoSchedule"
+        if any("key" not in entry and entry.get("operator") == "Exists" for entry in tolerations):
+            yield template.owner, "tolerates every taint, those of nodes that fail too; name the key"
+
+
+def _tolerates(entry: Manifest) -> bool:
+    """The taint of GPU nodes (node_pools.py); what is misspelt is another rule's."""
+    value = entry.get("operator", "Equal") != "Equal" or entry.get("value") == "true"
+    return entry.get("key") == GPU_RESOURCE and value and entry.get("effect") not in EFFECTS[1:]
 
 
 @rule("toleration-form")
 def toleration_form(manifests: Sequence[Manifest]) -> Found:
     for template in templates(manifests):
         for entry in template.spec.get("tolerations") or []:
-            operator = entry.get("operator", "Equal")
+            operator, effect = entry.get("operator", "Equal"), entry.get("effect", "")
             if operator not in OPERATORS:
                 yield template.owner, f"toleration: operator '{operator}' is not one of {', '.join(OPERATORS)}"
             elif operator == "Exists" and "value" in entry:
                 yield template.owner, "toleration: operator Exists takes no value"
+            if effect and effect not in EFFECTS:
+                yield template.owner, f"toleration: effect '{effect}' is not one of {', '.join(EFFECTS)}"
+            if "tolerationSeconds" in entry and effect != "NoExecute":
+                yield template.owner, "toleration: tolerationSeconds goes with the effect NoExecute alone"
 
 
 @rule("mounts")
@@ -82,6 +94,11 @@ def security(manifests: Sequence[Manifest]) -> Found:
         pod = template.spec.get("securityContext") or {}
         if not pod.get("runAsNonRoot") and ROOT_REASON not in (template.metadata.get("annotations") or {}):
             yield template.owner, f"runs as root: set runAsNonRoot, or give a reason by the annotation {ROOT_REASON}"
+        contexts = [pod, *((container.get("securityContext") or {}) for container in template.containers)]
+        if ROOT_REASON not in (template.metadata.get("annotations") or {}) and any(
+            context.get("runAsUser") == 0 or context.get("runAsNonRoot") is False for context in contexts
+        ):
+            yield template.owner, "runs as user 0, or allows it: with runAsNonRoot the kubelet does not start it"
         for field in ("hostNetwork", "hostPID", "hostIPC"):
             if template.spec.get(field):
                 yield template.owner, f"{field} is set"
@@ -95,20 +112,15 @@ def security(manifests: Sequence[Manifest]) -> Found:
                 yield template.owner, f"{container['name']}: allowPrivilegeEscalation is not false"
             if not own.get("readOnlyRootFilesystem"):
                 yield template.owner, f"{container['name']}: readOnlyRootFilesystem is not true"
-            if (own.get("capabilities") or {}).get("drop") != ["ALL"]:
+            capabilities = own.get("capabilities") or {}
+            if capabilities.get("drop") != ["ALL"]:
                 yield template.owner, f"{container['name']}: not all capabilities are dropped"
-
-
-@rule("secret-inline")
-def secret_inline(manifests: Sequence[Manifest]) -> Found:
-    for template in templates(manifests):
-        for container in template.containers:
-            for name, value in variables(container).items():
-                if value and SECRET_NAME.search(name):
-                    yield template.owner, f"{container['name']}: {name} is written out; take it from a Secret"
-    for manifest in manifests:
-        if manifest.get("kind") == "Secret":
-            yield manifest, "a Secret is committed; make it in the cluster and only name it"
+            if capabilities.get("add") and CAPABILITIES_REASON not in (template.metadata.get("annotations") or {}):
+                added = ", ".join(capabilities["add"])
+                yield template.owner, f"{container['name']}: adds {added} without the annotation {CAPABILITIES_REASON}"
+            for port in container.get("ports") or []:
+                if port.get("hostPort"):
+                    yield template.owner, f"{container['name']}: hostPort {port['hostPort']} is open on the node"
 
 
 @rule("image-tag")
@@ -116,8 +128,17 @@ def image_tag(manifests: Sequence[Manifest]) -> Found:
     for template in templates(manifests):
         for container in template.containers:
             image = container.get("image", "")
-            if not TAGGED.search(image.rpartition("/")[2]) or image.endswith(":latest"):
+            if not _is_pinned(image):
                 yield template.owner, f"{container['name']}: image '{image}' has no fixed tag"
+    for owner, cluster in ray_clusters(manifests):
+        image = (cluster.get("autoscalerOptions") or {}).get("image")
+        if image and not _is_pinned(image):
+            yield owner, f"autoscaler: image '{image}' has no fixed tag"
+
+
+def _is_pinned(image: str) -> bool:
+    tag = image.rpartition("/")[2].partition(":")[2]
+    return bool(DIGEST.search(image) if "@" in image else FIXED_TAG.fullmatch(tag))
 
 
 @rule("service-links")
@@ -162,6 +183,9 @@ def probes(manifests: Sequence[Manifest]) -> Found:
         for probe in ("readinessProbe", "livenessProbe"):
             if probe not in template.main:
                 yield template.owner, f"{template.main['name']} has no {probe}"
+        slow = limit(template.main, GPU_RESOURCE) and "livenessProbe" in template.main
+        if slow and "startupProbe" not in template.main:
+            yield template.owner, f"{template.main['name']} has no startupProbe: it is killed while it loads its model"
 
 
 @rule("spread")

@@ -60,6 +60,8 @@ def dead_field(manifests: Sequence[Manifest]) -> Found:
 
 @rule("feature-gate")
 def feature_gate(manifests: Sequence[Manifest]) -> Found:
+    for owner in of_kind(manifests, "RayCronJob"):
+        yield owner, "RayCronJob is behind a feature gate that is off"
     for owner, cluster in ray_clusters(manifests):
         for field in GATED:
             if field in cluster:
@@ -84,6 +86,7 @@ def same_ray(manifests: Sequence[Manifest]) -> Found:
         if (found := cluster.get("rayVersion")) != ray_version():
             yield owner, f"rayVersion {found} is not the pinned {ray_version()}, which the image has"
         images = {template.main.get("image") for template in templates([owner])}
+        images |= {(cluster.get("autoscalerOptions") or {}).get("image")} - {None}
         if len(images) > 1:
             yield owner, f"head, workers and submitter have different images: {', '.join(sorted(map(str, images)))}"
 
@@ -115,8 +118,23 @@ def head_devices(manifests: Sequence[Manifest]) -> Found:
         head = cluster["headGroupSpec"]
         if (head.get("rayStartParams") or {}).get("num-cpus") != "0":
             yield owner, 'the head can get replicas: set rayStartParams.num-cpus to "0"'
+        if (head.get("rayStartParams") or {}).get("dashboard-host") != "0.0.0.0":
+            yield owner, "the operator cannot reach the dashboard: set rayStartParams.dashboard-host to 0.0.0.0"
         if limit(head["template"]["spec"]["containers"][0], GPU_RESOURCE):
             yield owner, "the head has a GPU, which no replica will use"
+
+
+@rule("head-ports")
+def head_ports(manifests: Sequence[Manifest]) -> Found:
+    """The head's Service has the ports that its container names; workers come by rayStartParams."""
+    for owner, cluster in ray_clusters(manifests):
+        head = cluster["headGroupSpec"]
+        containers = head["template"]["spec"].get("containers") or [{}]
+        named = {port.get("name"): port["containerPort"] for port in containers[0].get("ports") or []}
+        for param, name, usual in (("port", "gcs-server", 6379), ("dashboard-port", "dashboard", 8265)):
+            started = str((head.get("rayStartParams") or {}).get(param, usual))
+            if name in named and started != str(named[name]):
+                yield owner, f"rayStartParams.{param} {started} is not the head's port {name}, {named[name]}"
 
 
 @rule("head-disruption")
@@ -125,6 +143,13 @@ def head_disruption(manifests: Sequence[Manifest]) -> Found:
         annotations = template.metadata.get("annotations") or {}
         if template.place == "head" and annotations.get("karpenter.sh/do-not-disrupt") != "true":
             yield template.owner, "the head has no annotation karpenter.sh/do-not-disrupt"
+
+
+@rule("ray-pod-deadline")
+def ray_pod_deadline(manifests: Sequence[Manifest]) -> Found:
+    for template in templates(manifests):
+        if template.place and template.spec.get("activeDeadlineSeconds") is not None:
+            yield template.owner, f"activeDeadlineSeconds of a {template.place} pod ends it while it serves"
 
 
 @rule("autoscaler-restart")

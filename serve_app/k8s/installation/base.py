@@ -1,0 +1,110 @@
+"""The ground: namespace, priorities, accounts, network policies, Redis, the volume claim and the way in.
+
+Each is a template of YAML in templates/, since that is how such objects are read; what is put into them is `_fields`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from string import Template
+
+import yaml
+
+from serve_app.k8s.pods import (
+    CLAIM_OF_OTHERS,
+    CLASS_OF_CLUSTER,
+    GPUS_OF_NODES,
+    LEVEL_OF_OTHERS,
+    ONLINE,
+    POPULATION,
+    PULL_SECRETS,
+    Manifest,
+    labels,
+    pull_secrets,
+)
+from serve_app.k8s.values import DATA, MODELS, Values, digest
+
+TEMPLATES = Path(__file__).with_name("templates")
+CLUSTER_WIDE = ("Namespace", "PriorityClass")
+
+
+def base(values: Values) -> list[Manifest]:
+    """What is applied before any way to run."""
+    names = ["namespace"] if values.create_namespace else []
+    names += ["priorities", "accounts", "network"]
+    if values.has_ray_service and values.redis.address is None:
+        names.append("redis")
+    if values.storage.claim is None:
+        names += ["claim", "folders"] if values.storage.prepare else ["claim"]
+    return [manifest for name in names for manifest in from_template(values, name)]
+
+
+def way_in(values: Values) -> list[Manifest]:
+    """The server's Ingress, or Gateway and HTTPRoute, or nothing."""
+    return [] if values.ingress.kind == "none" else from_template(values, values.ingress.kind)
+
+
+def from_template(values: Values, name: str) -> list[Manifest]:
+    """The objects of templates/NAME.yaml, in our namespace and with our labels."""
+    text = Template((TEMPLATES / f"{name}.yaml").read_text()).substitute(_fields(values))
+    # Without this detour anchors would make objects share parts.
+    manifests = json.loads(json.dumps(list(yaml.safe_load_all(text))))
+    return [_completed(values, manifest) for manifest in manifests]
+
+
+def _fields(values: Values) -> dict[str, str]:
+    private = [{"ipBlock": {"cidr": str(cidr)}} for cidr in values.private_cidrs]
+    redis = {"podSelector": {"matchLabels": labels(values, "redis")}}
+    closed = {} if values.create_namespace else {"matchLabels": {"app.kubernetes.io/instance": values.name}}
+    return {
+        "name": values.name,
+        "namespace": values.namespace,
+        "pod_security": values.pod_security,
+        "operator_namespace": values.operator_namespace,
+        "monitoring_namespace": values.monitoring_namespace,
+        "closed": json.dumps(closed),
+        "private_blocks": json.dumps(private),
+        "redis_peers": json.dumps(private if values.redis.address else [redis]),
+        "redis_port": str(values.redis.port),
+        "online_priority": values.cluster_named(ONLINE),
+        "population_priority": values.cluster_named(POPULATION),
+        "redis_image": values.images.redis,
+        "busybox_image": values.images.busybox,
+        "claim": values.claim,
+        "access": values.storage.access,
+        "size": values.storage.size,
+        "folders": ", ".join(_folders(values)),
+        "host": values.ingress.host,
+        "gateway_class": values.ingress.gateway_class,
+        "issuer": values.ingress.issuer,
+        "drain_s": str(values.drain_s),
+    }
+
+
+def _folders(values: Values) -> list[str]:
+    """That the serving user writes to, on the claim."""
+    stores = [store for store in (values.store, values.population_store) if PurePosixPath(store).is_relative_to(DATA)]
+    return list(dict.fromkeys([MODELS, *stores]))
+
+
+def _completed(values: Values, manifest: Manifest) -> Manifest:
+    metadata = manifest["metadata"]
+    if manifest["kind"] not in CLUSTER_WIDE:
+        metadata["namespace"] = values.namespace
+    if manifest["kind"] != "Namespace":  # which may have several installations
+        metadata["labels"] = {**labels(values), **metadata.get("labels", {})}
+    if manifest["kind"] == "PersistentVolumeClaim" and values.storage.storage_class:
+        manifest["spec"]["storageClassName"] = values.storage.storage_class
+    if manifest["kind"] == "ServiceAccount":  # what the rules take for granted
+        claim = {CLAIM_OF_OTHERS: values.storage.claim} if values.storage.claim else {}
+        if values.storage.storage_class:
+            claim[CLASS_OF_CLUSTER] = values.storage.storage_class
+        level = {} if values.create_namespace else {LEVEL_OF_OTHERS: values.pod_security}
+        pull = {PULL_SECRETS: ",".join(values.images.pull_secrets)} if values.images.pull_secrets else {}
+        metadata["annotations"] = {**claim, **level, **pull, GPUS_OF_NODES: ",".join(values.gpus)}
+    if manifest["kind"] in ("Job", "StatefulSet") and values.images.pull_secrets:
+        manifest["spec"]["template"]["spec"]["imagePullSecrets"] = pull_secrets(values)
+    if manifest["kind"] == "Job":  # cannot be changed once it is there
+        metadata["name"] += f"-{digest(manifest['spec']['template'])}"
+    return manifest

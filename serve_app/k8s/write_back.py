@@ -1,0 +1,141 @@
+"""What the API server and KubeRay's operator make of a Ray object, so that we write it in that form from the start.
+
+To add its finalizer the operator reads the whole object into Go's types and updates it. Fields that come back in
+another form are then the operator's: the next server-side apply conflicts, and GitOps tools see drift. The forms are
+those of KubeRay 1.7.0 (`ray-operator/apis/ray/v1`), of its CRDs' defaults and of Kubernetes' `resource.Quantity`.
+Not known here: defaults of volumes that we do not use (tests/k8s/test_write_back.py asks the CRDs for the others).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+Manifest = dict[str, Any]
+# Where each Ray kind has its RayClusterSpec; "" is the spec itself.
+CLUSTER_FIELDS = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec", "RayCluster": ""}
+DECIMAL = {"n": -3, "u": -2, "m": -1, "": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}  # powers of 1000
+BINARY = {"": 0, "Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5, "Ei": 6}  # powers of 1024
+_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d+))?")
+
+GROUP_DEFAULTS = {"replicas": 0, "minReplicas": 0, "maxReplicas": 2**31 - 1, "numOfHosts": 1, "priority": 0}
+SPEC_DEFAULTS = {"RayJob": {"submissionMode": "K8sJobMode", "backoffLimit": 0, "ttlSecondsAfterFinished": 0}}
+# Plain `bool`, `string` and `int` fields with omitempty go when they are false, "" and 0; pointers stay.
+PLAIN_BOOLS = {
+    "readOnly", "hostNetwork", "hostPID", "hostIPC", "stdin", "stdinOnce", "tty",
+}  # fmt: skip
+PLAIN_INTS = {
+    "initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold", "hostPort",
+    "entrypointNumCpus", "entrypointNumGpus",
+}  # fmt: skip
+# Maps from names to values: they go when they are empty, and their values are nobody's fields.
+MAPS = {"labels", "annotations", "nodeSelector", "matchLabels", "headServiceAnnotations", "rayStartParams"}
+QUANTITY_MAPS = {"requests", "limits", "overhead"}
+QUANTITIES = {"sizeLimit", "divisor"}
+
+
+def written_back(manifest: Manifest) -> Manifest:
+    """The object after the operator's first update; others than Ray's as they are.
+
+    Raises ValueError for what is no quantity.
+    """
+    if manifest.get("kind") not in CLUSTER_FIELDS:
+        return manifest
+    found = copy.deepcopy(manifest)
+    spec = found.get("spec") or {}
+    for name, value in SPEC_DEFAULTS.get(found["kind"], {}).items():
+        spec.setdefault(name, value)
+    if upgrade := (spec.get("upgradeStrategy") or {}).get("clusterUpgradeOptions"):
+        upgrade.setdefault("maxSurgePercent", 100)
+    field = CLUSTER_FIELDS[found["kind"]]
+    cluster = (spec.get(field) or {}) if field else spec
+    for group in cluster.get("workerGroupSpecs") or []:
+        for name, value in GROUP_DEFAULTS.items():
+            group.setdefault(name, value)
+        group.setdefault("scaleStrategy", {})
+    groups = [cluster.get("headGroupSpec") or {}, *(cluster.get("workerGroupSpecs") or [])]
+    for template in [*(group.get("template") for group in groups), spec.get("submitterPodTemplate")]:
+        if template:
+            _write_template(template)
+    found["spec"] = _fields(spec)
+    return found
+
+
+def differences(written: Any, back: Any, place: str = "") -> Iterator[str]:
+    """Places, as spec.a[0].b, at which the two differ."""
+    if isinstance(written, dict) and isinstance(back, dict):
+        for key in [*written, *(key for key in back if key not in written)]:
+            here = f"{place}.{key}" if place else str(key)
+            if key in written and key in back:
+                yield from differences(written[key], back[key], here)
+            else:
+                yield here
+    elif isinstance(written, list) and isinstance(back, list) and len(written) == len(back):
+        for index, (one, other) in enumerate(zip(written, back, strict=True)):
+            yield from differences(one, other, f"{place}[{index}]")
+    elif written != back or type(written) is not type(back):
+        yield place
+
+
+def canonical_quantity(value: Any) -> str:
+    """As Kubernetes writes it: the largest unit without a fraction. Raises ValueError for what is none."""
+    if (match := _QUANTITY.fullmatch(str(value))) is None:
+        raise ValueError(f"'{value}' is no quantity")
+    number, binary, decimal, exponent = match.groups()
+    amount = Fraction(number) * (
+        1024 ** BINARY[binary] if binary else Fraction(10) ** int(exponent or 3 * DECIMAL[decimal or ""])
+    )
+    if binary and abs(amount) >= 1024:
+        return _in_units(amount, 1024, BINARY)
+    if exponent:
+        power = max(p for p in DECIMAL.values() if amount % Fraction(1000) ** p == 0) if amount else 0
+        return f"{amount / Fraction(1000) ** power}{f'e{3 * power}' if power else ''}"
+    return _in_units(amount, 1000, DECIMAL)
+
+
+def _in_units(amount: Fraction, base: int, units: dict[str, int]) -> str:
+    if not amount:
+        return "0"
+    smallest = Fraction(base) ** min(units.values())
+    amount = ceil(amount / smallest) * smallest  # what is finer is rounded up
+    unit = max((u for u in units if amount % Fraction(base) ** units[u] == 0), key=units.__getitem__)
+    return f"{amount / Fraction(base) ** units[unit]}{unit}"
+
+
+def _write_template(template: Manifest) -> None:
+    """What Go's PodTemplateSpec has and YAML may leave out."""
+    template.setdefault("metadata", {})
+    spec = template.get("spec") or {}
+    for container in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
+        container.setdefault("resources", {})
+        for port in container.get("ports") or []:
+            port.setdefault("protocol", "TCP")
+
+
+def _fields(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_fields(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    return {key: _field(key, value) for key, value in node.items() if not _is_left_out(key, value)}
+
+
+def _is_left_out(key: str, value: Any) -> bool:
+    if value is None or value == []:
+        return True
+    if value == {}:
+        return key in (MAPS | QUANTITY_MAPS) - {"rayStartParams"}
+    return (value == "" and key != "name") or (value is False and key in PLAIN_BOOLS) or (
+        value == 0 and not isinstance(value, bool) and key in PLAIN_INTS)  # fmt: skip
+
+
+def _field(key: str, value: Any) -> Any:
+    if key in QUANTITY_MAPS and isinstance(value, dict):
+        return {name: canonical_quantity(amount) for name, amount in value.items()}
+    if key in QUANTITIES:
+        return canonical_quantity(value)
+    return value if key in MAPS else _fields(value)
