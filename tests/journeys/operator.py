@@ -52,3 +52,5 @@ def journey(person: Person) -> None:
         left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
         assert gone
         assert not left, f"processes outlive the server: {left}"
+    with person.step("sees which sizes are ready for Kubernetes, in any folder"):
+        says(person.run("k8s", "presets"), "70b-tp8", "405b")
