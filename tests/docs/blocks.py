@@ -48,7 +48,7 @@ _DIRECTIVE = re.compile(r"<!-- (model|file|parse|skip)(?:: (.+?))? -->\n\s*$")
 _SHELL = re.compile(r"[|><;&$`*]")
 _VARIABLE = re.compile(r"[A-Z_]+=")
 # Commands that would take the process over, or start real engines.
-NOT_RUN = ("serve", "demo", "check")
+NOT_RUN = ("up", "serve", "demo", "check")
 
 
 @dataclass(frozen=True)
