@@ -96,7 +96,7 @@ def test_replicas_are_asked_by_handle_and_words_that_cannot_be_told_apart_are_na
         chat = [Prompt("e", "hi", ("no", "yes"), chat=True)]
         assert score(chat) == [LabelLogprobs((-1.0, -2.0), 2, 0)]
         with pytest.raises(BadSettings, match=r"character of their own.*--words"):
-            score([Prompt("e", "t", (" a", " b"))])
+            score([Prompt("e", "t", (" a", " ab"))])
 
 
 def test_words_of_one_call_must_agree() -> None:
