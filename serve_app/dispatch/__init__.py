@@ -1,1 +1,1 @@
-"""From rows to replicas and back, without files or HTTP."""
+"""Sends rows to replicas and collects the results."""

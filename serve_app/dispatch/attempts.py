@@ -1,4 +1,4 @@
-"""What becomes of rows that were sent: answered, sent again, or failed after all attempts."""
+"""Handles sent rows: answers, retries and failures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from serve_app.dispatch.suspects import Death, culprit_message, is_culprit
 from serve_app.dispatch.worker import Worker
 from serve_app.schema import ChunkResult, Completion
 
-# From this failure on a chunk is split by SPLIT_FACTOR each time: 64 rows are single after three splits.
+# 64 rows are single after three splits.
 ATTEMPTS_BEFORE_SPLIT = 2
 SPLIT_FACTOR = 4
 
 
 class Attempts:
-    """Over the dispatcher's queues and streams."""
-
     def __init__(
         self, queues: Mapping[bytes, RowQueue], streams: Container[Sender], settings: DispatchSettings
     ) -> None:
@@ -39,7 +37,7 @@ class Attempts:
             stream.report(results)
 
     def retry(self, queue: RowQueue, items: Sequence[QueuedRow], reason: str) -> None:
-        """Queue the rows again, later in smaller chunks; a single row while it has attempts left."""
+        """Queue the rows again in smaller chunks, single rows while attempts are left."""
         _record_attempt(items, reason)
         if len(items) == 1:
             (item,) = items
@@ -57,14 +55,13 @@ class Attempts:
             self.requeue(queue, items[start : start + step])
 
     def mark_lost(self, worker: Worker, *, by_engine: bool) -> None:
-        """Mark the worker as lost, once: its open calls raise one after the other."""
+        """Mark the worker as lost; its open calls raise one by one."""
         replica_id = worker.replica.replica_id
         if worker.lost:
             return
         worker.lost = True
         for queue in self._queues.values():
             queue.forget(replica_id)
-        # Stopped on purpose.
         if worker.left_at is not None and not by_engine:
             return
         open_rows = [item for items in worker.calls.values() for item in items]
@@ -73,7 +70,7 @@ class Attempts:
             item.deaths = (*item.deaths, death)
 
     def requeue_lost(self, queue: RowQueue, items: Sequence[QueuedRow], reason: str) -> None:
-        """Queue the rows of a lost replica again, or fail the one that ended it."""
+        """Requeue a lost replica's rows. Fail the row that ended it."""
         _record_attempt(items, reason)
         item = items[0]
         if len(items) == 1 and item.deaths and is_culprit(item.deaths, self._settings.max_attempts):

@@ -1,8 +1,8 @@
-"""Dispatch: keeps the window of every running replica full of small chunks, pulled from all open streams.
+"""Keeps the window of every running replica full of small chunks from all open streams.
 
-Knows rows, chunks, replicas and attempts. Does not know Ray (see `replicas.py`), what a prompt means, or files. Each
-row put into a stream comes out exactly once, completed or failed, in any order. Rows of a replica that died are sent
-again; those that may have ended it (see `suspects.py`) run alone.
+Knows rows, chunks, replicas and attempts, not Ray (see `replicas.py`), prompts or files. Each row of a stream comes out
+exactly once, completed or failed, in any order. Rows of a dead replica are sent again; suspects (`suspects.py`) run
+alone.
 """
 
 from __future__ import annotations
@@ -52,12 +52,11 @@ class Dispatcher:
         self._supervisor: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._last_seen = self._refreshed = -math.inf
-        # For people: why there are not more replicas, if known.
+        # Why there are not more replicas, if known.
         self.note = ""
 
     async def __aenter__(self) -> Dispatcher:
         self._wake = asyncio.Event()
-        # Own context: see `_start`.
         self._supervisor = asyncio.create_task(self._supervise(), context=contextvars.Context())
         return self
 
@@ -73,12 +72,11 @@ class Dispatcher:
 
     @property
     def workers(self) -> list[Worker]:
-        """The replicas that take work now."""
         return self._shares.workers
 
     @property
     def backlog_rows(self) -> int:
-        """What one stream may hold: enough that no window runs dry while more rows are prepared."""
+        """Rows one stream may hold, so that no window runs dry."""
         return max(self._settings.backlog_rows, int(4 * sum(worker.window for worker in self.workers)))
 
     def stream(
@@ -88,9 +86,8 @@ class Dispatcher:
         limit: Callable[[int], int] = lambda available: available,
         engine: EngineInfo | None = None,
     ) -> Stream[Any]:
-        """Open a stream of rows asked as `template` says, on at most `limit(available)` replicas; with `engine`, only
-        on those of that model and tokenizer. Streams with equal templates share chunks. Raises EngineFailed once
-        closed."""
+        """Open a stream of rows on at most `limit(available)` replicas; with `engine`, only on those of its model and
+        tokenizer. Equal templates share chunks. Raises EngineFailed once closed."""
         if self._closed:
             raise EngineFailed("the dispatcher was closed")
         made_for = ServedModel.of(engine) if engine is not None else None
@@ -102,13 +99,13 @@ class Dispatcher:
             self._last_seen = now
         self._streams.add(stream)
         queue.streams.add(stream)
-        # There may be thousands of streams: refresh only after a while, or when idle.
+        # Thousands of streams may open.
         if self._idle or now - self._refreshed > self._settings.refresh_s:
             self._wake.set()
         return stream
 
     async def replica(self) -> ReplicaInfo:
-        """Any replica that can work, as soon as there is one. Raises EngineFailed as a stream does."""
+        """Wait for any replica that can work. Raises EngineFailed as a stream does."""
         if self.workers and time.monotonic() - self._refreshed <= self._settings.refresh_s:
             return self.workers[0].replica
         self._last_seen = time.monotonic() if not self._waiting and not self._streams else self._last_seen
@@ -122,7 +119,6 @@ class Dispatcher:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Keep the list of replicas fresh without an open stream."""
         self._watchers += 1
         self._wake.set()
         try:
@@ -131,11 +127,10 @@ class Dispatcher:
             self._watchers -= 1
 
     def drop(self, stream: Stream[Any]) -> None:
-        """Forget a stream; see `Stream.close`."""
         if stream not in self._streams:
             return
         self._streams.remove(stream)
-        if not stream.outstanding:  # ended normally: nothing of it is left
+        if not stream.outstanding:
             self._remove_from_queue(stream)
             return
         stream.queue.discard(stream)
@@ -151,10 +146,8 @@ class Dispatcher:
             for kind in [kind for kind, queue in self._queues.items() if not queue.streams]:
                 del self._queues[kind]
 
-    # --- giving work ---
-
     def pump(self) -> None:
-        """Give chunks to replicas with room, one each a round, the least busy first."""
+        """Give chunks to replicas with room, one each per round, the least busy first."""
         self._shares.reserve()
         while not self._closed and any(queue.rows or queue.suspects for queue in self._queues.values()):
             now = time.monotonic()
@@ -167,7 +160,6 @@ class Dispatcher:
             if not (queue.rows or queue.suspects) or not self._shares.may_use(queue, worker):
                 continue
             if items := self._shares.take(queue, worker):
-                # Queues of one priority take turns.
                 self._queues[kind] = self._queues.pop(kind)
                 self._start(worker, queue, items)
                 return True
@@ -176,8 +168,8 @@ class Dispatcher:
     def _start(self, worker: Worker, queue: RowQueue, items: list[QueuedRow]) -> None:
         worker.open_rows += len(items)
         worker.alone = len(items) == 1 and items[0].suspected
-        # Own context: a call made inside a Serve HTTP request carries that request's id, and Serve's router tells calls
-        # apart by it (seen: calls never routed).
+        # Own context: Serve's router tells calls apart by the surrounding HTTP request's id, and never routed calls
+        # that shared one.
         call = asyncio.create_task(self._call(worker, queue, items, probing=worker.lost), context=contextvars.Context())
         worker.calls[call] = items
         call.add_done_callback(lambda done: self._on_done(worker, done))
@@ -207,25 +199,23 @@ class Dispatcher:
                 raise
             reason = f"{replica_id}: {_first_line(error)}"
             logger.warning("chunk %d failed on %s", chunk.chunk_id, reason)
-            queue.users.discard(replica_id)  # let another replica try, whatever the limit
+            queue.users.discard(replica_id)  # any other replica may try
             if isinstance(error, DEATHS):
                 self._attempts.mark_lost(worker, by_engine=isinstance(error, EngineFailed))
                 self._attempts.requeue_lost(queue, items, reason)
             else:
                 self._attempts.retry(queue, items, reason)
             asyncio.get_running_loop().call_later(worker.back_off(time.monotonic(), self._settings), self.pump)
-            self._wake.set()  # is it still there?
+            self._wake.set()
         else:
-            if probing and result.replica.replica_id == replica_id:  # alive after all
+            if probing and result.replica.replica_id == replica_id:
                 worker.lost = False
             worker.rows_done += len(items)
             worker.adapt_window(result.waiting, self._settings)
             self._attempts.finish(queue, items, result)
 
-    # --- knowing the replicas ---
-
     async def _supervise(self) -> None:
-        """Refresh the list of replicas; fail the streams when there was none for too long."""
+        """Refresh the replica list. Fail the streams after too long without replicas."""
         while True:
             self._idle = not (self._streams or self._waiting or self._watchers)
             if not self._idle:
@@ -234,10 +224,9 @@ class Dispatcher:
                 except Exception:
                     logger.exception("defect in dispatch")
             self._wake.clear()
-            # Idle: sleep until a stream opens.
             timeout_s = None if self._idle else self._settings.refresh_s
             with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):  # not wait_for: it can swallow a cancel (cpython#86296)
+                async with asyncio.timeout(timeout_s):  # wait_for can swallow a cancel (cpython#86296)
                     await self._wake.wait()
 
     async def _refresh(self) -> None:
@@ -247,7 +236,7 @@ class Dispatcher:
         except (Exception, asyncio.CancelledError) as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            # The controller is away: go on; a lost replica fails its chunks.
+            # The controller is away. A lost replica fails its chunks.
             logger.warning("cannot ask for replicas: %s", error)
         else:
             update_workers(running, self._workers, self._queues.values(), self._settings, now)
@@ -266,12 +255,11 @@ class Dispatcher:
     async def _failure(self) -> str:
         try:
             return await self._pool.failure()
-        except Exception as error:  # the controller is away
+        except Exception as error:
             logger.warning("cannot ask why there is no replica: %s", error)
             return ""
 
     def _refuse_other_models(self) -> None:
-        """Fail streams whose model no running replica serves."""
         models = {ServedModel.of(worker.replica.engine) for worker in self.workers}
         for stream in self._streams:
             made_for = stream.queue.made_for
@@ -288,7 +276,7 @@ class Dispatcher:
 
 
 def _first_line(error: BaseException) -> str:
-    """The cause of a remote error, without Ray's traceback."""
+    """A remote error's cause, without Ray's traceback."""
     cause = getattr(error, "cause", None)
     text = str(cause if isinstance(cause, BaseException) else error).strip()
     return f"{type(error).__name__}: {text.splitlines()[-1] if text else ''}"[:300]

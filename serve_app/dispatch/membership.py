@@ -1,4 +1,4 @@
-"""Replicas that came and went."""
+"""Tracks replicas that came and went."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from serve_app.dispatch.queue import RowQueue
 from serve_app.dispatch.worker import Worker
 from serve_app.schema import ReplicaInfo
 
-# For a replica that left to finish its calls.
+# For a leaving replica's open calls.
 LEAVE_TIMEOUT_S = 60.0
 
 
@@ -20,7 +20,7 @@ def update_workers(
     settings: DispatchSettings,
     now: float,
 ) -> None:
-    """Update `workers` to those that run, plus those that left and have calls open."""
+    """Update `workers` to those that run or have calls open after leaving."""
     for replica_id, replica in running.items():
         if replica_id not in workers:
             workers[replica_id] = Worker(replica, float(settings.window_rows))
@@ -36,5 +36,5 @@ def update_workers(
             if now - worker.left_at > LEAVE_TIMEOUT_S:
                 for call in worker.calls:
                     call.cancel()
-        elif not worker.lost or now >= worker.paused_until:  # a dead one may be listed again
+        elif not worker.lost or now >= worker.paused_until:  # may be listed again
             del workers[replica_id]

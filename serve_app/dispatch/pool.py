@@ -1,4 +1,4 @@
-"""What dispatch needs of replicas, and its sizes."""
+"""What dispatch needs of replicas; its sizes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from serve_app.settings import DispatchSizes
 
 
 class ReplicaPool(Protocol):
-    """The replicas, seen from the driver."""
-
     async def replicas(self) -> list[ReplicaInfo]:
-        """Those that can work now. Raises if that is unknown."""
+        """Replicas that can work now. Raises if unknown."""
 
     async def failure(self) -> str:
-        """Why no replica will come without a change of settings; empty if unknown."""
+        """Why only changed settings can bring a replica; empty if unknown."""
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        """Have a replica compute the chunk: all of it, or an exception.
+        """Compute the whole chunk on a replica.
 
-        Raises EngineFailed when the engine died or hung, ReplicaLost when the replica is gone, anything else for the
+        Raises EngineFailed if the engine died or hung, ReplicaLost if the replica is gone, anything else for the
         chunk's own failure.
         """
 
 
 class ServedModel(NamedTuple):
-    """What a prompt was made for: token ids mean nothing to others."""
+    """What a prompt was made for. Token ids mean nothing to other models."""
 
     model: str
     tokenizer: str
@@ -39,7 +37,7 @@ class ServedModel(NamedTuple):
 
 
 class DispatchSettings(DispatchSizes):
-    """`backlog_rows` bounds what a stream holds in memory. `max_attempts` are a row's own failures, or how often
-    replicas may be lost under it when the last was its alone."""
+    """`backlog_rows` bounds a stream's rows in memory. `max_attempts` bounds a row's own failures, and losses if it ran
+    alone in the last."""
 
     refresh_s: float = Field(0.5, gt=0, description="how often the replicas are asked for")

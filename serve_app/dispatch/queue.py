@@ -1,8 +1,7 @@
-"""Rows that wait for a replica, in groups that share a prefix.
+"""Queues rows for replicas, in groups that share a prefix.
 
-Prompts are bytes whose order puts shared prefixes side by side. A group stays with the replica that began it and has
-the prefix in its cache; a replica without one begins the next, or steals from the largest. Suspects wait apart, to run
-alone.
+Prompt bytes sort shared prefixes side by side. A group stays with the replica whose cache has its prefix. A replica
+without a group begins the next or steals from the largest. Suspects run alone.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from serve_app.schema import Chunk
 class RowQueue:
     """Rows of one kind (same labels, sampling and priority).
 
-    `users` are the replicas that took some; `made_for` what the prompts need, if known. `rows` does not count
-    `suspects`.
+    `users` are replicas that took some, `made_for` the engine their prompts need, if known. `rows` excludes `suspects`.
     """
 
     def __init__(self, template: Chunk, made_for: ServedModel | None = None) -> None:
@@ -34,17 +32,16 @@ class RowQueue:
         self.users: set[str] = set()
         self._returned: deque[list[QueuedRow]] = deque()
         self._free: list[tuple[int, int, deque[QueuedRow]]] = []  # heap: longest answers first, then by arrival
-        self._begun: dict[str, deque[QueuedRow]] = {}  # by replica
+        self._begun: dict[str, deque[QueuedRow]] = {}
         self._arrival = count()
 
     def add(self, items: Sequence[QueuedRow]) -> None:
-        """Add rows, grouped by prefix."""
         self.rows += len(items)
         for group in prefix_groups(items):
             self._push(deque(group))
 
     def pull(self, replica_id: str, rows: int) -> list[QueuedRow]:
-        """Up to `rows` rows for the replica: returned ones, else of its own group, else of another's."""
+        """Returned rows first, then those of the replica's own group, then of another's."""
         self.users.add(replica_id)
         if self._returned:
             items = self._returned.popleft()
@@ -56,34 +53,33 @@ class RowQueue:
         return items
 
     def pull_suspect(self, replica_id: str) -> list[QueuedRow]:
-        """The next suspect, for a replica that has nothing else."""
+        """The next suspect, for an otherwise idle replica."""
         if not self.suspects:
             return []
         self.users.add(replica_id)
         return [self.suspects.popleft()]
 
     def requeue(self, items: Sequence[QueuedRow]) -> None:
-        """Put back rows that were not answered. They go first, and together, except suspects."""
+        """Put back unanswered rows. They go first and together, except suspects."""
         self.suspects += [item for item in items if item.suspected]
         if others := [item for item in items if not item.suspected]:
             self.rows += len(others)
             self._returned.append(others)
 
     def clear_suspects(self) -> None:
-        """Move rows that are no longer suspects back into the groups."""
+        """Move cleared suspects back into the groups."""
         cleared = [item for item in self.suspects if not item.suspected]
         self.suspects = deque(item for item in self.suspects if item.suspected)
         self.add(cleared)
 
     def forget(self, replica_id: str) -> None:
-        """The replica left: anybody may take its group."""
+        """Free the group of a replica that left."""
         self.users.discard(replica_id)
         group = self._begun.pop(replica_id, None)
         if group and all(group is not other for other in self._begun.values()):
             self._push(group)
 
     def discard(self, stream: Sender) -> None:
-        """Drop all rows of the stream."""
         self.suspects = deque(item for item in self.suspects if item.stream is not stream)
         for group in (*self._returned, *(group for _, _, group in self._free), *_distinct(self._begun)):
             kept = [item for item in group if item.stream is not stream]
@@ -110,8 +106,8 @@ class RowQueue:
 
 
 def prefix_groups(items: Sequence[QueuedRow]) -> list[list[QueuedRow]]:
-    """Cut rows into groups in which each row shares at least half of its prompt with the next one; less is not worth
-    waiting for a replica. Within a group: longest expected answer first, then by prompt."""
+    """Cut rows into groups, sorted by longest expected answer, then prompt. Each row shares at least half of its prompt
+    with the next; less is not worth waiting for a replica."""
     ordered = sorted(items, key=attrgetter("prompt"))
     groups: list[list[QueuedRow]] = []
     before = None

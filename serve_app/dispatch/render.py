@@ -1,4 +1,4 @@
-"""From rows to what an engine takes, in the driver: replicas do no text work for populations."""
+"""Turns rows into engine input in the driver, so that replicas do no text work."""
 
 from __future__ import annotations
 
@@ -14,23 +14,20 @@ from serve_app.schema import EngineInfo, Row, pack_tokens
 
 
 class NotRendered(msgspec.Struct, frozen=True):
-    """Why a row has no prompt."""
-
     error: str
 
 
 class Renderer(Protocol):
-    """Makes prompts (`schema.Chunk.prompts`) of rows."""
+    """Makes prompts (`schema.Chunk.prompts`) from rows."""
 
     def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
-        """One prompt a row, or why there is none."""
+        """One prompt per row, or why there is none."""
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
-        """A chunk's ids of the labels. Raises BadSettings for labels that cannot be told apart."""
+        """Label ids of a chunk. Raises BadSettings for labels that cannot be told apart."""
 
 
 def make_renderer(engine: EngineInfo, *, external: bool = False, requests: bool = False) -> Renderer:
-    """The renderer for this engine; `requests` for its HTTP application."""
     if requests:
         return RequestRenderer()
     if external:
@@ -41,26 +38,26 @@ def make_renderer(engine: EngineInfo, *, external: bool = False, requests: bool 
         return _token_renderer(engine.tokenizer)
 
 
-# One at a time: two threads in the library's lazy import break it (seen).
+# Two threads break the library's lazy import.
 _LOADING = threading.Lock()
 
 
 @lru_cache(maxsize=4)
 def _token_renderer(source: str) -> TokenRenderer:
-    return TokenRenderer(source)  # a second; the first import ten
+    return TokenRenderer(source)  # 1 s, with the first import 10 s
 
 
 class TokenRenderer:
-    """Token ids by the model's own tokenizer and chat template. `source` is a folder or hub name. Thread-safe."""
+    """Token ids by the model's tokenizer and chat template. `source` is a folder or hub name. Thread-safe."""
 
     def __init__(self, source: str) -> None:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        self._lock = threading.Lock()  # a tokenizer changes its state in each call
+        self._lock = threading.Lock()  # tokenizers change state in each call
 
     def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
-        """Plain text gets the tokenizer's special tokens, a chat those of its template."""
+        """Text gets the tokenizer's special tokens, a chat its template's."""
         prompts: list[bytes | NotRendered] = [b""] * len(rows)
         chats: list[tuple[int, str]] = []
         texts: list[tuple[int, str]] = []
@@ -70,7 +67,7 @@ class TokenRenderer:
                 continue
             try:
                 chats.append((i, self._chat(row)))
-            except Exception as error:  # fails this row only
+            except Exception as error:
                 prompts[i] = NotRendered(f"chat template: {error}")
         for some, special in ((chats, False), (texts, True)):
             if some:
@@ -85,7 +82,7 @@ class TokenRenderer:
         return text
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
-        """The one token of each label. Raises BadSettings unless each label is exactly one token, all different."""
+        """The token of each label. Raises BadSettings unless each is exactly one token, all different."""
         with self._lock:
             ids = [self._tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
         for label, tokens in zip(labels, ids, strict=True):
@@ -99,8 +96,6 @@ class TokenRenderer:
 
 
 class RequestRenderer:
-    """Requests as they came."""
-
     def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
         return [(row.prompt or "").encode() for row in rows]
 
@@ -121,14 +116,14 @@ class MessageRenderer:
 
 
 class CharacterRenderer:
-    """One token a character (its code point), for simulated engines without a tokenizer."""
+    """One token per character (its code point), for simulated engines without a tokenizer."""
 
     def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
-        # Big-endian UTF-32 equals `pack_tokens` of the code points.
+        # Equals `pack_tokens` of the code points.
         return [(_text(row) or "?").encode("utf-32-be", "replace") for row in rows]
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
-        """Each label is its first character that is no space."""
+        """A label's first non-space character."""
         first = [label.lstrip()[:1] for label in labels]
         if "" in first or len(set(first)) < len(labels):
             raise BadSettings(f"{list(labels)} do not all begin with a character of their own", field="labels")

@@ -1,4 +1,4 @@
-"""The replicas behind a Serve deployment handle."""
+"""The replicas of a Serve deployment handle."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 
 T = TypeVar("T")
-# A replica that takes longer to describe itself counts as unable to work.
+# A slower replica counts as unable to work.
 DESCRIBE_TIMEOUT_S = 5.0
-# Asked at random when none is known and one hangs.
+# Random tries when none is known and one hangs.
 GUESSES = 8
-# The replica or its node is gone, or Serve stops it. A result is lost with its node (ObjectLostError).
+# Replica or node gone, or stopped by Serve. A result is lost with its node (ObjectLostError).
 LOST = (
     RayActorError,
     WorkerCrashedError,
@@ -52,7 +52,6 @@ class HandlePool:
 
     @classmethod
     def of(cls, app: str = REPLICAS_APP) -> HandlePool:
-        """The replicas of that application in the connected cluster."""
         return cls(serve.get_deployment_handle(REPLICA_DEPLOYMENT, app), app)
 
     async def replicas(self) -> list[ReplicaInfo]:
@@ -60,10 +59,10 @@ class HandlePool:
             answers = await self._handle.broadcast("describe").results_async(
                 timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True
             )
-        except DeploymentUnavailableError:  # none was ready yet
+        except DeploymentUnavailableError:
             return []
-        except TimeoutError:  # one that hangs blocks a broadcast: ask one by one
-            # Not when none runs: Serve would start a replica for the call.
+        except TimeoutError:  # one hanging replica blocks a broadcast
+            # Not when none runs: the call would start one.
             asked: list[str | None] = [*self._known]
             if not asked and await self._any_runs():
                 asked = [None] * GUESSES
@@ -88,7 +87,6 @@ class HandlePool:
         return bool(deployment and deployment.replica_states.get("RUNNING"))
 
     async def failure(self) -> str:
-        """Why Serve gave up on starting replicas; empty while it has not."""
         status = (await asyncio.to_thread(serve.status)).applications.get(self._app)
         if status is None or status.status != "DEPLOY_FAILED":
             return ""
@@ -98,7 +96,6 @@ class HandlePool:
         return (ours or lines or ["no reason was given"])[-1]
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        """See `pool.ReplicaPool.run`."""
         response = self._handle.run_chunk.remote(chunk, replica_id=replica_id)
         try:
             result: ChunkResult = await response
@@ -106,9 +103,9 @@ class HandlePool:
             response.cancel()  # else the replica computes on
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            # Ray raises this too when the replica cancelled the call.
+            # Also raised when the replica cancelled.
             raise ReplicaLost("the call was cancelled on the replica") from None
-        except RayTaskError as error:  # first: it is also an instance of its cause's type
+        except RayTaskError as error:  # first: also an instance of its cause's type
             if isinstance(error.cause, EngineFailed):
                 raise EngineFailed(str(error.cause)) from error
             if isinstance(error.cause, asyncio.CancelledError):
@@ -120,5 +117,5 @@ class HandlePool:
 
 
 async def outside_request(work: Coroutine[Any, Any, T]) -> T:
-    """Await in an own context: see `Dispatcher._start`."""
+    """Await in an own context (see `Dispatcher._start`)."""
     return await asyncio.create_task(work, context=contextvars.Context())

@@ -1,9 +1,9 @@
-"""A row on its way through dispatch, under one name at each stage.
+"""The types of a row at each stage of dispatch.
 
     schema.Row ─ render ─> RenderedRow ─ Stream.put ─> QueuedRow ─ many in one ─> schema.Chunk ─> a replica
     schema.Outcome <─ driver ─ RowResult <─ iterating over the stream ─ schema.Completion <─ a replica
 
-`attempts.py` turns completions into results, or into queued rows again.
+`attempts.py` turns completions into results or queued rows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import msgspec
 from serve_app.dispatch.suspects import Death, is_suspect
 from serve_app.schema import Completion, ReplicaInfo
 
-# `schema.RowKey` in the driver, a position in a list in a client.
+# `schema.RowKey` in the driver, a list position in a client.
 K = TypeVar("K")
 
 
 class RenderedRow(msgspec.Struct, Generic[K], frozen=True):
-    """A row that can be sent: its `prompt` as in `schema.Chunk`, and the caller's `key`, which comes back with the
-    result."""
+    """A row ready to send: `prompt` as in `schema.Chunk`, and the caller's `key`."""
 
     key: K
     prompt: bytes
@@ -30,9 +29,8 @@ class RenderedRow(msgspec.Struct, Generic[K], frozen=True):
 
 
 class RowResult(msgspec.Struct, Generic[K], frozen=True):
-    """The result of the row `key`: a completion by `replica`, or why no replica could compute it.
-
-    `attempts` counts how often it was sent, also to replicas that died.
+    """The result of row `key`: a completion by `replica`, or why none could compute it. `attempts` counts sends, also
+    to replicas that died.
     """
 
     key: K
@@ -48,14 +46,14 @@ class Sender(Protocol):
     finished: bool
 
     def report(self, results: list[RowResult[Any]] | Exception) -> None:
-        """Hand over results, or why there will be none."""
+        """Hand over results, or why there are none."""
 
 
 class QueuedRow(msgspec.Struct, eq=False):
     """A row that waits for a replica or is open on one.
 
-    `attempts` counts sends without an answer, `errors` says why. `failures` are its own, `shared_failures` those of
-    chunks with others.
+    `attempts` counts unanswered sends, `errors` gives reasons. `failures` are its own, `shared_failures` those of
+    shared chunks.
     """
 
     stream: Sender
@@ -70,5 +68,4 @@ class QueuedRow(msgspec.Struct, eq=False):
 
     @property
     def suspected(self) -> bool:
-        """Whether it has to run alone."""
         return is_suspect(self.deaths)

@@ -1,4 +1,4 @@
-"""Which rows a replica gets next, and how many; which replicas are kept for suspects."""
+"""Chooses a replica's next rows, and replicas for suspects."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from serve_app.dispatch.worker import Worker
 
 
 class Shares:
-    """Over the dispatcher's workers and queues."""
-
     def __init__(
         self, workers: Mapping[str, Worker], queues: Mapping[bytes, RowQueue], settings: DispatchSettings
     ) -> None:
@@ -23,11 +21,10 @@ class Shares:
 
     @property
     def workers(self) -> list[Worker]:
-        """The replicas that take work now."""
         return [worker for worker in self._workers.values() if worker.available]
 
     def reserve(self) -> None:
-        """Keep replicas for suspects, at most half of those usable."""
+        """Keep at most half of the usable replicas for suspects."""
         queues = [queue for queue in self._queues.values() if queue.suspects]
         kept: set[Worker] = set()
         if queues:
@@ -62,7 +59,7 @@ class Shares:
         return max((stream.limit(available) for stream in queue.streams), default=0)
 
     def _chunk_size(self, queue: RowQueue, worker: Worker) -> int:
-        """Rows to give now; 0 if the replica has its share of what is left."""
+        """Rows to give now; 0 if the replica has its share."""
         sizes = self._settings
         if not all(stream.finished for stream in queue.streams):
             return sizes.chunk_rows
@@ -72,7 +69,6 @@ class Shares:
         share = -(-(queue.rows + sum(one.open_rows for one in active)) // workers) - worker.open_rows
         if share <= 0:
             return 0
-        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): chunks shrink with what is left, so that all
-        # replicas end together.
+        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): chunks shrink so that all replicas end together.
         guided = -(-queue.rows // (2 * workers)) if workers > 1 else queue.rows
         return min(sizes.chunk_rows, max(sizes.min_chunk_rows, min(guided, share)))

@@ -1,4 +1,4 @@
-"""The rows of one caller, and their results."""
+"""One caller's rows and their results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from serve_app.dispatch.rows import K, QueuedRow, RenderedRow, RowResult
 
 
 class Owner(Protocol):
-    """Who opened a stream: the dispatcher."""
-
     @property
     def backlog_rows(self) -> int: ...
 
@@ -22,10 +20,7 @@ class Owner(Protocol):
 
 
 class Stream(Generic[K]):
-    """Rows of one caller, who knows each by a `K`.
-
-    Put rows, say `finish`, and iterate over the results; both at once, from two tasks.
-    """
+    """One caller's rows, keyed by `K`. One task puts rows and calls `finish`, another iterates over results."""
 
     def __init__(self, dispatcher: Owner, queue: RowQueue, limit: Callable[[int], int]) -> None:
         self._dispatcher = dispatcher
@@ -37,9 +32,8 @@ class Stream(Generic[K]):
         self.outstanding = 0
 
     async def put(self, rows: Iterable[RenderedRow[K]], *, last: bool = False) -> None:
-        """Add rows. Waits while the backlog is full; one put is never cut.
-
-        `last` implies `finish`, early enough to size the last chunks.
+        """Add rows; waits while the backlog is full. One put is never cut. `last` implies `finish` and helps size the
+        last chunks.
         """
         items = [QueuedRow(self, row.key, row.prompt, row.expected_tokens) for row in rows]
         while self.outstanding and self.outstanding + len(items) > self._dispatcher.backlog_rows:
@@ -52,16 +46,14 @@ class Stream(Generic[K]):
         self._dispatcher.pump()
 
     def finish(self) -> None:
-        """There are no more rows."""
         self.finished = True
         self._results.put_nowait([])
 
     def report(self, results: list[RowResult[Any]] | Exception) -> None:
-        """For the dispatcher: hand over results, or why there will be none."""
         self._results.put_nowait(results)
 
     async def __aiter__(self) -> AsyncIterator[list[RowResult[K]]]:
-        """Results as chunks finish, until all rows are out. Raises EngineFailed when no replica can be had."""
+        """Results as chunks finish, until all rows are out. Raises EngineFailed if no replica can be had."""
         while not (self.finished and self.outstanding == 0):
             results = await self._results.get()
             if isinstance(results, Exception):
@@ -72,5 +64,5 @@ class Stream(Generic[K]):
                 self._room.set()
 
     def close(self) -> None:
-        """Forget queued rows, and cancel chunks without other streams' rows."""
+        """Forget queued rows, and cancel chunks that only this stream uses."""
         self._dispatcher.drop(self)

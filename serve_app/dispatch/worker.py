@@ -1,4 +1,4 @@
-"""A replica as dispatch sees it: its open calls, and how much it may take."""
+"""A replica's open calls and capacity."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from serve_app.dispatch.pool import DispatchSettings
 from serve_app.dispatch.rows import QueuedRow
 from serve_app.schema import ReplicaInfo
 
-# Longest pause after failures. Serve replaces a lost replica well within it.
+# Longest pause after failures; Serve replaces a replica sooner.
 MAX_BACKOFF_S = 30.0
-# One that died may stay listed: Serve removes it after three failed checks, 5 s apart. After this it gets one chunk, to
-# see whether it recovered.
+# Serve removes a dead replica after three failed checks, 5 s apart. Then one chunk tests whether it recovered.
 LOST_PAUSE_S = 60.0
-# Additive increase, multiplicative decrease of the window by the engine's queue (factors: AIBrix's batch gateway). A
-# larger share waiting in the engine only delays others.
+# Additive increase, multiplicative decrease of the window (factors: AIBrix's batch gateway). A larger waiting share
+# only delays others.
 QUEUE_SHARE = 0.5
 OVERLOADED, SLOW = 0.9, 0.8
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A replica and its open calls. `lost` until it answers again, `reserved` for suspects, `alone` with one."""
+    """A replica and its open calls: `lost` until it answers, `reserved` for suspects, `alone` with one."""
 
     replica: ReplicaInfo
     window: float
@@ -39,11 +38,9 @@ class Worker:
 
     @property
     def available(self) -> bool:
-        """Whether it is listed and not known to be dead."""
         return self.left_at is None and not self.lost
 
     def has_room(self, now: float) -> bool:
-        """Whether it takes another chunk now."""
         if self.left_at is not None or now < self.paused_until:
             return False
         if self.lost or self.reserved or self.alone:
@@ -51,15 +48,15 @@ class Worker:
         return self.open_rows < self.window
 
     def adapt_window(self, waiting: int, settings: DispatchSettings) -> None:
-        """Grow the window while it is the limit, shrink it when rows wait in the engine."""
+        """Grow the window while it limits, shrink it when the engine queues."""
         self.failures = 0
         if waiting > self.window * QUEUE_SHARE:
             self.window = max(settings.chunk_rows, self.window * OVERLOADED)
-        elif waiting == 0 and self.open_rows >= self.window - settings.chunk_rows:  # the window is the limit
+        elif waiting == 0 and self.open_rows >= self.window - settings.chunk_rows:
             self.window = min(settings.max_window_rows, self.window + settings.chunk_rows)
 
     def back_off(self, now: float, settings: DispatchSettings) -> float:
-        """Pause it, longer after each failure in a row; returns seconds."""
+        """Pause longer after each consecutive failure; returns seconds."""
         self.failures += 1
         self.window = max(settings.chunk_rows, self.window * SLOW)
         pause_s = LOST_PAUSE_S if self.lost else min(settings.refresh_s * 2**self.failures, MAX_BACKOFF_S)

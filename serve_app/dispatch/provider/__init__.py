@@ -1,1 +1,1 @@
-"""External OpenAI-compatible providers, as a replica pool."""
+"""External OpenAI-compatible providers as a replica pool."""

@@ -1,4 +1,4 @@
-"""Reading a provider's answers."""
+"""Reads a provider's answers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from email.utils import parsedate_to_datetime
 import httpx
 import msgspec
 
-# Longest pause taken from Retry-After: daily quotas ask for hours, a wrong date could ask for years.
+# Limit on Retry-After: daily quotas ask for hours, a wrong date for years.
 MAX_PAUSE_S = 86_400.0
-# Stands for an unknown or infinite log-probability, at OpenAI and in vLLM.
+# Unknown or infinite log-probability at OpenAI and in vLLM.
 NO_LOGPROB = -9999.0
 
 
@@ -35,7 +35,7 @@ class Position(msgspec.Struct):
 
 
 class Logprobs(msgspec.Struct):
-    """`content` in a chat's answer, `top_logprobs` in a plain completion's."""
+    """`content` in chat answers, `top_logprobs` in text completions."""
 
     content: list[Position] | None = None
     top_logprobs: list[dict[str, float] | None] | None = None
@@ -54,17 +54,17 @@ class Choice(msgspec.Struct):
 
 
 class Answer(msgspec.Struct):
-    """The fields of OpenAI's chat and text completions that are read here."""
+    """The fields read from OpenAI's chat and text completions."""
 
     choices: list[Choice] = []
     usage: Usage | None = None
 
 
 def label_logprobs(labels: tuple[str, ...], logprobs: Logprobs | None) -> tuple[float, ...]:
-    """Natural log-probability of each label as the next token: the sum over the shown tokens that are the label, with
-    or without one space before it.
+    """Natural log-probability of each label as the next token, summed over shown tokens equal to the label with or
+    without one space before it.
 
-    Raises ValueError for a label that is not shown: its probability is unknown.
+    Raises ValueError for a label that is not shown.
     """
     shown: list[tuple[str, float]] = []
     if logprobs is not None and logprobs.content:
@@ -86,9 +86,8 @@ def label_logprobs(labels: tuple[str, ...], logprobs: Logprobs | None) -> tuple[
 
 
 def retry_after_s(response: httpx.Response) -> float:
-    """Seconds to wait by Retry-After (RFC 9110, 10.2.3: seconds or a date); 0 without one.
-
-    A date is compared with the answer's own Date, so clocks need not agree.
+    """Seconds to wait by Retry-After (RFC 9110, 10.2.3: seconds or a date); 0 without one. Dates are compared with the
+    answer's own Date, so clocks may differ.
     """
     value = response.headers.get("retry-after", "")
     try:
@@ -113,7 +112,7 @@ def read_text(choice: Choice) -> str:
 
 
 def read_error(response: httpx.Response) -> tuple[object, str]:
-    """Code and message of an error, in OpenAI's, vLLM's or FastAPI's shape."""
+    """Code and message of an error in OpenAI's, vLLM's or FastAPI's shape."""
     try:
         data = response.json()
     except ValueError:

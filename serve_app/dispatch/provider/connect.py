@@ -1,4 +1,4 @@
-"""Connections to a provider: to the address that was checked, whatever its name leads to afterwards."""
+"""Connects to the provider address that was checked, whatever its name resolves to later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve_app.errors import BadSettings
 
 
 class CheckedTransport(httpx.AsyncHTTPTransport):
-    """Looks a host up and connects to its addresses in turn. Raises BadSettings for one that `reach` does not allow."""
+    """Resolves a host and tries its addresses in turn. Raises BadSettings for one that `reach` does not allow."""
 
     def __init__(self, reach: Reach, limits: httpx.Limits) -> None:
         super().__init__(limits=limits)
@@ -23,7 +23,7 @@ class CheckedTransport(httpx.AsyncHTTPTransport):
         host, url = request.url.host, request.url
         port = url.port or (443 if url.scheme == "https" else 80)
         addresses = await self._look_up(host, port)
-        request.extensions = {**request.extensions, "sni_hostname": host}  # what the certificate must say
+        request.extensions = {**request.extensions, "sni_hostname": host}  # the name in the certificate
         for last, address in enumerate(addresses, 1 - len(addresses)):
             request.url = url.copy_with(host=address)
             try:
@@ -48,7 +48,7 @@ class CheckedTransport(httpx.AsyncHTTPTransport):
 
 
 def make_client(url: str, reach: Reach, limits: httpx.Limits) -> httpx.AsyncClient:
-    """A client for one provider. Where the driver's environment names a proxy, that one connects, by its own rules."""
+    """A client for one provider. A proxy of the driver's environment connects by its own rules."""
     address = httpx.URL(url)
     if {"all", address.scheme} & urllib.request.getproxies().keys() and not urllib.request.proxy_bypass(address.host):
         return httpx.AsyncClient(limits=limits)

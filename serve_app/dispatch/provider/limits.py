@@ -1,4 +1,4 @@
-"""Requests and tokens a minute: how long to wait before the next request."""
+"""Limits requests and tokens per minute."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import asyncio
 import math
 from contextlib import suppress
 
-# Providers enforce a limit by the second as well (OpenAI's guide: 60,000 a minute "may be enforced as 1,000
-# requests/second"), so unused amounts carry over for this long only.
+# OpenAI may enforce limits per second (guide: 60,000 a minute "may be enforced as 1,000 requests/second"), so unused
+# amounts carry over only this long.
 BURST_S = 1.0
 
 
 class Rate:
-    """A limit a minute, by the generic cell rate algorithm (ITU-T I.371): one number, the time when all that was taken
-    is paid off. Any minute has at most the limit, plus `BURST_S` of it or the largest single amount. Without a limit
-    nothing waits."""
+    """A limit per minute by the generic cell rate algorithm (ITU-T I.371). The only state is the time when all usage is
+    paid off. A minute has at most the limit, plus `BURST_S` of it or the largest single amount."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._s_each = 60.0 / per_minute if per_minute else 0.0
@@ -25,12 +24,12 @@ class Rate:
         return self._paid_at - now - max(0.0, BURST_S - amount * self._s_each)
 
     def take(self, amount: float, now: float) -> None:
-        """Take it, or return it if negative."""
+        """Take the amount; negative returns it."""
         self._paid_at = max(self._paid_at, now) + amount * self._s_each
 
 
 class Limits:
-    """Requests and tokens a minute of a whole pool, first come, first served."""
+    """First come, first served."""
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
         self._requests, self._tokens = Rate(requests_per_minute), Rate(tokens_per_minute)
@@ -40,7 +39,7 @@ class Limits:
         self._changed = asyncio.Event()
 
     async def admit(self, tokens: float) -> None:
-        """Wait until one request of so many tokens may go."""
+        """Wait until one request of `tokens` tokens may go."""
         loop = asyncio.get_running_loop()
         async with self._turn:
             while (wait_s := self._wait_s(tokens, loop.time())) > 1e-6:  # less could round to none
@@ -62,10 +61,9 @@ class Limits:
         self._changed.set()
 
     def pause(self, seconds: float) -> None:
-        """Hold all requests for so long."""
         self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
 
     def stop(self) -> None:
-        """Let everybody who waits go on: nothing will be sent."""
+        """Release all waiters; nothing will be sent."""
         self._stopped = True
         self._changed.set()

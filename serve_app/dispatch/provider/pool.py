@@ -1,12 +1,11 @@
 """An external OpenAI-compatible provider as a pool of one replica (see `pool.ReplicaPool`).
 
-Knows HTTP, OpenAI's fields, retries and rate limits. Does not know rows, jobs or tokens: prompts are JSON here,
-messages (a list) or plain text (a string).
+Knows HTTP, OpenAI's fields, retries and rate limits, not rows, jobs or tokens. Prompts are JSON messages (a list) or
+text (a string).
 
-Retries and limits are own code for three reasons. A pause that one answer asks for (Retry-After) holds all requests. A
-refusal ends every pause at once, which no pause of stamina's does. What a request costs is known only by its answer's
-`usage`: aiolimiter gives nothing back and serves small requests before large ones. All waiting is by the event loop's
-clock.
+Retries and limits are our code: one answer's Retry-After holds all requests, a refusal ends every pause (stamina's do
+not end), and only `usage` tells the cost (aiolimiter returns nothing and serves small requests first). The event loop's
+clock times all waits.
 """
 
 from __future__ import annotations
@@ -49,24 +48,24 @@ from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, Replica
 from serve_app.spec import Provider
 
 logger = logging.getLogger(__name__)
-# Pauses of 1, 2, 4, … s, plus up to half: 6 retries outlast a limit by the minute.
+# 1, 2, 4, … s plus up to half: 6 retries outlast a per-minute limit.
 FIRST_BACKOFF_S, MAX_BACKOFF_S, JITTER = 1.0, 60.0, 0.5
-# OpenAI's rule of thumb for English text.
+# OpenAI's estimate for English text.
 BYTES_PER_TOKEN = 4
-# Of an error: a page of HTML must not fill the outcomes.
+# Keeps HTML error pages out of outcomes.
 MOST_CHARACTERS = 1000
 RETRIED = frozenset({408, 409, 429})
-# The same for every row: wrong key, no credit, forbidden.
+# Wrong key, no credit or forbidden: the same for every row.
 REFUSED = frozenset({401, 402, 403})
 
 
 class Retry(Exception):
-    """Raised when another try may succeed."""
+    """Raised when a retry may succeed."""
 
 
 class ProviderPool:
-    """See `pool.ReplicaPool`. At most `provider.concurrency` requests are open over all chunks. A row with a label that
-    the provider does not show is `invalid`.
+    """See `pool.ReplicaPool`. At most `provider.concurrency` requests are open over all chunks. A row whose label is
+    not shown is `invalid`.
 
     Raises BadSettings for an unusable key, a base_url that is more than an address, labels that cannot be told apart,
     and structured output that OpenAI's API cannot express.
@@ -111,13 +110,11 @@ class ProviderPool:
         return [] if self._failure else [self._replica]
 
     async def failure(self) -> str:
-        """Why the provider refuses all work; empty while it does not."""
         return self._failure
 
     async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        """Ask the chunk's rows. Raises BadSettings when the provider refuses all work.
-
-        Answers from before the refusal are paid for, and returned; the other rows are `failed`.
+        """Ask the chunk's rows. Raises BadSettings if the provider refuses all work; answers before that are returned,
+        and the other rows are `failed`.
         """
         if not self._failure:
             async with asyncio.TaskGroup() as tasks:
@@ -162,7 +159,7 @@ class ProviderPool:
         started = time.perf_counter()
         try:
             response = await self._post(path, body)
-        except BadSettings as error:  # its address is none that a job may reach
+        except BadSettings as error:
             return self._refuse(str(error))
         if not response.is_success:
             self._limits.settle(estimated, 0)
@@ -178,7 +175,7 @@ class ProviderPool:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         timeout_s = self._provider.timeout_s
         try:
-            # httpx's timeouts are per read: a server that sends blanks would never meet one.
+            # httpx's timeouts are per read; a server that sends blanks never meets one.
             async with asyncio.timeout(timeout_s):
                 return await self._client.post(
                     f"{self._url}/{path}", content=msgspec.json.encode(body), headers=headers, timeout=timeout_s
@@ -190,7 +187,7 @@ class ProviderPool:
 
     def _no_answer(self, response: httpx.Response, code: object, reason: str) -> Completion:
         status = response.status_code
-        if status in REFUSED or code == "insufficient_quota":  # OpenAI's 429 that no waiting ends
+        if status in REFUSED or code == "insufficient_quota":  # a 429 that waiting does not end
             key = self._provider.api_key_env
             where = f"the key in the driver's environment variable {key}" if key else "no key was sent: set api_key_env"
             return self._refuse(f"{self._name} refuses all work ({where}): {reason}")
@@ -203,7 +200,6 @@ class ProviderPool:
         return Completion(status="invalid", error=reason)
 
     def _refuse(self, failure: str) -> Completion:
-        """No row will have an answer."""
         self._failure = failure
         logger.error("%s", failure)
         self._refused.set()
@@ -213,7 +209,7 @@ class ProviderPool:
     def _read(self, response: httpx.Response, estimated: float, latency_ms: float) -> Completion:
         try:
             answer = msgspec.json.decode(response.content, type=Answer)
-        except msgspec.ValidationError as error:  # another try would cost the same and fail the same
+        except msgspec.ValidationError as error:  # a retry would cost and fail the same
             return Completion(status="invalid", error=f"the provider's answer is not as OpenAI's API has it: {error}")
         except ValueError as error:
             raise Retry(f"the provider's answer is not JSON: {error}") from None
@@ -237,6 +233,6 @@ class ProviderPool:
             return msgspec.structs.replace(completion, status="invalid", error=str(error))
 
     def _clean(self, text: str) -> str:
-        """Shortened, and without the key: providers echo it ("Incorrect API key provided: sk-abcd***")."""
+        """Shorten, and remove the key, which providers echo ("Incorrect API key provided: sk-abcd***")."""
         text = re.sub(re.escape(self._key[:8]) + r"\S*", "[key]", text) if self._key else text
         return text[:MOST_CHARACTERS]

@@ -1,4 +1,4 @@
-"""What a provider is asked: address, key, sampling and scores in OpenAI's fields."""
+"""Builds provider requests with OpenAI's fields."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import msgspec
 from serve_app.errors import BadSettings
 from serve_app.schema import Sampling
 
-# The most top tokens that an answer shows: OpenAI's limit for chats, and for text completions (and some providers'
-# chats).
+# OpenAI's limit of top tokens for chats, and for text completions (and some providers' chats).
 MOST_SHOWN, LEAST_SHOWN = 20, 5
 
 
 def response_format(structured: dict[str, Any] | None) -> dict[str, Any] | None:
-    """OpenAI's `response_format` for vLLM's structured outputs. Raises BadSettings for those that it cannot express."""
+    """OpenAI's `response_format` for vLLM's structured outputs. Raises BadSettings for those it cannot express."""
     given = {name: value for name, value in (structured or {}).items() if value not in (None, False)}
     if not given:
         return None
@@ -34,7 +33,7 @@ def response_format(structured: dict[str, Any] | None) -> dict[str, Any] | None:
         schema = msgspec.json.decode(schema) if isinstance(schema, str) else schema
     except msgspec.DecodeError as error:
         raise BadSettings(f"the json schema is not JSON: {error}", field="structured") from None
-    # Strict, since that is what `structured` means: a provider that cannot keep to the schema shall say so.
+    # Strict: a provider that cannot keep to the schema must say so.
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
@@ -53,7 +52,7 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
 
 
 def score_fields(path: str, shown: int) -> dict[str, Any]:
-    # Temperature 1: providers differ in showing probabilities before or after it is applied.
+    # Providers differ in applying temperature before or after showing probabilities.
     asked = {"logprobs": shown} if path == "completions" else {"logprobs": True, "top_logprobs": shown}
     return {"temperature": 1.0, "top_p": 1.0, **asked}
 
@@ -63,7 +62,7 @@ def checked_address(base_url: str) -> str:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
         raise BadSettings(str(error), field="base_url") from None
-    # httpx logs addresses, so a password or a key in one would be logged with it.
+    # httpx logs addresses, including any password or key.
     if not url.host or url.userinfo or url.query or url.fragment:
         raise BadSettings(
             "give scheme, host and path only (https://host/v1), and the key by api_key_env", field="base_url"
@@ -77,7 +76,7 @@ def read_key(name: str) -> str:
     key = os.environ.get(name, "").strip()
     if not key:
         raise BadSettings(f"the driver's environment has no {name}: set it and restart the driver", field="api_key_env")
-    if not (key.isascii() and key.isprintable()):  # h11 would refuse it as a header, and quote it
+    if not (key.isascii() and key.isprintable()):  # h11 refuses and quotes such a header
         raise BadSettings(f"{name} holds characters that no key has (a line break?): set it anew", field="api_key_env")
     return key
 
