@@ -1,1 +1,1 @@
-"""The engine behind one protocol: `vllm.py` runs the model, `simulated.py` needs no hardware."""
+"""Engines behind one protocol."""

@@ -1,4 +1,4 @@
-"""What vLLM is asked for a chunk, and its answers as ours."""
+"""Converts chunks to vLLM requests, and outputs to completions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from serve_app.schema import Chunk, Completion
 
 
 def sampling_params(chunk: Chunk) -> Any:
-    """vLLM's SamplingParams for every prompt of the chunk."""
+    """vLLM's SamplingParams for all prompts of a chunk."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     if chunk.label_ids:
-        # Exact log-probabilities over the whole vocabulary from one generated token. `prompt_logprobs` gives the same,
-        # but turns the prefix cache off (vllm#42245).
+        # Exact log-probabilities of the whole vocabulary. `prompt_logprobs` would disable the prefix cache
+        # (vllm#42245).
         return SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -55,5 +55,4 @@ def to_completion(output: Any, label_ids: tuple[int, ...], latency_ms: float) ->
 
 
 def summary(error: BaseException) -> str:
-    """The error in one line."""
     return " ".join(str(error).split())[:500] or type(error).__name__

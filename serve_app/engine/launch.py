@@ -1,4 +1,4 @@
-"""From options to vLLM's AsyncLLM and its OpenAI application."""
+"""Builds vLLM's AsyncLLM and OpenAI application from options."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ from serve_app.settings import SHARING_KEY, SharingSettings
 
 
 def import_front_end() -> None:
-    """Import vLLM's OpenAI application, several seconds."""
     import vllm.entrypoints.launchers.api_server.app_state
     import vllm.entrypoints.launchers.app
     import vllm.entrypoints.launchers.cli_args  # noqa: F401
 
 
 def on_cpu() -> bool:
-    """Whether the installed vLLM runs on CPU."""
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(engine options, front-end options)."""
     kinds = known_options()
     engine = {name: value for name, value in options.items() if kinds[name] == "engine"}
     return engine, {name: value for name, value in options.items() if kinds[name] != "engine"}
@@ -37,17 +34,17 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 def build_engine(
     options: Mapping[str, Any], sharing: SharingSettings, on_step: Callable[[int | None], None], *, ray_metrics: bool
 ) -> Any:
-    """An AsyncLLM that calls `on_step` after each step with the number of waiting requests, if known."""
+    """An AsyncLLM that calls `on_step` with the number of waiting requests, if known, after each step."""
     from vllm import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
     mark("import")
-    # Before the configuration, which names libraries to preload.
+    # The configuration names libraries to preload.
     forked = ForkedEngines() if on_cpu() else nullcontext()
     args = AsyncEngineArgs(**options)
-    # The context sets default batch sizes; take those of `vllm serve`.
+    # Gives the default batch sizes of `vllm serve`.
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     mark("config")
     use_our_scheduler(config, sharing)
@@ -65,14 +62,13 @@ def build_engine(
 
 
 async def build_app(engine: Any, options: Mapping[str, Any]) -> Any:
-    """vLLM's OpenAI application over an AsyncLLM."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app as build_vllm_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     options = dict(options)
-    # Adapters become objects only while arguments are parsed.
+    # Only argument parsing makes adapters objects.
     lora = [one if isinstance(one, str) else json.dumps(one) for one in options.pop("lora_modules", None) or ()]
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--lora-modules", *lora] if lora else [])
     for name, value in options.items():
@@ -80,12 +76,12 @@ async def build_app(engine: Any, options: Mapping[str, Any]) -> Any:
     tasks = await engine.get_supported_tasks()
     app = build_vllm_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
-    app.state.server = None  # vLLM's error handler reads it, to stop uvicorn; Serve restarts the replica
+    app.state.server = None  # vLLM's error handler stops uvicorn through it; Serve restarts the replica
     return app
 
 
 def use_our_scheduler(config: Any, sharing: SharingSettings) -> None:
-    """Have a VllmConfig's engine use our scheduler, unless it names another."""
+    """Use our scheduler unless the VllmConfig names another."""
     scheduling = config.scheduler_config
     if scheduling.scheduler_cls is not None:
         return
@@ -98,7 +94,7 @@ def _progress_logger(on_step: Any) -> type:
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class ProgressLogger(StatLoggerBase):
-        """Called by vLLM after each engine step; not every call has the scheduler's figures."""
+        """Called by vLLM after each engine step; some calls lack scheduler figures."""
 
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
             pass

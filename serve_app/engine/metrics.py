@@ -1,14 +1,12 @@
-"""Prometheus metrics: our own of population work, and what `/metrics` answers.
+"""Prometheus metrics of population work, and the answer of `/metrics`.
 
-Every process of a node hands its metrics to the node's Ray agent, which serves them on one port, the one to scrape:
-vLLM's (`ray_vllm_…`, by its `RayPrometheusStatLogger`), Serve's and Ray's (`ray_…`), ours (`ray_serve_app_…`). The
-agent gets them every 10 s (`RAY_metrics_report_interval_ms`). Counters, gauges and buckets are exact. A histogram's
-`_sum` is not: the agent counts each value as the middle of its bucket (ray#64852); for values of 0.030 s in a bucket
-from 0.025 to 0.05 it was 25 % too large.
+Every process hands its metrics to its node's Ray agent, whose port is the one to scrape: vLLM's (`ray_vllm_…`, by its
+`RayPrometheusStatLogger`), Serve's and Ray's (`ray_…`), ours (`ray_serve_app_…`), every 10 s
+(`RAY_metrics_report_interval_ms`). Counters, gauges and buckets are exact. A histogram's `_sum` counts each value as
+the middle of its bucket (ray#64852): 25 % too large for 0.030 s in a bucket of 0.025 to 0.05.
 
-`/metrics` of the HTTP port reaches a random replica, whose own counters would jump from scrape to scrape. So it answers
-for the whole node, under the names of `vllm serve`, without what Ray tells of nodes and tasks. Does not know vLLM, only
-its prefix at the agent.
+`/metrics` reaches a random replica. It answers for the whole node, under the names of `vllm serve`, without Ray's node
+and task metrics.
 """
 
 from __future__ import annotations
@@ -24,40 +22,37 @@ import httpx
 from serve_app.errors import ServerUnavailable
 from serve_app.schema import Completion
 
-# Prefix at the agent, and at `/metrics`.
 PREFIXES = {"ray_vllm_": "vllm:", "ray_serve_app_": "serve_app_", "ray_serve_": "ray_serve_"}
 # Longest first: ray_serve_ is a prefix of ray_serve_app_.
 _LINE = re.compile(rf"^((?:# (?:HELP|TYPE) )?)({'|'.join(sorted(PREFIXES, key=len, reverse=True))})(.*)$", re.MULTILINE)
-# The same in every line of a node, half of the text, and addresses are the cluster's business. WorkerId stays: some of
-# Serve's series differ in nothing else.
+# The same in every line of a node, and private to the cluster. WorkerId stays: some Serve series differ only in it.
 _CONSTANT = re.compile(r'(?<=[{,])(?:NodeAddress|SessionName|Version|otel_scope_\w+)="(?:[^"\\]|\\.)*"(?:,|(?=}))')
 AGENT_TIMEOUT_S = 5.0
-# Prometheus' text format, as prometheus_client names it.
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CHUNK_SECONDS = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0]
 
 
 class NodeMetrics:
-    """The metrics of vLLM, Serve and ours on this node. `find_agent` gives the URL of the node's Ray agent."""
+    """The node's metrics of vLLM, Serve and ours. `find_agent` gives its Ray agent's URL."""
 
     def __init__(self, find_agent: Callable[[], Awaitable[str]] | None = None) -> None:
         self._find_agent = find_agent or _find_agent
         self._url = ""
 
     async def scrape(self) -> str:
-        """Prometheus' text format. Raises ServerUnavailable when the agent does not answer."""
+        """Prometheus' text format. Raises ServerUnavailable if the agent does not answer."""
         self._url = self._url or await self._find_agent()
         try:
             async with httpx.AsyncClient(timeout=AGENT_TIMEOUT_S, trust_env=False) as client:
                 response = (await client.get(self._url)).raise_for_status()
         except httpx.HTTPError as error:
-            self._url, url = "", self._url  # it may come back on another port
+            self._url, url = "", self._url  # its port may change
             raise ServerUnavailable(f"the node's metrics agent does not answer at {url} ({error!r})") from error
         return await asyncio.to_thread(public_metrics, response.text)  # a megabyte with many replicas
 
 
 def public_metrics(text: str) -> str:
-    """The part of an agent's answer that is vLLM's, Serve's or ours, renamed by `PREFIXES`."""
+    """vLLM's, Serve's and our part of an agent's answer, renamed by `PREFIXES`."""
     return "".join(f"{line[1]}{PREFIXES[line[2]]}{_CONSTANT.sub('', line[3])}\n" for line in _LINE.finditer(text))
 
 
@@ -73,10 +68,10 @@ async def _find_agent() -> str:
 
 
 class ChunkMetrics:
-    """Population work of this replica. vLLM's metrics count it too, with online requests."""
+    """Population work of this replica. vLLM's metrics count it with online requests."""
 
     def __init__(self) -> None:
-        from ray.serve import metrics  # adds deployment, replica and application to the tags
+        from ray.serve import metrics  # tags deployment, replica and application
 
         self._prompts: Any = metrics.Counter(
             "serve_app_prompts", description="Prompts of population chunks, by outcome.", tag_keys=("status",)
@@ -91,7 +86,6 @@ class ChunkMetrics:
         )
 
     def record(self, completions: Sequence[Completion], seconds: float) -> None:
-        """Count a chunk that was answered."""
         for status, prompts in Counter(completion.status for completion in completions).items():
             self._prompts.inc(prompts, tags={"status": status})
         tokens = {
@@ -100,6 +94,6 @@ class ChunkMetrics:
             "generated": sum(completion.completion_tokens for completion in completions),
         }
         for kind, count in tokens.items():
-            if count:  # Ray refuses to add nothing
+            if count:  # Ray refuses to add 0
                 self._tokens.inc(count, tags={"kind": kind})
         self._seconds.observe(seconds)

@@ -1,8 +1,8 @@
-"""The types, limits and choices of vLLM's options, read from its source without importing it (which takes seconds).
+"""Types, limits and choices of vLLM's options, read from source because importing vLLM takes seconds.
 
-An option's type is the annotation in vLLM's option class. Its limits are those of the field that its default comes
-from, or of the field of that name in vLLM's configuration (`max_num_seqs: int = Field(default=…, ge=1)`). What cannot
-be told from the source may be anything: vLLM still checks it.
+The type is the annotation in vLLM's option class. Limits are those of the field its default comes from, or of the field
+of that name in vLLM's configuration (`max_num_seqs: int = Field(default=…, ge=1)`). What the source does not tell may
+be anything; vLLM still checks it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 _BUILT_IN = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list, "set": list, "Any": Any}
 _LIMITS = ("ge", "gt", "le", "lt")
-# What no config file can hold: members of a union that do not matter here.
+# Union members that no config file can hold.
 _UNWRITABLE = ("type", "Callable", "torch.dtype")
 _OPAQUE = object()
 
 
 @dataclass(frozen=True)
 class Module:
-    """One of vLLM's, as source."""
-
     name: str
 
     @property
@@ -38,7 +36,7 @@ class Module:
         return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
 
     def find(self, name: str) -> tuple[ast.AST, Module] | None:
-        """The class or value of this name, and where it is defined, by way of vLLM's own imports."""
+        """The class or value of this name and its module, following vLLM's imports."""
         node = _definitions(self).get(name)
         if isinstance(node, ast.ImportFrom):
             if node.level or not str(node.module).startswith("vllm"):
@@ -62,7 +60,7 @@ def _definitions(module: Module) -> dict[str, ast.AST]:
     found: dict[str, ast.AST] = {}
     if not module.path.is_file():
         return found
-    # What is imported for type checkers says more than what stands in for it at run time.
+    # Imports for type checkers say more than their run-time substitutes.
     body = ast.parse(module.path.read_text()).body
     guarded = [node for one in body if isinstance(one, ast.If) for node in one.body]
     for node in (*body, *guarded):
@@ -78,7 +76,7 @@ def _definitions(module: Module) -> dict[str, ast.AST]:
 
 
 def dict_keys(module: str, name: str) -> list[str]:
-    """Keys of a dict that a module of vLLM has in its source; [] if it has none of this name."""
+    """Keys of a dict in a vLLM module's source; [] if absent."""
     found = Module(module).find(name)
     if found is None or not isinstance(found[0], ast.Dict):
         return []
@@ -86,13 +84,13 @@ def dict_keys(module: str, name: str) -> list[str]:
 
 
 def config_model(module: str, name: str) -> type[BaseModel] | None:
-    """A class of vLLM's configuration as a model; None where it has none of this name that is one."""
+    """A vLLM configuration class as a model, else None."""
     found: Any = _config(name, Module(module))
     return None if found is _OPAQUE else found
 
 
 def option_fields(module: str, classes: tuple[str, ...]) -> dict[str, tuple[ast.AnnAssign, Module]]:
-    """Annotated fields of vLLM's classes by their names; those of later classes count."""
+    """Annotated fields of vLLM's classes by name; later classes win."""
     here = Module(module)
     found = [here.find(name) for name in classes]
     return {
@@ -104,7 +102,6 @@ def option_fields(module: str, classes: tuple[str, ...]) -> dict[str, tuple[ast.
 
 
 def option_type(field: ast.AnnAssign, module: Module) -> tuple[Any, Any]:
-    """(type, pydantic's field) of an option."""
     kind = _type(field.annotation, module)
     default, limits = _default(field, module)
     if kind is _OPAQUE:
@@ -122,7 +119,7 @@ def _annotated(node: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign]]:
 
 
 def _default(field: ast.AnnAssign, module: Module) -> tuple[ast.AST | None, dict[str, Any]]:
-    """The default's source and the limits, by way of `OtherConfig.field` and `get_field(OtherConfig, "field")`."""
+    """The default's source and limits, from `OtherConfig.field` and `get_field(OtherConfig, "field")`."""
     value = field.value
     match value:
         case ast.Attribute(value=ast.Name() as owner, attr=name):
@@ -144,7 +141,7 @@ def _default(field: ast.AnnAssign, module: Module) -> tuple[ast.AST | None, dict
 
 @cache
 def _limits_of(name: str) -> dict[str, Any]:
-    """Limits of the field of this name in vLLM's configuration; {} where none, or more than one, has limits for it."""
+    """Limits of this field in vLLM's configuration; {} unless exactly one has limits."""
     found = []
     for path in sorted((vllm_folder() / "config").glob("*.py")):
         module = Module(f"vllm.config.{path.stem}")
@@ -160,8 +157,8 @@ def _number(node: ast.AST) -> Any:
     return ast.literal_eval(ast.unparse(node))
 
 
-def _type(node: ast.AST | None, module: Module) -> Any:  # one case a form
-    """What pydantic can check; _OPAQUE for what cannot be told."""
+def _type(node: ast.AST | None, module: Module) -> Any:
+    """A type pydantic can check, else _OPAQUE."""
     match node:
         case ast.Constant(value=None):
             return type(None)
@@ -200,7 +197,6 @@ def _named(node: ast.AST, module: Module) -> Any:
 
 
 def _members(node: ast.AST) -> list[ast.AST]:
-    """Of `a | b | c`, without those that a config file cannot hold."""
     if isinstance(node, ast.BinOp):
         return [*_members(node.left), *_members(node.right)]
     head = ast.unparse(node.value if isinstance(node, ast.Subscript) else node)
@@ -208,7 +204,7 @@ def _members(node: ast.AST) -> list[ast.AST]:
 
 
 def _union(kinds: list[Any]) -> Any:
-    """`Literal[…] | str` names the choices that vLLM has without plugins, and counts as those alone."""
+    """`Literal[…] | str` names vLLM's choices without plugins, and counts as those alone."""
     if _OPAQUE in kinds:
         return _OPAQUE
     if any(get_origin(kind) is Literal for kind in kinds) and str in kinds and not _plugins():
@@ -218,7 +214,7 @@ def _union(kinds: list[Any]) -> Any:
 
 @cache
 def _plugins() -> bool:
-    """Whether vLLM loads plugins that are neither its own nor ours: they may add to its choices."""
+    """Whether vLLM loads foreign plugins, which may add choices."""
     return any(not one.value.startswith(("vllm.", "serve_app.")) for one in entry_points(group="vllm.general_plugins"))
 
 
@@ -233,7 +229,7 @@ def _literal(inner: ast.AST, module: Module) -> Any:
 
 
 def _enum(node: ast.ClassDef) -> Any:
-    """Its members' names and values. vLLM takes the names in small letters too."""
+    """Members' names and values. vLLM also takes lower-case names."""
     values: list[Any] = []
     for item in node.body:
         match item:
@@ -246,7 +242,7 @@ def _enum(node: ast.ClassDef) -> Any:
 
 @cache
 def _config(name: str, module: Module) -> Any:
-    """A class of vLLM's configuration as a model of its fields, with their types where no validator converts them."""
+    """A vLLM configuration class as a model, with types where no validator converts the field."""
     found = module.find(name)
     if found is None or not isinstance(found[0], ast.ClassDef):
         return _OPAQUE
@@ -263,7 +259,7 @@ def _config(name: str, module: Module) -> Any:
 
 
 def _converted(node: ast.ClassDef) -> set[str] | None:
-    """Fields whose values a validator of vLLM's may change before their type is checked; None for all."""
+    """Fields that a vLLM validator may change before the type check; None for all."""
     found: set[str] = set()
     for item in node.body:
         for call in getattr(item, "decorator_list", ()):

@@ -1,7 +1,6 @@
-"""What is wrong with options for vLLM, found without importing it (an import takes about 9 s).
+"""Checks options for vLLM without importing it, which takes about 9 s.
 
-Names, types, limits and choices are read from the source of the installed vLLM (`option_types.py`). What vLLM refuses
-only once a replica starts, and a file can tell before, is checked here too.
+Names, types, limits and choices are read from the installed source (`option_types.py`).
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from serve_app.errors import BadSettings, UnknownOption
 from serve_app.fields import did_you_mean
 from serve_app.mistakes import Mistake, dotted, mistakes, unknown_choice
 
-# Where vLLM 0.32 defines its options; `tests/engine/test_vllm_api.py` fails when a release moves them. A name in both
-# is the engine's, which comes last; the front end gets the engine's options too.
+# vLLM 0.32's option classes; `tests/engine/test_vllm_api.py` fails when they move. The front end also gets the engine's
+# options; the engine owns shared names.
 OPTION_CLASSES = {
     "front end": ("vllm.entrypoints.launchers.cli_args", ("BaseFrontendArgs", "FrontendArgs")),
     "engine": ("vllm.engine.arg_utils", ("EngineArgs", "AsyncEngineArgs")),
 }
-# Names that vLLM registers when it is imported, and a plugin may add to: option -> module, dict, the plugin's option.
+# Names registered on import, which plugins may extend: option -> module, dict, the plugin's option.
 REGISTERED = {
     "tool_call_parser": ("vllm.tool_parsers", "_TOOL_PARSERS_TO_REGISTER", "tool_parser_plugin"),
     "reasoning_parser": ("vllm.reasoning", "_REASONING_PARSERS_TO_REGISTER", "reasoning_parser_plugin"),
 }
-# Serve owns the address, the number of front ends and the process model; vLLM must not be told otherwise.
+# Serve owns the address, number of front ends and process model.
 OWNED = {
     "host": "http_options.host in config.yaml",
     "port": "http_options.port in config.yaml",
@@ -37,7 +36,7 @@ OWNED = {
     "api_key": "an authenticating proxy in front: the key would not cover /v1/populations",
     "distributed_executor_backend": "nothing: the replica always uses the multiprocessing executor ('mp')",
 }
-# Options that do nothing, or fail at the start, without another one.
+# Options that need another one to work.
 NEEDS = {
     "enable_auto_tool_choice": "tool_call_parser",
     "lora_modules": "enable_lora",
@@ -69,7 +68,7 @@ def _options() -> dict[str, tuple[str, Any, Module]]:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise UnknownOption, naming the nearest match, or BadSettings, if `options` cannot be given to vLLM."""
+    """Raise UnknownOption with the nearest match, or BadSettings, if vLLM cannot take `options`."""
     if found := option_mistakes(options):
         kind = UnknownOption if any(name not in known_options() for name in options) else BadSettings
         below = [one.below(("engine",)) for one in found]
@@ -79,7 +78,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def option_mistakes(options: Mapping[str, Any]) -> list[Mistake]:
-    """All that is wrong with `options`, each at its name. Raises BadSettings when vLLM is not installed."""
+    """All mistakes in `options`, each by name. Raises BadSettings when vLLM is not installed."""
     known = known_options()
     found = [
         Mistake((name,), f"vLLM has no option of that name{did_you_mean(name, known) or _HELP}")
@@ -104,17 +103,16 @@ _HELP = "; see `vllm serve --help` for the names"
 
 
 def _model_of(names: Mapping[str, Any]) -> type[BaseModel]:
-    """A model of these options: read for those that are given, as reading all takes most of a second."""
+    """A model of the given options only, since reading all takes most of a second."""
     fields: dict[str, Any] = {}
     for name in names:
         _, field, module = _options()[name]
         kind, limits = option_type(field, module)
         fields[name] = (kind, limits)
-    if "lora_modules" in fields:  # the front end takes `name=path` too
+    if "lora_modules" in fields:  # the front end also takes `name=path`
         adapter: Any = config_model("vllm.entrypoints.openai.models.protocol", "LoRAModulePath")
         fields["lora_modules"] = (list[Union[str, adapter]] | None, None)  # noqa: UP007  # a type that is a variable
     for name, (kind, limits) in fields.items():
-        # A mapping from which vLLM makes the configuration of that name, as `speculative_config`.
         if name.endswith("_config") and kind == dict[str, Any] | None:
             inner = config_model("vllm.config", "".join(part.capitalize() for part in name.split("_")))
             fields[name] = (kind if inner is None else inner | None, limits)

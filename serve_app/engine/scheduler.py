@@ -1,25 +1,24 @@
-"""Online requests first, in the engine's own steps: vLLM's scheduler, with a bound on what populations get beside them.
+"""vLLM's scheduler with online requests first and a bound on populations beside them.
 
-vLLM's `priority` orders waiting requests only. Running ones come before them whatever their priority, and fill the
-step: here a step of 4,096 population tokens lasts 3.6 s, and an online request waits for the running step and the one
-planned behind it. So, while online requests are open and `online_linger_s` longer:
+vLLM's `priority` orders waiting requests only; running ones fill the step whatever their priority. A step of 4,096
+population tokens lasts 3.6 s here, and an online request waits for the running and the planned step. So, while online
+requests are open and for `online_linger_s` after:
 
     an online request waits   the step is for online requests alone
     none waits                running online requests go first; populations get `population_step_tokens` of the step
     in both                   … and an eighth of the engine's seats (max_num_seqs) is kept for those that come
 
-and then, for `standby_s`, populations' steps have `standby_step_tokens`: the first request of the next burst waits for
-two of those at most. Shorter steps cost populations some rate (here 256 tokens 12 %, 512 tokens 6 %, 1,024 tokens 2 %),
-so without online requests the steps are vLLM's own.
+For `standby_s` after that, population steps have `standby_step_tokens`, so the next burst waits for at most two of
+those. Shorter steps cost populations some rate (here 256 tokens 12 %, 512 tokens 6 %, 1,024 tokens 2 %); without online
+requests the steps are vLLM's own.
 
-No step takes more tokens than this engine computes in `max_step_s` (`StepClock`): 4,096 tokens of the default model are
-15 s on a processor without AVX512, beside a second replica.
+No step takes more tokens than the engine computes in `max_step_s` (`StepClock`): 4,096 tokens of the default model take
+15 s on a processor without AVX512 beside a second replica.
 
-Population means a priority above 0, online any from 0 down to the health probe's.
+Populations have a priority above 0; online requests and the health probe have 0 or less.
 
-vLLM loads this in EngineCore's process. Steps are bounded by the pinned version's `max_num_scheduled_tokens` and
-`max_num_active_reqs`, and a request whose `next_decode_eligible_step` lies ahead is skipped.
-`tests/engine/test_scheduler.py` runs vLLM's scheduler with it.
+vLLM loads this in EngineCore's process. It bounds steps by `max_num_scheduled_tokens` and `max_num_active_reqs` of the
+pinned version, and a request with a later `next_decode_eligible_step` is skipped.
 """
 
 from __future__ import annotations
@@ -37,25 +36,23 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from serve_app.settings import PROBE_PRIORITY, SHARING_KEY, SharingSettings
 
-# Share of the seats kept free for coming online requests.
+# Share of seats kept for coming online requests.
 RESERVED_SHARE = 1 / 8
-# Tokens of a CPU engine's first, unmeasured steps: 0.2 s on a usual processor, and at a hundredth of that speed still a
-# step that ends.
+# A CPU's unmeasured steps: usually 0.2 s, bearable at a hundredth of that speed.
 FIRST_TOKENS = 64
 LEAST_TOKENS = 8
-# Weight that earlier measurements keep at each further step.
+# Weight that earlier measurements keep per step.
 MEMORY = 0.9
-# A step counts as at most so many times its expected length.
+# A step counts as at most so many expected lengths.
 OUTLIER = 4.0
 
 
 class StepClock:
-    """How many tokens of this engine's steps take `max_step_s`, by the steps so far; from `first` on, up to `most`.
+    """How many tokens of a step take `max_step_s`; starts at `first`, at most `most`.
 
-    A step of n tokens takes a + b·n, by least squares over the steps so far, each with MEMORY times the weight of the
-    next. On a busy machine most of it may be the fixed a; shorter steps would then only cost throughput, so a step has
-    at least the tokens that take as long as a. From one step to the next the bound falls to a quarter or doubles at
-    most.
+    A step of n tokens takes a + b·n, by least squares with weights that fall by MEMORY per step. On a busy machine a
+    may dominate and shorter steps only cost throughput, so a step has at least the tokens that take as long as a. Per
+    step the bound falls to a quarter or doubles at most.
     """
 
     def __init__(self, max_step_s: float, *, first: int, most: int) -> None:
@@ -64,17 +61,16 @@ class StepClock:
         self._most = most
         self._planned: dict[int, float] = {}
         self._last_done = -math.inf
-        # Weighted sums over the steps: of 1, n, t, n², n·t.
+        # Weighted sums of 1, n, t, n², n·t.
         self._sums = [0.0] * 5
         self._fixed_s = 0.0
         self._token_s: float | None = None
 
     def planned(self, step: object) -> None:
-        """A step was handed to the workers."""
         self._planned[id(step)] = time.monotonic()
 
     def done(self, step: object, tokens: int) -> None:
-        """It is finished. A step planned ahead begins when the one before is done."""
+        """The step is finished. One planned ahead begins when the one before is done."""
         now = time.monotonic()
         began = max(self._planned.pop(id(step), now), self._last_done)
         self._last_done = now
@@ -82,38 +78,38 @@ class StepClock:
             self._learn(tokens, now - began)
 
     def _learn(self, tokens: int, seconds: float) -> None:
-        if self._token_s is not None:  # a step held up by the machine should not count in full
+        if self._token_s is not None:  # limits a step that the machine held up
             seconds = min(seconds, OUTLIER * (self._fixed_s + self._token_s * tokens))
         seen = (1.0, tokens, seconds, tokens**2, tokens * seconds)
         self._sums = [MEMORY * total + one for total, one in zip(self._sums, seen, strict=True)]
         self._token_s = self._fit()
         fitting = max(self._max_step_s - self._fixed_s, self._fixed_s) / self._token_s
         bound = min(max(fitting, self.tokens / 4), 2 * self.tokens)
-        if bound > self.tokens and tokens < self.tokens / 2:  # a short step says little of longer ones
+        if bound > self.tokens and tokens < self.tokens / 2:  # short steps say little of longer ones
             return
         self.tokens = int(min(max(bound, LEAST_TOKENS), self._most))
 
     def _fit(self) -> float:
-        """Seconds of a token, b, above 0; the fixed part, a, is learned only from steps of different lengths."""
+        """Seconds per token, b, above 0; the fixed part, a, needs steps of different lengths."""
         weight, n, t, nn, nt = self._sums
         variance = weight * nn - n * n
         if variance > 0.01 * nn * weight:
             slope = (weight * nt - n * t) / variance
             self._fixed_s = max(0.0, (t - slope * n) / weight) if slope > 0 else self._fixed_s
-        # At most nine tenths of a mean step, so that a token always costs something.
+        # At most nine tenths of a mean step, so that tokens cost something.
         self._fixed_s = min(self._fixed_s, 0.9 * t / weight)
         return (t - self._fixed_s * weight) / n
 
 
 class OnlineFirst:
-    """Mixed into vLLM's schedulers. Without the policy `priority` it only bounds steps by time."""
+    """Mixed into vLLM's schedulers. Without the policy `priority` it only bounds steps' time."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         scheduler: Any = self
         self._sharing = read_settings(scheduler.vllm_config.additional_config)
         self._online_until = self._standby_until = -math.inf
-        # The last step for online requests alone had none that could run.
+        # The last online-only step had nothing to run.
         self._blocked = False
         self._clock = make_clock(scheduler, self._sharing)
 
@@ -136,7 +132,6 @@ class OnlineFirst:
         scheduler: Any = self
         if self._sharing.population_step_tokens is None or scheduler.vllm_config.scheduler_config.policy != "priority":
             return super().schedule(*args, **kwargs)  # type: ignore[misc]
-        # In order of priority: stop at the first that does not matter.
         urgent = takewhile(lambda request: request.priority <= 0, scheduler.waiting)
         waiting = [request for request in urgent if is_online(request)]
         running = [request for request in scheduler.running if is_online(request)]
@@ -150,14 +145,14 @@ class OnlineFirst:
         elif self._sharing.standby_step_tokens is not None and now <= self._standby_until:
             lower(scheduler, tokens=self._sharing.standby_step_tokens)
         step: Any = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        # Waits for its grammar, say: populations need not wait too.
+        # It may wait for its grammar. Populations need not.
         self._blocked = alone and not step.total_num_scheduled_tokens
         return step
 
     def _put_online_first(self, waiting: list[Any], running: list[Any]) -> bool:
-        """Set a step's limits while online requests are open; returns whether it is for them alone."""
+        """Set a step's limits while online requests are open; returns whether it is online-only."""
         scheduler: Any = self
-        scheduler.running.sort(key=lambda request: not is_online(request))  # stable: otherwise in their order
+        scheduler.running.sort(key=lambda request: not is_online(request))  # stable sort
         if waiting and not self._blocked and len(scheduler.running) < scheduler.max_num_active_reqs:
             for request in scheduler.running[len(running) :]:
                 request.next_decode_eligible_step = scheduler.current_step + 2  # `schedule` adds one first
@@ -170,7 +165,7 @@ class OnlineFirst:
 
 
 class OnlineFirstScheduler(OnlineFirst, Scheduler):
-    """For engines that plan a step after the one before, as for embeddings."""
+    """For engines that plan after each step, such as embeddings."""
 
 
 class OnlineFirstAsyncScheduler(OnlineFirst, AsyncScheduler):
@@ -179,7 +174,6 @@ class OnlineFirstAsyncScheduler(OnlineFirst, AsyncScheduler):
 
 @contextmanager
 def limits(scheduler: Any) -> Iterator[None]:
-    """Restores the bounds of a step afterwards."""
     tokens, seats = scheduler.max_num_scheduled_tokens, scheduler.max_num_active_reqs
     try:
         yield
@@ -188,7 +182,6 @@ def limits(scheduler: Any) -> Iterator[None]:
 
 
 def lower(scheduler: Any, *, tokens: int | None = None, seats: int | None = None) -> None:
-    """Bound a step by these too."""
     if tokens is not None:
         scheduler.max_num_scheduled_tokens = min(scheduler.max_num_scheduled_tokens, tokens)
     if seats is not None:
@@ -201,17 +194,16 @@ def make_clock(scheduler: Any, sharing: SharingSettings) -> StepClock | None:
     if sharing.max_step_s is None or not scheduling.enable_chunked_prefill or scheduling.disable_chunked_mm_input:
         return None
     most = scheduler.max_num_scheduled_tokens
-    # A GPU's steps are far below the bound.
     return StepClock(sharing.max_step_s, first=FIRST_TOKENS if current_platform.is_cpu() else most, most=most)
 
 
 def is_online(request: Any) -> bool:
-    """Whether populations give way to it; nobody needs to for a health probe."""
+    """Whether populations give way to it. A health probe needs no priority over them."""
     return bool(PROBE_PRIORITY < request.priority <= 0)
 
 
 def missing_tokens(request: Any) -> int:
-    """Tokens that a running request could take in the next step."""
+    """Tokens a running request could take in the next step."""
     return int(request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens)
 
 

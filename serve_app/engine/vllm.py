@@ -1,8 +1,8 @@
-"""The adapter: vLLM's AsyncLLM with the multiprocessing executor, behind our engine protocol.
+"""Adapts vLLM's AsyncLLM with the multiprocessing executor to our engine protocol.
 
 vLLM is imported only when an engine starts, and only in this room: `launch.py` builds it, `running.py` inspects it,
-`completions.py` converts. `vllm/__init__.py` exports a small supported API; the rest moves between minor versions, so
-vLLM is pinned exactly and `tests/engine/test_vllm_api.py` imports every name.
+`completions.py` converts. Much of what we use moves between minor versions, so vLLM is pinned and
+`tests/engine/test_vllm_api.py` imports every name.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from serve_app.schema import Chunk, Completion, EngineInfo, pack_tokens, unpack_
 from serve_app.settings import PROBE_PRIORITY, HealthSettings, SharingSettings
 
 logger = logging.getLogger(__name__)
-# Prefixes are shared in whole blocks. vLLM's default of 128 tokens on CPU served 494 shared tokens out of 526 at 18-21
-# rows/s, 32 at 41-50 (84.5 and 93.6 % of tokens cached). CPU kernels need a multiple of 32.
+# vLLM shares prefixes in whole blocks. Its CPU default of 128 tokens served 18-21 rows/s, 32 serve 41-50 (84.5 and 93.6
+# % of tokens cached, 494 of 526 shared). CPU kernels need a multiple of 32.
 CPU_BLOCK_SIZE = 32
-# A step that takes longer hangs. On CPU the first, unmeasured one may be long (engine/scheduler.py).
+# A longer step hangs; the first on CPU is unmeasured (engine/scheduler.py).
 CPU_STEP_TIMEOUT_S, GPU_STEP_TIMEOUT_S = 900.0, 60.0
-# W3C Trace Context of an unsampled trace: without a parent, each row would begin a trace.
+# W3C Trace Context, unsampled: otherwise each row begins a trace.
 UNSAMPLED = {"traceparent": f"00-{'1' * 32}-{'1' * 16}-00"}
 DEFAULT_SHARING = SharingSettings()
 
 
 class VLLMEngine:
-    """See `engine.protocol.Engine`. `options` are vLLM's, by vLLM's names; `replicas` share this host.
+    """See `engine.protocol.Engine`. `options` are vLLM's; `replicas` share this host.
 
-    `meter` gets the AsyncLLM before anything uses it, to count what passes. With `ray_metrics`, which needs Ray, vLLM's
-    metrics go to the node's Ray agent.
+    `meter` gets the AsyncLLM before use, to count requests. With `ray_metrics`, which needs Ray, vLLM's metrics go to
+    the node's Ray agent.
     """
 
     def __init__(
@@ -90,16 +90,14 @@ class VLLMEngine:
         self._meter = meter
         self._ray_metrics = ray_metrics
 
-    # --- life ---
-
     async def start(self) -> None:
         mark("process")
         if cpu_build():
-            start_fork_server()  # imports vLLM beside us
+            start_fork_server()  # imports vLLM in parallel
         options = self._prepare_options()
         engine_options, frontend = split_options(options)
-        logger.info("starting vLLM with %s", ", ".join(sorted(engine_options)))  # not the values: hf_token is one
-        # This process is idle while EngineCore and the workers load.
+        logger.info("starting vLLM with %s", ", ".join(sorted(engine_options)))  # not values: hf_token is one
+        # Idle while EngineCore and the workers load.
         front_end = asyncio.get_running_loop().run_in_executor(None, import_front_end)
         try:
             self._engine = build_engine(engine_options, self._sharing, self._on_step, ray_metrics=self._ray_metrics)
@@ -116,7 +114,7 @@ class VLLMEngine:
             await self.shutdown()
             if isinstance(error, ServeAppError):
                 raise
-            if isinstance(error, (ValueError, AssertionError)):  # vLLM's validation of its options
+            if isinstance(error, (ValueError, AssertionError)):
                 raise BadSettings(f"vLLM refused its options: {summary(error)}") from error
             if isinstance(error, Exception):
                 raise EngineFailed(f"vLLM did not start: {summary(error)}") from error
@@ -152,7 +150,7 @@ class VLLMEngine:
         )
 
     def _prepare_options(self) -> dict[str, Any]:
-        """The options with all defaults that depend on model or machine filled in."""
+        """Fill in all defaults that depend on model or machine."""
         options = {**self._options, "distributed_executor_backend": "mp"}
         served = options.get("served_model_name")
         names = [served] if isinstance(served, str) else list(served or [options["model"]])
@@ -166,14 +164,14 @@ class VLLMEngine:
 
     def _fit_to_cpu(self, options: dict[str, Any], ranks: int) -> None:
         free, total = memory_bytes()
-        read_config(options["model"], fetch=True)  # the model's own type decides ours
+        read_config(options["model"], fetch=True)  # ours follows the model's type
         fit = fit_to_host(options, options["model"], replicas=self._replicas, total=total, free=free)
         if fit.chosen is not None:
             options["dtype"], self._dtype_reason = fit.chosen
             logger.info("computing in %s: %s; engine.dtype sets another type", *fit.chosen)
         options["kv_cache_memory_bytes"] = fit.kv
         options.setdefault("block_size", CPU_BLOCK_SIZE)
-        if BINDING_ENV not in os.environ:  # an operator's binding stands
+        if BINDING_ENV not in os.environ:  # keep an operator's binding
             cores_per_rank = max(1, int(self._assigned_cpus) // ranks)
             self._cores = claim_cores(ranks, cores_per_rank, cores=available_cores())
             os.environ[BINDING_ENV] = self._cores.binding
@@ -191,8 +189,6 @@ class VLLMEngine:
             self._cores.release()
             self._cores = None
 
-    # --- use ---
-
     @property
     def info(self) -> EngineInfo:
         if self._info is None:
@@ -206,13 +202,13 @@ class VLLMEngine:
     async def run(self, chunk: Chunk) -> tuple[Completion, ...]:
         try:
             params = sampling_params(chunk)
-        except ValueError as error:  # vLLM's validation: no replica would take it
+        except ValueError as error:  # no replica would take it
             return (Completion(status="invalid", error=summary(error)),) * len(chunk.prompts)
         tasks = [asyncio.ensure_future(self._complete(prompt, params, chunk)) for prompt in chunk.prompts]
         try:
             return tuple(await asyncio.gather(*tasks))
         finally:
-            for task in tasks:  # if one raised, abort the others
+            for task in tasks:
                 task.cancel()
 
     @property
@@ -252,8 +248,6 @@ class VLLMEngine:
             )
         return to_completion(final, chunk.label_ids, (time.perf_counter() - started) * 1000)
 
-    # --- health ---
-
     def _on_step(self, waiting: int | None) -> None:
         if self._watchdog is not None:
             self._watchdog.step()
@@ -261,13 +255,13 @@ class VLLMEngine:
             self._waiting = waiting
 
     async def check_health(self) -> None:
-        # `AsyncLLM.check_health` only tests `errored`: a hung engine looks healthy.
+        # `AsyncLLM.check_health` tests `errored` only, not hangs.
         if self._engine is None or self._engine.errored or self._check is None:
             raise EngineFailed(f"the engine died: {self._failed or 'see its log'}")
         await self._check()
 
     async def _answer_one(self) -> None:
-        """One token; of a model that does not generate, one prompt pooled. Raises EngineFailed."""
+        """One token, or one pooled prompt of a model that does not generate. Raises EngineFailed."""
         if self._pools:
             await self._pool_one()
             return

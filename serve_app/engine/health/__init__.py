@@ -1,1 +1,1 @@
-"""Whether an engine is dead, hung, slow or well."""
+"""Health checks of an engine."""

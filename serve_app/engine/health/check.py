@@ -1,7 +1,7 @@
-"""The health check of an engine: dead, hung, slow or well.
+"""Checks whether an engine is dead, hung, slow or healthy.
 
-Asks the engine for a token only in doubt: a token costs a step of all ranks, and probes every five seconds were a good
-part of the 0.7 cores that two idle replicas took.
+A token costs a step of all ranks, so it asks for one only in doubt: probes every 5 s took much of the 0.7 cores of two
+idle replicas.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import psutil
 from serve_app.engine.health.watchdog import Watchdog
 from serve_app.errors import EngineFailed
 
-# How often an idle engine is asked for a token.
 IDLE_PROBE_S = 60.0
-# An engine that computes without an answer counts as healthy after so long; the next check goes on.
+# An engine that computes is healthy after this long without an answer.
 PATIENCE_S = 5.0
 POLL_S = 0.2
 STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 class HealthCheck:
-    """Awaited every few seconds. `ask` has the engine generate a token, `busy` says whether it has requests,
-    `processes` are all that it started."""
+    """Awaited every few seconds. `ask` generates a token, `busy` tells whether requests are open, `processes` are all
+    that the engine started."""
 
     def __init__(
         self,
@@ -40,16 +39,15 @@ class HealthCheck:
         self._ask = ask
         self._busy = busy
         self._checked_at = float("-inf")
-        # Since when a step is due; None while none is.
         self._owes_since: float | None = None
 
     async def __call__(self) -> None:
-        """Return if the engine makes progress. Raises EngineFailed when one of its processes is gone or it hangs."""
+        """Return if the engine makes progress. Raises EngineFailed if one of its processes is gone or it hangs."""
         states = [_state(process) for process in self._processes]
         if dead := [p.pid for p, state in zip(self._processes, states, strict=True) if state in ("", "zombie")]:
             raise EngineFailed(f"engine processes {dead} are gone")
         checked_at, self._checked_at = self._checked_at, time.monotonic()
-        if self._watchdog.last_step >= checked_at:  # it made a step since
+        if self._watchdog.last_step >= checked_at:
             self._owes_since = None
             return
         idle = not self._busy() and not any(state in STOPPED for state in states)
@@ -65,7 +63,7 @@ class HealthCheck:
             while not probe.done():
                 await asyncio.wait([probe], timeout=POLL_S)
                 self._watchdog.look()
-                if self._watchdog.last_step >= asked:  # anybody's
+                if self._watchdog.last_step >= asked:
                     break
                 if reason := self._watchdog.hung(owes_since):
                     raise EngineFailed(reason)

@@ -1,8 +1,8 @@
-"""Tells a slow engine from one that hangs.
+"""Tells a slow engine from a hung one.
 
-Signs of life are a finished step, and processor time that all workers use or wait for: a step of a large model on a
-busy processor can take minutes. A rank that is stopped or waits for ever uses none, whatever the ranks beside it do,
-which may poll for its message. Ranks' work differs a little, so a rank may be idle as long as it worked in this step.
+Signs of life are a finished step, and processor time that all workers use or wait for, since a large model's step can
+take minutes on a busy processor. A stopped or blocked rank uses none, while other ranks may poll for its message.
+Ranks' work differs, so a rank may be idle as long as it worked in this step.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-# Share of a core above which a process computes. Waiting workers and EngineCores poll: 1 to 4 % of a slow core.
-# Computing ones use or wait for all of one.
+# Share of a core. Waiting processes poll with 1 to 4 % of a slow core; computing ones use or wait for a whole one.
 WORKING_SHARE = 0.10
-# The kernel counts in scheduler ticks: shorter windows say little.
+# The kernel counts scheduler ticks; shorter windows are too coarse.
 WINDOW_S = 1.0
 
 
 class Watchdog:
-    """`workers` are the PIDs of the processes that compute each step, `core` that of the one that plans it.
-
-    Without `workers` (GPUs, whose waiting ranks use a core each) only steps are signs of life.
+    """`workers` are the PIDs that compute each step, `core` the one that plans it. Without `workers` (waiting GPU ranks
+    use a core each) only steps are signs of life.
     """
 
     def __init__(
@@ -45,23 +43,22 @@ class Watchdog:
         self.look()
 
     def step(self) -> None:
-        """The engine finished a step."""
         self.last_step = self._clock()
 
     def look(self) -> None:
-        """Note which processes compute; call every few seconds while the engine has work."""
+        """Note which processes compute; call every few seconds during work."""
         now = self._clock()
         for process in (*self._workers, *([self._core] if self._core else [])):
             if now - process.looked_at >= WINDOW_S:
                 process.note(now, self._wanted_s(process.pid))
 
     def working(self) -> bool:
-        """Whether all workers, or the process that plans steps, computed in the last window."""
+        """Whether all workers or the core computed in the last window."""
         workers = bool(self._workers) and all(process.working for process in self._workers)
         return workers or bool(self._core and self._core.working)
 
     def hung(self, since: float) -> str:
-        """Why an engine with work since then counts as hung; empty if it does not."""
+        """Why an engine with work since then is hung, else empty."""
         now = self._clock()
         began = max(self.last_step, since)
         without_step = now - began
@@ -80,8 +77,6 @@ class Watchdog:
 
 
 class _Process:
-    """A process: the processor time it wanted, and when it last computed."""
-
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.looked_at = self.worked_at = float("-inf")
@@ -97,10 +92,10 @@ class _Process:
 
 
 def wanted_cpu_s(pid: int) -> float:
-    """Seconds that a process's threads ran or waited for a processor; 0 for one that is gone.
+    """Seconds that a process's threads ran or waited for a processor; 0 if gone.
 
-    From /proc/PID/task/TID/schedstat (nanoseconds on the processor and on a run queue; Linux, sched-stats.rst), so that
-    a process kept from running counts as computing. Without it, processor time.
+    From /proc/PID/task/TID/schedstat (nanoseconds running and queued; Linux, sched-stats.rst), so that a starved
+    process counts as computing. Without it, processor time.
     """
     total_ns = 0
     found = False

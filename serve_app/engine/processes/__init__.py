@@ -1,1 +1,1 @@
-"""vLLM's processes: how they start, wait for each other and end."""
+"""How vLLM's processes start, wait and end."""

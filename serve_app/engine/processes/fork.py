@@ -1,8 +1,7 @@
-"""How vLLM's processes start on a CPU host: forked from one that has imported vLLM.
+"""Forks vLLM's processes on a CPU host from one that has imported vLLM.
 
-vLLM spawns EngineCore and a worker a rank, and each imports vLLM, 16 s of a slow core. Here a fork server (Python's
-own) imports it once, while the replica does; EngineCore is forked from it, and the workers from EngineCore, as vLLM
-does on GPUs. GPUs are unchanged.
+vLLM spawns EngineCore and one worker per rank, and each imports vLLM (16 s of a slow core). Python's fork server
+imports it once, while the replica does. Workers are forked from EngineCore, as vLLM does on GPUs, which are unchanged.
 
     replica ─ spawns ─> fork server ─ forks ─> EngineCore ─ forks ─> workers
 """
@@ -27,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 PRELOADED = ["serve_app.engine.processes.tied", "serve_app.engine.processes.preload"]
 CORE_NAME = "EngineCore"
-# Tells EngineCore that it was forked.
+# Marks a forked EngineCore.
 FORKED_ENV = "SERVE_APP_FORKED_ENGINE"
-# Read while torch is imported; vLLM sets them before it starts its CPU processes (platforms/cpu.py).
+# torch reads these on import; vLLM sets them for its CPU processes (platforms/cpu.py).
 READ_AT_IMPORT = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
 BINDING_ENV = "VLLM_CPU_OMP_THREADS_BIND"
-# Tells the fork server its owner.
+# The fork server's owner.
 OWNER_ENV = "SERVE_APP_FORK_SERVER_OF"
 
 
@@ -48,8 +47,8 @@ def start_fork_server() -> None:
 
 
 def preloaded_libraries(given: str) -> str:
-    """LD_PRELOAD as vLLM's CPU platform will set it (platforms/cpu.py): PyTorch's OpenMP, without which bound threads
-    share a core (vllm#27369), and vLLM's tcmalloc."""
+    """LD_PRELOAD as vLLM's CPU platform sets it (platforms/cpu.py): PyTorch's OpenMP, without which bound threads share
+    a core (vllm#27369), and vLLM's tcmalloc."""
     found = [given] if given else []
     torch, vllm = (_folder(package) for package in ("torch", "vllm"))
     if not any(name in given for name in ("libomp", "libgomp", "libiomp")):
@@ -67,10 +66,8 @@ def _folder(package: str) -> Path:
 
 
 class ForkedEngines:
-    """While entered, vLLM's EngineCores are forked from the fork server.
-
-    LD_PRELOAD, set as vLLM makes its configuration, needs a new process: if the fork server's differs, vLLM spawns as
-    usual.
+    """While entered, vLLM's EngineCores are forked. A changed LD_PRELOAD, set with vLLM's configuration, needs a new
+    process; vLLM then spawns as usual.
     """
 
     def __init__(self) -> None:
@@ -97,7 +94,7 @@ class ForkedEngines:
 
 
 class EngineProcess(ForkServerProcess):
-    """Takes its parent's environment, not the fork server's older one."""
+    """Takes its parent's environment, not the fork server's."""
 
     def __init__(
         self, *, target: Callable[..., None], kwargs: Mapping[str, Any], name: str, daemon: bool | None = None
@@ -107,33 +104,28 @@ class EngineProcess(ForkServerProcess):
 
 
 class EngineContext(ForkServerContext):
-    """The fork server's context, whose processes are EngineProcesses."""
-
     Process = EngineProcess
 
 
 def with_environment(environment: Mapping[str, str], target: Callable[..., None], **kwargs: Any) -> None:
-    """Call `target` in this environment."""
     os.environ.clear()
     os.environ.update(environment)
     target(**kwargs)
 
 
 class WorkerProcess(ForkProcess):
-    """A worker forked from EngineCore. vLLM loads plug-ins once a process, and counts its children in."""
+    """A worker forked from EngineCore. vLLM loads plug-ins once per process, and children count."""
 
     def __init__(self, *, target: Callable[..., None], kwargs: Mapping[str, Any], name: str, daemon: bool) -> None:
         super().__init__(target=as_worker, args=(target,), kwargs=kwargs, name=name, daemon=daemon)
 
 
 class WorkerContext(ForkContext):
-    """The context of fork, whose processes are WorkerProcesses."""
-
     Process = WorkerProcess
 
 
 def as_worker(target: Callable[..., None], **kwargs: Any) -> None:
-    """Do our plug-ins' work in a worker, then call `target`."""
+    """Run our plug-ins in a worker, then call `target`."""
     tie_to_parent()
     own_scheduling_group()
     mark_worker_stages()
@@ -142,7 +134,7 @@ def as_worker(target: Callable[..., None], **kwargs: Any) -> None:
 
 
 def fork_workers() -> None:
-    """Have a forked EngineCore fork its workers. A plug-in in each of vLLM's processes (pyproject.toml)."""
+    """Plug-in (pyproject.toml): a forked EngineCore forks its workers."""
     if FORKED_ENV in os.environ and multiprocessing.current_process().name.startswith(CORE_NAME):
         import vllm.v1.executor.multiproc_executor as executor
 
@@ -150,14 +142,13 @@ def fork_workers() -> None:
 
 
 def bind_rank(rank: int, binding: str) -> None:
-    """Run this process on the cores of its rank in `binding`, a core list a rank, joined by '|'; one thread a core.
-
-    Spawned workers get cores from variables that OpenMP reads when loaded; in a forked one it is loaded.
+    """Bind this process to its rank's cores in `binding` (core lists joined by '|'), one thread per core. A forked
+    worker has loaded OpenMP, which reads its variables only on load.
     """
     import torch
 
     lists = binding.split("|")
-    if rank >= len(lists) or not lists[rank].replace(",", "").isdigit():  # "auto", "nobind", ranges: an operator's own
+    if rank >= len(lists) or not lists[rank].replace(",", "").isdigit():
         return
     cores = set(map(int, lists[rank].split(",")))
     os.sched_setaffinity(0, cores)

@@ -1,9 +1,8 @@
-"""Ties vLLM's child processes to the life of the process that started them.
+"""Ties vLLM's child processes to the life of their parent.
 
-Without it, killing a replica re-parents EngineCore to init, and its workers spin on with their memory held (ray#54364,
-vllm#20860). `tie_to_parent`, a plug-in by `vllm.general_plugins` (pyproject.toml) in all of vLLM's processes, asks the
-kernel for SIGKILL when the parent ends. Replica, EngineCore and workers form a chain, so the whole engine ends with the
-replica.
+Otherwise a killed replica leaves EngineCore to init, and its workers spin on with their memory held (ray#54364,
+vllm#20860). `tie_to_parent`, a plug-in (`vllm.general_plugins`, pyproject.toml) in all of vLLM's processes, asks the
+kernel for SIGKILL when the parent ends.
 """
 
 from __future__ import annotations
@@ -17,16 +16,15 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent(number: signal.Signals) -> None:
-    """Have the kernel signal this process when the thread that started it ends. Survives exec."""
+    """Have the kernel signal this process when its starting thread ends. Survives exec."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
 
 
 def tie_to_parent() -> None:
-    """Die with the parent process, if `multiprocessing` started this one.
+    """Die with the parent if `multiprocessing` started this process.
 
-    The kernel watches the *thread* that started it: the replica's event loop for EngineCore, EngineCore's main thread
-    for the workers, both as long-lived as their processes. A process from a fork server (fork.py) is tied to that, and
-    the fork server to the replica.
+    The kernel watches the starting *thread*: the replica's event loop or EngineCore's main thread, both as long-lived
+    as their processes. Processes from a fork server (fork.py) are tied to it, and it to the replica.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -34,5 +32,5 @@ def tie_to_parent() -> None:
     die_with_parent(signal.SIGKILL)
     import psutil
 
-    if parent.pid not in {one.pid for one in psutil.Process().parents()}:  # it ended before we could ask
+    if parent.pid not in {one.pid for one in psutil.Process().parents()}:  # ended before the request
         os.kill(os.getpid(), signal.SIGKILL)

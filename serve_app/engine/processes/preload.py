@@ -1,4 +1,4 @@
-"""Imported by the fork server (fork.py): the imports of EngineCore and its workers."""
+"""Imports for the fork server (fork.py)."""
 
 from contextlib import suppress
 from importlib import import_module
@@ -20,5 +20,5 @@ MODULES = (
 )
 
 for module in MODULES:
-    with suppress(Exception):  # whoever needs a missing one imports or reports it
+    with suppress(Exception):  # its user imports or reports a missing one
         import_module(module)

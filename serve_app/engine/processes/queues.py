@@ -1,23 +1,23 @@
-"""How vLLM's processes wait for each other's messages. A plug-in in each of them (pyproject.toml)."""
+"""Plug-in (pyproject.toml): how vLLM's processes wait for messages."""
 
 from __future__ import annotations
 
 import time
 from functools import partialmethod
 
-# Longest sleep before looking for a message: while messages come, and later.
+# Longest sleep during messages, and later.
 WAIT_MS, IDLE_WAIT_MS, IDLE_AFTER_S = 2, 100, 1.0
 
 
 def wait_asleep() -> None:
-    """Let vLLM's processes on a CPU host wait asleep for each other's messages.
+    """Make vLLM's processes on a CPU host sleep while they wait for messages.
 
-    vLLM's own wait spins in `sched_yield` for a second before it sleeps, on the ranks' cores: beside workers with their
-    own groups, each EngineCore took half a core.
+    vLLM first spins in `sched_yield` for a second, which took half a core per EngineCore beside workers with their own
+    groups.
 
-    The writer's notice can be lost: the socket drops one that directly follows another (SNDHWM 1 in shm_broadcast.py,
-    and a step has two messages), or that precedes the subscription. So sleeps are short: at up to 100 ms the time
-    between two tokens sometimes rose from 50 to 140 ms.
+    The socket may drop a notice that directly follows another (SNDHWM 1 in shm_broadcast.py; a step has two messages)
+    or precedes the subscription. Sleeps are therefore short: up to 100 ms sometimes raised the time between tokens from
+    50 to 140 ms.
     """
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
     from vllm.platforms import current_platform

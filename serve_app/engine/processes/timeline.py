@@ -1,7 +1,6 @@
-"""Where the time of a start goes: each process of it notes what it has finished, in one file.
+"""Records when each process of a start finishes each stage, in one file that the environment names.
 
-The file is named in the environment, which all processes of a server inherit; without it nothing is noted. A line is
-one small write to a file opened for appending, so that lines of several processes do not mix.
+Each line is one small append, so lines do not mix.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from typing import Any
 from serve_app.engine.host.cpu import is_worker
 
 TIMELINE_ENV = "SERVE_APP_TIMELINE"
-# In the order in which a start goes through them, after "start" itself.
+# In order of a start, after "start".
 STAGES = ("ray", "controller", "process", "import", "config", "weights", "kv_cache", "engine", "first_token")
-# What follows each stage, in words.
 NEXT = {
     "": "starting Ray",
     "ray": "starting Serve",
@@ -35,7 +33,7 @@ NEXT = {
 
 
 def mark(stage: str, *, file: Path | None = None) -> None:
-    """Note that `stage` is finished now, in `file` or else the environment's."""
+    """Record that `stage` is finished, in `file` or the environment's."""
     if path := file or os.environ.get(TIMELINE_ENV):
         line = json.dumps({"stage": stage, "at": time.time(), "pid": os.getpid()}) + "\n"
         with open(path, "a") as lines:
@@ -43,7 +41,6 @@ def mark(stage: str, *, file: Path | None = None) -> None:
 
 
 def marking(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which notes the stage when it returns."""
 
     @wraps(function)
     def marked(*args: Any, **kwargs: Any) -> Any:
@@ -55,10 +52,10 @@ def marking(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def mark_worker_stages() -> None:
-    """Have vLLM's workers note their stages. Loaded in each of vLLM's processes, as a plug-in (pyproject.toml)."""
+    """Plug-in (pyproject.toml): vLLM's workers record their stages."""
     if TIMELINE_ENV not in os.environ or not is_worker():
         return
-    from vllm.v1.worker.gpu_worker import Worker  # the base of the CPU's, too
+    from vllm.v1.worker.gpu_worker import Worker  # also the CPU worker's base
 
     if not hasattr(Worker.load_model, "__wrapped__"):
         Worker.load_model = marking("weights", Worker.load_model)
@@ -66,7 +63,7 @@ def mark_worker_stages() -> None:
 
 
 def under_way(path: Path) -> str:
-    """What a start is doing now, in words, and how many processes have the last stage behind them."""
+    """The current stage of a start, and how many processes have finished the last."""
     lines = path.read_text().splitlines() if path.exists() else []
     done = [stage for stage in (json.loads(line)["stage"] for line in lines) if stage in STAGES]
     last = max(done, key=STAGES.index, default="")
@@ -75,7 +72,7 @@ def under_way(path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, float]:
-    """Seconds from the start until all processes had finished each stage, as {"<stage>_s": …}; empty without a file."""
+    """Seconds until all processes had finished each stage, as {"<stage>_s": …}; empty without a file."""
     ended: dict[str, float] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         entry = json.loads(line)
