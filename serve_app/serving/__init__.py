@@ -1,1 +1,1 @@
-"""Ray Serve deployments: the replica that holds an engine, and the builders that config.yaml names."""
+"""Ray Serve deployments: the engine's replica, and the builders that config.yaml names."""

@@ -1,4 +1,4 @@
-"""Application builders: what `import_path` in config.yaml names. Their argument is the settings model."""
+"""Application builders, named by `import_path` in config.yaml; each takes its settings model."""
 
 import os
 from functools import partial
@@ -19,7 +19,7 @@ from serve_app.settings import (
     ReplicaSettings,
 )
 
-# Of each builder: what `deployments` of a config file may name.
+# Names that a config file's `deployments` may use, per builder.
 DEPLOYMENTS = {
     "replicas": (REPLICA_DEPLOYMENT,),
     "populations": (DRIVER_DEPLOYMENT,),
@@ -30,17 +30,16 @@ DEPLOYMENTS = {
 
 
 def replicas(args: ReplicaSettings) -> Application:
-    """N replicas of the engine under `/`: vLLM's OpenAI routes.
-
-    Raises UnknownOption or BadSettings before any replica starts.
+    """N replicas of the engine under `/`: vLLM's OpenAI routes. Raises UnknownOption or BadSettings before a replica
+    starts.
     """
     from serve_app.serving.replica import Replica
 
     if args.simulated is None:
         check_options(args.engine)
     deployment: Deployment = Replica
-    # Behind HAProxy an ingress deployment must not have its own router. Serve's then decides which replica takes a
-    # chunk, and a plan for few replicas bounds only how many chunks are open.
+    # Behind HAProxy an ingress must not have its own router. Serve's then chooses replicas, and a plan for few replicas
+    # only bounds the open chunks.
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         deployment = deployment.options(
             request_router_config={
@@ -52,35 +51,35 @@ def replicas(args: ReplicaSettings) -> Application:
 
 
 def populations(args: DriverSettings) -> Application:
-    """The driver under `/v1/populations`. Needs no device and answers while replicas start."""
+    """The driver under `/v1/populations`. Needs no device; answers while replicas start."""
     from serve_app.driver.deployment import Driver
 
     return Driver.bind(args, partial(guarded, args.access))  # type: ignore[attr-defined]
 
 
 def files(args: DriverSettings) -> Application:
-    """OpenAI's files under `/v1/files`. Its store must be the driver's."""
+    """OpenAI's files under `/v1/files`, in the driver's store."""
     from serve_app.driver.batches.deployment import Files
 
     return Files.bind(args, partial(guarded, args.access))  # type: ignore[attr-defined]
 
 
 def batches(args: AccessSettings) -> Application:
-    """OpenAI's batches under `/v1/batches`, run as populations by the driver."""
+    """OpenAI's batches under `/v1/batches`, run by the driver."""
     from serve_app.driver.batches.deployment import Batches
 
     return Batches.bind(partial(guarded, args))  # type: ignore[attr-defined]
 
 
 def models(args: ModelsSettings) -> Application:
-    """Sends requests to the `replicas` application that serves their model; only for several models."""
+    """Routes requests to the `replicas` application of their model; for several models only."""
     from serve_app.serving.models.deployment import Models
 
     return Models.bind(args)  # type: ignore[attr-defined]
 
 
 def guarded(access: AccessSettings, app: FastAPI) -> ASGIApp:
-    """The driver's routes behind keys and limits, and for pages of `allowed_origins`."""
+    """The driver's routes behind keys and limits, open to pages of `allowed_origins`."""
     origins = access.allowed_origins or (("*",) if access.key_files else ())
     app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return Gate(app, access, "populations")

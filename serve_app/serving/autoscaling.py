@@ -1,7 +1,6 @@
-"""Serve's autoscaling policy for the replicas: the larger of online requests' and the driver's demand.
+"""Serve's autoscaling policy: replicas for online requests or for the driver's demand, whichever is larger.
 
-Runs in the Serve controller. Knows the requests that Serve counts and the driver's demand; does not know jobs. In
-config.yaml, of the deployment Replica:
+Runs in the Serve controller. In config.yaml, of the deployment Replica:
 
     autoscaling_config:
       min_replicas: 0
@@ -12,19 +11,17 @@ config.yaml, of the deployment Replica:
       policy:
         policy_function: serve_app.serving.autoscaling:BacklogPolicy
 
-Serve applies min_replicas, max_replicas, both delays and the scaling factors to the answer (`_apply_autoscaling_config`
-in Ray 2.60's autoscaling_policy.py), and stops replicas first that do not run yet. From zero it does not wait; to zero
-it goes in two steps, by way of one replica. With no replica and an online request queued it starts one without asking
-the policy; demand then counts once that one runs.
+Serve applies min_replicas, max_replicas, delays and scaling factors (`_apply_autoscaling_config` in Ray 2.60's
+autoscaling_policy.py), and first stops replicas that do not run yet. From zero it does not wait; to zero it goes by way
+of one replica. With no replica and an online request queued it starts one without the policy.
 
-The demand comes through the key-value store of Ray's GCS: one small read a second in a thread, no process to run, and
-it outlives driver and controller. The store's functions are not quite public. The public ways do not fit:
+The demand comes through the key-value store of Ray's GCS. This costs one small read a second, needs no process, and
+outlives driver and controller, but is not quite public. The public ways do not fit:
 
-- calls queued at a handle start only one replica from zero, and are weighed as online requests;
-- `record_autoscaling_stats` and application-level policies do not reach across applications, and nobody records while
-  no replica runs;
-- a named actor is one more process to place, watch and wait for;
-- the driver's route needs the proxy's address, certificate and key in the controller;
+- calls queued at a handle start only one replica from zero, and count as online requests;
+- `record_autoscaling_stats` and application-level policies do not cross applications;
+- a named actor is one more process to place and watch;
+- the driver's route needs the proxy's address, certificate and key;
 - Serve's scale API needs Ray's dashboard, and overrides online demand.
 """
 
@@ -43,8 +40,7 @@ from ray.serve.config import AutoscalingContext
 
 from serve_app.driver import demand
 
-# Serve pickles this module by value into the controller, where serve_app may be missing: use constants of other
-# modules, not functions.
+# Serve pickles this module by value into the controller, which may lack serve_app: use only constants of other modules.
 EXPIRES_S = demand.EXPIRES_S
 KV_NAMESPACE = demand.KV_NAMESPACE
 KV_KEY = demand.kv_key("{app}", "{deployment}")
@@ -53,9 +49,8 @@ logger = logging.getLogger("ray.serve")
 
 
 class BacklogPolicy:
-    """The policy. Answers from memory: waiting or raising here would stop all of Serve.
-
-    Its arguments are `policy_kwargs` in config.yaml.
+    """Answers from memory, because waiting or raising would stop all of Serve. Arguments are `policy_kwargs` in
+    config.yaml.
     """
 
     def __init__(self, poll_s: float = 1.0, expires_s: float = EXPIRES_S) -> None:
@@ -76,7 +71,7 @@ class BacklogPolicy:
 
     def _start_reader(self, key: str) -> None:
         stop = threading.Event()
-        # The thread must not reference the policy: each new deployment makes a new one, and the old must be freed.
+        # Without a reference to the policy, so that a replaced one is freed.
         self._reader = threading.Thread(
             target=_read, args=(self._driver_demand, key, self._poll_s, stop), name="serve-app-demand", daemon=True
         )
@@ -85,15 +80,14 @@ class BacklogPolicy:
 
 
 def replicas_needed(*, requests: float, requests_per_replica: float, wanted: int, lower: int, upper: int) -> int:
-    """The larger of `wanted` and what `requests` (running and queued, averaged over seconds) need, within bounds."""
+    """The larger of `wanted` and the need of `requests` (running and queued, averaged over seconds), within bounds."""
     online = min(requests / requests_per_replica, upper)
     return max(lower, min(upper, max(wanted, math.ceil(online) if online > 0 else 0)))
 
 
 class DriverDemand:
-    """The driver's demand as last read; 0 when not renewed for `expires_s`.
-
-    It counts once it changes: what the first look finds may be a dead driver's, and a live one renews it in seconds.
+    """The driver's last read demand; 0 when not renewed for `expires_s`. The first value may be a dead driver's, so
+    demand counts only after a change.
     """
 
     def __init__(self, expires_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,18 +95,18 @@ class DriverDemand:
         self._clock = clock
         self._looked = False
         self._left: bytes | None = None
-        # One tuple, so that the other thread sees both or neither.
+        # One tuple, so that threads see both or neither.
         self._live = (0, -math.inf)
 
     def update(self, left: bytes | None) -> None:
-        """Take the stored value. Raises ValueError unless `Demand` wrote it."""
+        """Take the stored value. Raises ValueError if not `Demand`'s."""
         renewed = self._looked and left != self._left
         self._looked, self._left = True, left
         if renewed and left is not None:
             self._live = (int(left.partition(b" ")[0]), self._clock() + self._expires_s)
 
     def replicas(self) -> int:
-        """The demand that is valid now."""
+        """The currently valid demand."""
         replicas, until = self._live
         return replicas if self._clock() < until else 0
 
@@ -121,7 +115,7 @@ def _read(driver_demand: DriverDemand, key: str, poll_s: float, stop: threading.
     while True:
         try:
             driver_demand.update(_internal_kv_get(key, namespace=KV_NAMESPACE))
-        except Exception as error:  # GCS away or foreign text: demand expires, online requests still count
+        except Exception as error:  # GCS away or foreign text: demand expires
             logger.warning("the driver's demand for replicas was not read: %s", error)
         if stop.wait(poll_s):
             return

@@ -1,9 +1,9 @@
-"""preStop of a worker pod: have Serve move the replicas away, and wait for their streams to end.
+"""preStop of a worker pod: Serve moves the replicas away, and their streams end first.
 
     kubelet ─ preStop ─> this ─> GCS: node drains, until deadline ─> Serve starts replacements elsewhere, takes the old
     replicas out of the routers, lets them finish ─> none is left here ─> SIGTERM
 
-KubeRay's own preStop is `ray stop`, which cuts streams. Not yet run in a pod.
+KubeRay's own `ray stop` cuts streams. Not yet run in a pod.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def drain(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> bool:
-    """Announce that the node leaves in `timeout_s`, and wait for its replicas; returns whether all left in time."""
+    """Announce that the node leaves in `timeout_s` and wait for its replicas. Returns whether all left in time."""
     deadline = clock() + timeout_s
     announce(timeout_s)
     while left := replicas_here():
@@ -40,7 +40,7 @@ def drain(
 
 
 def main() -> None:
-    """Drain this pod's Ray node. Failures are logged only: preStop cannot keep the pod."""
+    """Drain this pod's Ray node. Failures are only logged: preStop cannot keep the pod."""
     node_id = this_node()
     gone = drain(
         lambda seconds: _announce(node_id, seconds),
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def this_node() -> str:
-    """Hex id of the Ray node at this pod's address. Raises LookupError for none."""
+    """Hex id of this pod's Ray node. Raises LookupError for none."""
     import ray
 
     address = ray.util.get_node_ip_address()
@@ -64,7 +64,7 @@ def this_node() -> str:
 def _announce(node_id: str, seconds: float) -> None:
     from ray.core.generated import autoscaler_pb2
 
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # never refused
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     _gcs().drain_node(node_id, reason, "the pod is being deleted", int((time.time() + seconds) * 1000))
 
 

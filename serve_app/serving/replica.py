@@ -1,4 +1,4 @@
-"""The replica: one engine behind vLLM's own OpenAI application and a chunk method for the driver."""
+"""The replica: an engine behind vLLM's OpenAI application and a chunk method for the driver."""
 
 from __future__ import annotations
 
@@ -29,24 +29,23 @@ from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
 
 @serve.deployment(
     name=REPLICA_DEPLOYMENT,
-    # The engine queues and batches; Serve's own limit only has to be above.
+    # The engine queues; Serve's limit must only be higher.
     max_ongoing_requests=512,
-    # A wrong setting fails every time: report it soon.
+    # Wrong settings always fail: report soon.
     max_constructor_retry_count=2,
     health_check_period_s=5,
-    # Above what a check needs to find a hang (HealthSettings), so that the replica itself says what is wrong.
+    # Longer than the checks of HealthSettings, so that the replica itself reports the fault.
     health_check_timeout_s=90,
-    # A replica that leaves first finishes its streams.
+    # A leaving replica finishes its streams.
     graceful_shutdown_timeout_s=600,
-    # The driver polls each replica once a second; vLLM logs its own requests.
+    # The driver polls every second; vLLM logs requests.
     logging_config={"enable_access_log": False},
 )
 @serve.ingress()
 class Replica:
-    """Serves HTTP by the engine's application, and chunks of a population by handle.
+    """Serves HTTP by the engine's application, and population chunks by handle.
 
-    The application exists only once the engine runs, so it is bound late (`__serve_build_asgi_app__`): a replica is
-    ready only after it generated a token.
+    `__serve_build_asgi_app__` binds the application late, so a replica is ready only after generating a token.
     """
 
     async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Serve awaits it
@@ -72,9 +71,8 @@ class Replica:
         return self._asgi
 
     async def run_chunk(self, chunk: Chunk, *, replica_id: str | None = None) -> ChunkResult:
-        """Complete every prompt of the chunk. `replica_id` is for the router.
-
-        Raises EngineFailed when the engine is lost; nothing of the chunk is then done.
+        """Complete a chunk's prompts. `replica_id` is for the router. Raises EngineFailed when the engine is lost, with
+        the whole chunk undone.
         """
         started = time.perf_counter()
         completions = await (self._answer(chunk) if chunk.path else self._engine.run(chunk))
@@ -86,25 +84,24 @@ class Replica:
         return await answer_requests(engine.app(), chunk, model=engine.info.model, check_health=engine.check_health)
 
     async def complete(self, request: HttpRequest, *, replica_id: str | None = None) -> Answer:
-        """Answer a part of a peer's request (`requests/sharding.py`). `replica_id` is for the router."""
+        """Answer part of a peer's request (`requests/sharding.py`). `replica_id` is for the router."""
         with accounting.use(accounting.Account(self._access.max_prompt_tokens)) as account:
             answer = await call_app(self._engine.app(), request, self._replica_id)
         return msgspec.structs.replace(answer, tokens=TokenCounts(account.prompt_tokens, account.completion_tokens))
 
     async def forward(self, request: HttpRequest) -> AsyncIterator[list[Message]]:
-        """Answer a request that came by handle (`models/deployment.py`)."""
         async with aclosing(forward(self._asgi, request)) as answer:  # closing aborts at once
             async for messages in answer:
                 yield messages
 
     async def describe(self, *, replica_id: str | None = None) -> ReplicaInfo:
-        """Who runs here. `replica_id` is for the router."""
+        """`replica_id` is for the router."""
         context = ray.get_runtime_context()
         gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
         return ReplicaInfo(self._replica_id, context.get_node_id(), os.getpid(), gpus, self._engine.info)
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces the replica after three failures in a row."""
+        """Called by Serve, which replaces the replica after three consecutive failures."""
         await self._engine.check_health()
 
     async def __del__(self) -> None:
@@ -114,10 +111,7 @@ class Replica:
 
 
 def build_engine(settings: ReplicaSettings, *, assigned_cpus: float, replicas: int) -> Engine:
-    """The engine that the settings ask for, not yet started.
-
-    Raises BadSettings or UnknownOption for options that vLLM does not have.
-    """
+    """The settings' engine, not started. Raises BadSettings or UnknownOption for options unknown to vLLM."""
     if settings.simulated is not None:
         from serve_app.engine.simulated.engine import SimulatedEngine
 

@@ -1,21 +1,20 @@
-"""Which replica takes a call: the one it names, its session's, or the less loaded of two.
+"""Chooses a call's replica: the named one, its session's, or the less loaded of two.
 
-Knows a call's keyword arguments and session, not its content. Uses Serve's request-router extension (alpha in Ray
-2.60), which pickles this module by value into the proxies: it imports nothing of ours at run time.
+Knows a call's keyword arguments and session. Serve's request-router extension (alpha in Ray 2.60) pickles this module
+by value into the proxies, so it imports nothing of ours at run time.
 
-- The driver keeps a window of chunks open to each replica it chose, so it names one for each chunk.
+- The driver names a replica for each chunk, because it keeps a window of chunks open to each.
 - A session is the header `x-session-id` (RAY_SERVE_SESSION_ID_HEADER_KEY), or `session_id` of a handle's options.
-  Rendezvous hashing over the replicas' ids sends its turns to where their prefix is cached: every proxy picks the same
-  replica without asking, and a replica that comes or goes moves only its own sessions.
-- Only the preferred replica's load is checked (vllm-router#238): an imbalance among others is no reason to leave it.
+  Rendezvous hashing over replica ids sends its turns to their cached prefix: all proxies agree without asking, and a
+  change of replicas moves only its own sessions.
+- Only the preferred replica's load is checked (vllm-router#238); other imbalances do not matter.
 
-Prompts that share a prefix get the same by sending a common name in that header. The router cannot see the prefix:
-Serve's proxy gives it the pickled ASGI scope, and the chosen replica fetches the body
-(`ASGIProxyRequest.serialized_replica_arg`, `receive_asgi_messages`). Reading the body first costs a second hop, as in
-ray.serve.llm. With several models on one URL that hop exists, and OpenAI's `prompt_cache_key` counts as session
-(`models/directory.py`).
+Prompts with a shared prefix can send a common name in that header. The router cannot see the prefix: Serve's proxy
+gives it the pickled ASGI scope, and the chosen replica fetches the body (`ASGIProxyRequest.serialized_replica_arg`,
+`receive_asgi_messages`). Reading bodies first costs a second hop, as in ray.serve.llm. Several models on one URL have
+that hop, and OpenAI's `prompt_cache_key` counts as session (`models/directory.py`).
 
-Behind HAProxy none of this runs for HTTP requests: it chooses itself, and Serve refuses a router on an ingress.
+HAProxy chooses replicas for HTTP itself, and Serve then refuses a router on an ingress.
 """
 
 from __future__ import annotations
@@ -30,14 +29,13 @@ from ray.serve.request_router import RequestRouter
 if TYPE_CHECKING:
     from ray.serve.request_router import PendingRequest, RunningReplica
 
-# Name of the keyword argument that holds the replica's id.
+# The argument that names a replica.
 TARGET = "replica_id"
 
 
 class TargetedRequestRouter(RequestRouter):
-    """Power of two choices, unless the call names a replica or belongs to a session.
-
-    If the named replica is gone, any other takes the call: its result says who ran it.
+    """Power of two choices, unless a call names a replica or has a session. Another takes a gone replica's call; the
+    result names who ran it.
     """
 
     _affinity = False
@@ -45,7 +43,7 @@ class TargetedRequestRouter(RequestRouter):
     def initialize_state(
         self, *, session_affinity: bool = False, session_slack_requests: int = 0, session_load_factor: float = 1.0
     ) -> None:
-        """Called by Serve with `request_router_kwargs`: the fields of `settings.RoutingSettings`."""
+        """Called by Serve with `request_router_kwargs`: fields of `settings.RoutingSettings`."""
         self._affinity = session_affinity
         self._slack_requests = session_slack_requests
         self._load_factor = session_load_factor
@@ -53,10 +51,10 @@ class TargetedRequestRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Ranks of replicas: Serve picks the least loaded of the first rank that has room."""
+        """Ranked replicas: Serve picks the least loaded of the first rank with room."""
         if pending_request is None:
             return [any_two(candidate_replicas)]
-        # Else the router retries at once, and spins, while the chosen replicas are full.
+        # Otherwise the router spins while the chosen are full.
         pending_request.routing_context.should_backoff = True
         target = pending_request.kwargs.get(TARGET)
         if target is not None:
@@ -71,27 +69,24 @@ class TargetedRequestRouter(RequestRouter):
         by_id = {replica.replica_id.unique_id: replica for replica in replicas}
         chosen = preferred(session, by_id)
         others = [replica for name, replica in by_id.items() if name != chosen]
-        # Serve's own counts, from replicas' answers; old ones and those at the limit are asked again.
+        # Serve asks again for old counts and full replicas.
         queued = {name: self.replica_queue_len_cache.get(replica.replica_id) for name, replica in by_id.items()}
         if overloaded(chosen, queued, slack_requests=self._slack_requests, load_factor=self._load_factor):
             return [any_two(others)]
-        return [[by_id[chosen]], any_two(others)]  # the others, if the first is full
+        return [[by_id[chosen]], any_two(others)]  # used if the first is full
 
 
 def preferred(session: str, replica_ids: Iterable[str]) -> str:
-    """The session's replica: the one with the highest hash of both (Thaler and Ravishankar 1998).
-
-    Raises ValueError without replicas.
-    """
+    """The session's replica, by highest hash of both (Thaler and Ravishankar 1998). Raises ValueError without any."""
     key = session.encode("utf-8", "surrogatepass")
     return max(replica_ids, key=lambda name: blake2b(b"%b\0%b" % (name.encode(), key), digest_size=8).digest())
 
 
 def overloaded(chosen: str, queued: Mapping[str, int | None], *, slack_requests: int, load_factor: float) -> bool:
-    """Whether `chosen` has so many open calls that its cached prefix is not worth the wait.
+    """Whether `chosen` has too many open calls for its cached prefix to pay.
 
-    `queued` are running and waiting calls by replica; None is unknown and not counted. Compared with the mean of the
-    others: against the idlest, a new replica would draw every session away.
+    `queued` are running and waiting calls by replica; None is unknown and not counted. Compared with the others' mean,
+    since by the minimum a new replica would draw all sessions.
     """
     own = queued[chosen]
     others = [calls for name, calls in queued.items() if name != chosen and calls is not None]
@@ -101,5 +96,4 @@ def overloaded(chosen: str, queued: Mapping[str, int | None], *, slack_requests:
 
 
 def any_two(replicas: Sequence[RunningReplica]) -> list[RunningReplica]:
-    """Two at random, or those there are."""
     return random.sample(replicas, min(2, len(replicas)))

@@ -1,10 +1,10 @@
-"""Makes an engine's HTTP application a whole OpenAI server, and closes its administrative routes.
+"""Completes an engine's HTTP application to an OpenAI server, without administrative routes.
 
-Knows FastAPI and the paths of vLLM 0.32, without importing vLLM. Adds or corrects:
+Knows FastAPI and vLLM 0.32's paths, without importing vLLM. Adds or corrects:
 
-    GET /v1/models/{id}   vLLM lists models, and does not answer for one
-    errors                vLLM answers 404 and 405 of unknown paths and methods as {"detail": …}, and some bodies
-                          that are wrong, and what the model cannot do, as the server's faults; an unknown model in
+    GET /v1/models/{id}   vLLM only lists models
+    errors                vLLM answers 404 and 405 of unknown paths and methods as {"detail": …}, and some wrong
+                          bodies and what the model cannot do as the server's faults; an unknown model in
                           words of its own (`unknown_model.py`)
     GET /metrics          of the node, not of any one replica (`engine/metrics.py`)
 """
@@ -30,12 +30,12 @@ from serve_app.serving.unknown_model import UnknownModel
 
 logger = logging.getLogger(__name__)
 
-# vLLM's administrative routes. Each acts on one random replica and needs no key (vLLM guards only /v1, /v2, /inference
-# and /cohere). `tests/serving/test_routes.py` fails when a release adds an unknown route.
+# vLLM's administrative routes act on one random replica without a key (vLLM guards only /v1, /v2, /inference and
+# /cohere). `tests/serving/test_routes.py` fails on new unknown routes.
 ADMIN_ROUTES = frozenset(
     {
-        # Always there for models that generate text:
-        "/scale_elastic_ep",  # restarts engines; all else gets 503 meanwhile
+        # Always there for generating models:
+        "/scale_elastic_ep",  # restarts engines; else 503 meanwhile
         "/is_scaling_elastic_ep",
         "/kv_event_sources",  # addresses inside the cluster
         # enable_scale_out, tokens_only: ends anybody's requests
@@ -82,11 +82,8 @@ ADMIN_ROUTES = frozenset(
 
 
 def add_routes(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None:
-    """Add what is missing. `scrape` gives the text of `/metrics`, or raises ServerUnavailable.
-
-    Call before the first request.
-    """
-    # SageMaker's package, which vLLM uses, has built it already, without what is added here.
+    """`scrape` gives the text of `/metrics`, or raises ServerUnavailable. Call before the first request."""
+    # SageMaker's package, used by vLLM, built it already.
     app.middleware_stack = None
     _shape_errors(app)
     _blame_the_client(app)
@@ -96,17 +93,14 @@ def add_routes(app: FastAPI, scrape: Callable[[], Awaitable[str]]) -> None:
 
 
 def close_admin_routes(app: FastAPI, keep: Collection[str] = ()) -> None:
-    """Remove vLLM's administrative routes except `keep`; they become unknown paths.
-
-    Raises BadSettings for a path in `keep` that is not one of them.
-    """
+    """Remove vLLM's administrative routes except `keep`. Raises BadSettings for an unknown path in `keep`."""
     if unknown := sorted(set(keep) - ADMIN_ROUTES):
         raise BadSettings(f"{unknown[0]!r} is none of vLLM's: {', '.join(sorted(ADMIN_ROUTES))}", field="admin_routes")
     _remove(app, ADMIN_ROUTES - set(keep))
 
 
 def _shape_errors(app: FastAPI) -> None:
-    # vLLM handles FastAPI's HTTPException; routing raises its base class, Starlette's.
+    # vLLM handles FastAPI's HTTPException; routing raises Starlette's.
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         path, status = request.url.path, HTTPStatus(error.status_code)
@@ -114,7 +108,7 @@ def _shape_errors(app: FastAPI) -> None:
             HTTPStatus.NOT_FOUND: f"There is no {path} here.",
             HTTPStatus.METHOD_NOT_ALLOWED: f"{path} does not take {request.method}.",
         }
-        # A route's own message, unless it is the status's phrase.
+        # A route's own message.
         message = messages.get(status, error.detail) if error.detail == status.phrase else error.detail
         answer = _error(status, message)
         answer.headers.update(error.headers or {})
@@ -124,8 +118,8 @@ def _shape_errors(app: FastAPI) -> None:
 def _blame_the_client(app: FastAPI) -> None:
     on_fault: Any = app.exception_handlers.get(Exception)
 
-    # From vLLM's validators of `structured_outputs: "json"` or `tools: [{}]`: they use a value before checking its
-    # type, and pydantic does not catch these two errors.
+    # vLLM's validators of `structured_outputs: "json"` or `tools: [{}]` use values before checking types; pydantic does
+    # not catch these errors.
     @app.exception_handler(AttributeError)
     @app.exception_handler(KeyError)
     async def on_programming_error(request: Request, error: Exception) -> Response:
@@ -142,7 +136,7 @@ def _blame_the_client(app: FastAPI) -> None:
 
 
 def _in_endpoint(error: Exception) -> bool:
-    """Whether the error was raised after the request was read."""
+    """Whether the error came after reading the request."""
     return any(frame.name == run_endpoint_function.__name__ for frame in traceback.extract_tb(error.__traceback__))
 
 
@@ -150,12 +144,12 @@ def _add_model(app: FastAPI) -> None:
     @app.get("/v1/models/{model_id:path}", summary="Show Model", responses={404: {"description": "No such model"}})
     async def show_model(model_id: str, request: Request) -> Response:
         """One of the models that `/v1/models` lists, LoRA adapters too."""
-        # Ask the application as a client would: it knows all models.
+        # The application knows all models.
         transport = httpx.ASGITransport(app)
         headers = {name: request.headers[name] for name in ("authorization",) if name in request.headers}
         async with httpx.AsyncClient(transport=transport, base_url="http://replica", headers=headers) as client:
             listed = await client.get("/v1/models")
-        if listed.is_error or not model_id:  # `/v1/models/` is the list
+        if listed.is_error or not model_id:
             return Response(listed.content, listed.status_code, media_type=listed.headers.get("content-type"))
         for model in listed.json()["data"]:
             if model["id"] == model_id:

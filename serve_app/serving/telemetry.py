@@ -1,14 +1,14 @@
-"""OpenTelemetry: one trace a request, of the replica's server span and vLLM's engine span below it.
+"""OpenTelemetry: one trace per request, with the replica's server span and vLLM's engine span below.
 
     client's traceparent ─> POST /v1/chat/completions     this module, by OpenTelemetry's ASGI middleware
                             └ llm_request                 vLLM, with time in queue, to first token, tokens
 
-On with OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) or the engine option `otlp_traces_endpoint`; otherwise
-nothing is imported. Other settings are OpenTelemetry's environment variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME,
+Enabled by OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) or the engine option `otlp_traces_endpoint`; otherwise
+nothing is imported. Other settings are OpenTelemetry's variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME,
 OTEL_EXPORTER_OTLP_HEADERS, …).
 
-Serve's own tracing (RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH) is not used: in Ray 2.60 it also traces each call by
-handle, every poll of the driver, and loses the sampling decision between processes.
+Serve's tracing (RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH) in Ray 2.60 also traces each driver poll, and loses sampling
+decisions between processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROTOCOL, TRACES_PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_T
 HTTP, GRPC = "http/protobuf", "grpc"
 SERVICE_NAME, RESOURCE = "OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"
 OPTION = "otlp_traces_endpoint"
-# Polled by machines, or without an engine.
+# Polled, or without an engine.
 NOT_TRACED = "/health$,/ping$,/load$,/version$,/metrics$"
 CONTEXT_HEADERS = (b"traceparent", b"tracestate")
 FLUSH_MS = 5000
@@ -34,16 +34,14 @@ FLUSH_MS = 5000
 def configure(
     options: Mapping[str, Any], replica_id: str, environment: MutableMapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """The engine's options with the traces' endpoint, if any; call before the engine starts.
-
-    Sets in the environment what EngineCore, its workers and OpenTelemetry's SDK read there. Raises BadSettings for a
-    protocol that vLLM lacks.
+    """The engine's options with the traces' endpoint, if any; call before the start. Sets environment variables for
+    EngineCore, its workers and OpenTelemetry's SDK. Raises BadSettings for a protocol that vLLM lacks.
     """
     traces = options.get(OPTION) or environment.get(TRACES_ENDPOINT) or _from_base(environment)
     if not traces:
         return dict(options)
     if not options.get(OPTION) or environment.get(PROTOCOL):
-        # vLLM reads only the traces' variable, and defaults to gRPC; OpenTelemetry defaults to HTTP.
+        # vLLM reads only the traces' variable; its gRPC default differs from OpenTelemetry's HTTP.
         environment.setdefault(TRACES_PROTOCOL, _protocol(environment))
     environment[TRACES_ENDPOINT] = traces
     environment.setdefault(SERVICE_NAME, "serve_app")
@@ -66,9 +64,8 @@ def _protocol(environment: Mapping[str, str]) -> str:
 
 
 def traced(app: ASGIApp, environment: Mapping[str, str] = os.environ) -> ASGIApp:
-    """The application with a server span a request; unchanged if tracing is off. Call once the engine runs.
-
-    Raises BadSettings if OpenTelemetry's ASGI instrumentation is not installed.
+    """The application with a server span per request, unchanged without tracing. Call once the engine runs. Raises
+    BadSettings if OpenTelemetry's ASGI instrumentation is missing.
     """
     if not environment.get(TRACES_ENDPOINT):
         return app
@@ -84,14 +81,14 @@ def traced(app: ASGIApp, environment: Mapping[str, str] = os.environ) -> ASGIApp
     middleware = OpenTelemetryMiddleware(
         PassContext(app),
         excluded_urls=NOT_TRACED,
-        meter_provider=NoOpMeterProvider(),  # counted by Serve
+        meter_provider=NoOpMeterProvider(),  # Serve counts
         exclude_spans=["receive", "send"],  # one per streamed token
     )
     return Traced(app, middleware)
 
 
 def _set_provider(environment: Mapping[str, str]) -> None:
-    """Have spans sent, unless vLLM does: a process has one provider."""
+    """Export spans unless vLLM does: a process has one provider."""
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -113,7 +110,7 @@ def _set_provider(environment: Mapping[str, str]) -> None:
 
 
 def flush(environment: Mapping[str, str] = os.environ) -> None:
-    """Send the remaining spans; blocks up to FLUSH_MS. Serve ends a replica without telling the SDK."""
+    """Send remaining spans, blocking up to FLUSH_MS: Serve ends replicas without telling the SDK."""
     if environment.get(TRACES_ENDPOINT):
         from opentelemetry import trace
 
@@ -136,13 +133,13 @@ class Traced:
 
 
 class PassContext:
-    """Puts the current span into the request's headers, where vLLM looks for its parent."""
+    """Puts the current span into headers, for vLLM to find its parent."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        # Not the configured propagators: vLLM reads only W3C Trace Context.
+        # vLLM reads only W3C Trace Context.
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         context: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""The engine's answer to a model that it does not serve, in OpenAI's words instead of its own.
+"""Answers for unknown models in OpenAI's words.
 
-vLLM 0.32 says "The model `x` does not exist. Valid aliases: …" with the code 404, or the same with no param, and blots
-out what looks like a path in the name. Answered like this a replica, several models at one address and a batch's line
-say the same. Anthropic's routes have another shape, and keep it.
+vLLM 0.32 says "The model `x` does not exist. Valid aliases: …" with the code 404, or the same with no param, and
+removes path-like parts of the name. With this a replica, several models and a batch's line answer alike. Anthropic's
+routes keep their own shape.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ START, END = "The model `", "` does not exist"
 
 
 class UnknownModel:
-    """ASGI middleware. An answer that is not 404 passes as it comes."""
+    """ASGI middleware. Passes all but 404 unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -28,7 +28,7 @@ class UnknownModel:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self._app(scope, receive, send)
-        request: list[bytes] = []  # until the answer begins
+        request: list[bytes] = []
         held: list[Message] = []
 
         async def keep() -> Message:
@@ -52,7 +52,7 @@ class UnknownModel:
 
 
 async def _answer(scope: Scope, request: bytes, messages: list[Message]) -> list[Message]:
-    """The messages of an answer of 404, or of ours in its place with their other headers."""
+    """The 404's messages, or ours with their other headers."""
     start, *parts = messages
     try:
         said = _decode(b"".join(part.get("body", b"") for part in parts)).error.message
@@ -69,7 +69,7 @@ async def _answer(scope: Scope, request: bytes, messages: list[Message]) -> list
 
 class _Error(msgspec.Struct):
     message: str
-    code: Any  # Anthropic's have none
+    code: Any
 
 
 class _Body(msgspec.Struct):

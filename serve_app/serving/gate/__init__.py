@@ -1,1 +1,1 @@
-"""What stands between a client and an engine: keys, limits, accounts and the request log."""
+"""Keys, limits, accounts and the request log."""

@@ -1,13 +1,13 @@
-"""Tokens of the HTTP request that is being served, counted where the engine gives them out.
+"""Counts an HTTP request's tokens where the engine produces them.
 
     gate: use(Account()) ─> vLLM's handler ─> engine.generate, wrapped by `install` ─> account.completion_tokens += …
 
-A request finds its account by a context variable, which tasks inherit. The wrapper looks it up when `generate` is
-called, whichever task reads: vLLM 0.32 calls it in the handler's context for each prompt of a list, each beam, and once
-for all of `n`. Without an account (a population's chunk, a health probe) the engine's own iterator is returned.
+A context variable, inherited by tasks, holds the request's account and is read when `generate` is called. vLLM 0.32
+calls it in the handler's context for each prompt of a list, each beam, and once for all of `n`. Without an account (a
+population's chunk, a health probe) the engine's own iterator is returned.
 
-The answer's `usage` would not do: streams have it only on demand, aborted requests never. Reads vLLM's RequestOutput by
-field name, without importing vllm.
+The answer's `usage` is missing for aborted requests and most streams. RequestOutput is read by field name, without
+importing vllm.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from serve_app.errors import PromptTooLong
 from serve_app.serving.gate.refusal import Refusal, prompt_too_long
 from serve_app.settings import PROBE_PRIORITY
 
-# vLLM's suffix of the request id for each beam of each step (entrypoints/…/beam_search/online.py).
+# vLLM's request id suffix per beam and step (entrypoints/…/beam_search/online.py).
 BEAM = re.compile(r"-[^-]+-beam-[0-9]+$")
 
 
 class Account:
-    """Tokens of one HTTP request. `refused` is set when a prompt was over `max_prompt_tokens`."""
+    """One HTTP request's tokens. `refused`: a prompt exceeded `max_prompt_tokens`."""
 
     def __init__(self, max_prompt_tokens: int | None = None) -> None:
         self.prompt_tokens = 0
@@ -45,18 +45,17 @@ class Account:
         return self.prompt_tokens + self.completion_tokens
 
     def add(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Add what was counted elsewhere, by a peer say."""
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
 
     def check_prompt(self, tokens: int) -> None:
-        """Raises PromptTooLong, and remembers it, since vLLM rewords the error."""
+        """Raises PromptTooLong, and records it because vLLM rewords it."""
         if self._max_prompt_tokens is not None and tokens > self._max_prompt_tokens:
             self.refused = prompt_too_long(tokens, self._max_prompt_tokens)
             raise PromptTooLong(self.refused.message)
 
     def is_later_beam(self, request_id: str) -> bool:
-        """Whether this engine request continues a beam search, with the first prompt and what was found."""
+        """Whether this engine request continues a beam search."""
         found = BEAM.search(request_id)
         if found is None:
             return False
@@ -66,20 +65,18 @@ class Account:
         return later
 
     def when_idle(self, settle: Callable[[], None]) -> None:
-        """Call `settle` once the engine does no more for this: now, or after a background response."""
+        """Call `settle` once the engine is done, now or after a background response."""
         if self._working:
             self._settle = settle
         else:
             settle()
 
     async def abort(self) -> None:
-        """End the engine requests that nobody reads any more.
-
-        A response cancelled while sending leaves its iterator suspended until the garbage collector closes it. One that
-        is being read ends by its reader.
+        """End engine requests that nobody reads. A response cancelled while sending leaves its iterator suspended until
+        garbage collection; one being read ends by its reader.
         """
         for outputs in list(self._open):
-            with suppress(RuntimeError):  # it is being read
+            with suppress(RuntimeError):  # being read
                 await outputs.aclose()
 
     def open(self, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
@@ -88,7 +85,6 @@ class Account:
 
     @contextmanager
     def engine_request(self) -> Iterator[None]:
-        """While the engine works for this account."""
         self._working += 1
         try:
             yield
@@ -103,13 +99,12 @@ _account: ContextVar[Account | None] = ContextVar("serve_app_account", default=N
 
 
 def current() -> Account | None:
-    """The account of the HTTP request in this context."""
     return _account.get()
 
 
 @contextmanager
 def use(account: Account) -> Iterator[Account]:
-    """Make it the account of every task started inside."""
+    """Set the account of all tasks started inside."""
     token = _account.set(account)
     try:
         yield account
@@ -117,13 +112,9 @@ def use(account: Account) -> Iterator[Account]:
         _account.reset(token)
 
 
-# --- the engine's side ---
-
-
 def count(prompts: Sequence[int], completion_tokens: int) -> None:
-    """For an engine that counts by itself, once a request: the tokens of each prompt, and of all answers.
-
-    Raises PromptTooLong before anything is counted.
+    """For an engine that counts once per request: each prompt's tokens, and all answers'. Raises PromptTooLong before
+    counting.
     """
     if (account := _account.get()) is not None:
         for tokens in prompts:
@@ -132,8 +123,6 @@ def count(prompts: Sequence[int], completion_tokens: int) -> None:
 
 
 class _Tally:
-    """Adds one engine request's outputs to an account."""
-
     def __init__(self, account: Account, deltas: bool, *, prompt_counted: bool = False) -> None:
         self.collector: Any = None
         self._account = account
@@ -145,7 +134,7 @@ class _Tally:
         if not self._begun:
             self._begun = True
             self._account.prompt_tokens += len(output.prompt_token_ids or ())
-        if not isinstance(output.outputs, list):  # pooling: one result, without tokens
+        if not isinstance(output.outputs, list):  # pooling has no tokens
             return
         for part in output.outputs:
             count, before = len(part.token_ids), self._counts.get(part.index, 0)
@@ -153,7 +142,7 @@ class _Tally:
             self._account.completion_tokens += self._counts[part.index] - before
 
     def add_rest(self) -> None:
-        """Count what nobody read: an aborted request leaves its tokens in its collector."""
+        """Count unread tokens, which an aborted request leaves in its collector."""
         with suppress(Exception):  # or the engine's error
             if self.collector is not None and (output := self.collector.get_nowait()) is not None:
                 self.add(output)
@@ -163,7 +152,7 @@ _tally: ContextVar[_Tally | None] = ContextVar("serve_app_tally", default=None)
 
 
 def install(engine: Any) -> None:
-    """Have an engine (vLLM's AsyncLLM) count for its callers' accounts."""
+    """Make an engine (vLLM's AsyncLLM) count for its callers' accounts."""
     add_request = engine.add_request
 
     async def noting_collector(*args: Any, **options: Any) -> Any:
@@ -179,11 +168,11 @@ def install(engine: Any) -> None:
 
 
 def counting(method: Any) -> Any:
-    """`generate` or `encode`, counting. Raises PromptTooLong when called, before an answer begins."""
+    """`generate` or `encode`, counting. Raises PromptTooLong on the call itself."""
 
     def counted(*args: Any, **options: Any) -> Any:
         account = _account.get()
-        if account is not None and "priority" in options:  # a client's request is never more urgent than a probe
+        if account is not None and "priority" in options:  # never more urgent than a probe
             options["priority"] = max(PROBE_PRIORITY + 1, options["priority"])
         outputs = method(*args, **options)
         if account is None:
@@ -199,10 +188,10 @@ def counting(method: Any) -> Any:
 
 
 async def _count(outputs: AsyncGenerator[Any, None], tally: _Tally, account: Account) -> AsyncGenerator[Any, None]:
-    _tally.set(tally)  # for `add_request`, called by the first step in this task
+    _tally.set(tally)  # for `add_request`, called by the first step
     with account.engine_request():
         try:
-            async with aclosing(outputs):  # an `async for` left early closes nothing, and closing aborts
+            async with aclosing(outputs):  # only closing aborts
                 async for output in outputs:
                     tally.add(output)
                     yield output
@@ -211,7 +200,7 @@ async def _count(outputs: AsyncGenerator[Any, None], tally: _Tally, account: Acc
 
 
 def prompt_length(prompt: Any) -> int:
-    """Tokens of a rendered prompt; 0 if unknown, as of an audio stream."""
+    """Tokens of a rendered prompt; 0 if unknown, as for audio streams."""
     if not isinstance(prompt, dict):
         return 0
     decoder = prompt.get("decoder_prompt") or prompt

@@ -1,13 +1,13 @@
-"""What a web page of somebody else may not do by the browser of somebody who reaches this server.
+"""Limits what foreign web pages may do through the browser of somebody who reaches this server.
 
-Without keys, reaching the server is all that a client must do, and every page in a client's browser reaches it too.
+Without keys, reaching the server is all a client needs, and every page in a client's browser can.
 
-- Such a page can point its own name at this address after it was loaded (DNS rebinding), and has then its origin. The
-  request's Host must be a name that nobody outside owns, or one of `allowed_hosts`.
-- It can send "simple" requests without asking first (Fetch standard, CORS-safelisted). So on control routes a request
-  that names another Origin is refused, as by Go's net/http.CrossOriginProtection, and bodies must be JSON or a form.
+- A page can point its own name at this address after loading (DNS rebinding) and so share its origin. The request's
+  Host must be a name that no outsider owns, or one of `allowed_hosts`.
+- It can send "simple" requests unasked (Fetch standard, CORS-safelisted). Control routes therefore refuse another
+  Origin, like Go's net/http.CrossOriginProtection, and take only JSON or forms as bodies.
 
-Where keys are set, a page has none, and only bodies are looked at.
+Pages have no keys, so with keys only bodies are checked.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from serve_app.settings import AccessSettings
 
 Headers = Mapping[bytes, bytes]
 
-# Endings that no public registry gives away: RFC 6761, RFC 6762, ICANN's .internal, and a cluster's own.
+# Endings never registered publicly: RFC 6761, RFC 6762, ICANN's .internal, cluster names.
 PRIVATE_ENDINGS = (".localhost", ".local", ".internal", ".svc")
 BODY_TYPES = ("application/json", "multipart/form-data")
 
 
 def refuse_host(headers: Headers, settings: AccessSettings) -> Refusal | None:
-    """A request for a name that may be somebody else's. Browsers always send a Host: one without is none of theirs."""
+    """Refuse a name that may be foreign. Browsers always send a Host, so requests without one pass."""
     host = headers.get(b"host", b"").decode("latin-1")
     return None if not host or is_known(host_name(host), settings.allowed_hosts) else say.unknown_host(host)
 
 
 def refuse_origin(headers: Headers, settings: AccessSettings) -> Refusal | None:
-    """A request by a page that this server did not send, whatever its method."""
+    """Refuse a request of another server's page, with any method."""
     if (given := headers.get(b"origin")) is None:
         return None
     origin, allowed = given.decode("latin-1").lower(), settings.allowed_origins
@@ -46,13 +46,13 @@ def refuse_origin(headers: Headers, settings: AccessSettings) -> Refusal | None:
 
 
 def refuse_encoding(headers: Headers) -> Refusal | None:
-    """A compressed body: nothing here unpacks one."""
+    """Refuse compressed bodies: nothing here unpacks them."""
     coding = headers.get(b"content-encoding", b"").strip().lower()
     return None if coding in (b"", b"identity") else say.encoded_body(coding.decode("latin-1"))
 
 
 def refuse_body_type(headers: Headers) -> Refusal | None:
-    """A body that is neither JSON nor a form. One without a type a page can send as well."""
+    """Refuse bodies except JSON and forms; pages can also send untyped ones."""
     if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
         return None
     kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
@@ -60,7 +60,7 @@ def refuse_body_type(headers: Headers) -> Refusal | None:
 
 
 def host_name(host: str) -> str:
-    """A Host without its port, in small letters."""
+    """A lower-case Host without its port."""
     host = host.lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
@@ -69,9 +69,8 @@ def host_name(host: str) -> str:
 
 
 def is_known(name: str, allowed: Collection[str]) -> bool:
-    """Whether the name cannot lead a browser here unless somebody here meant it to.
-
-    `allowed` is as Django's ALLOWED_HOSTS: names, `.example.com` for all below that one, `*` for any.
+    """Whether nobody outside can have pointed the name here. `allowed` follows Django's ALLOWED_HOSTS: names,
+    `.example.com` for all below it, `*` for any.
     """
     if "." not in name or name.endswith(PRIVATE_ENDINGS) or name == _own_name() or _is_address(name):
         return True

@@ -1,17 +1,15 @@
-"""One HTTP request and its answer, between the server and an ASGI application that may have to be stopped.
+"""One HTTP request and its answer, between the server and an ASGI application.
 
-Counts the body, notes what was sent and when, and ends the application when its client left, does not read, or time is
-up. Does not know who the client is.
+Counts the body, records what was sent and when, and stops the application when its client leaves, does not read, or
+exceeds its time.
 
-Stopping means sending `http.disconnect`, and cancelling only if that is ignored. vLLM 0.32 runs a handler in a task of
-its own, which `http.disconnect` aborts (`with_cancellation`); cancelling the application, as Serve does, would let it
-generate to the end.
+It stops the application by `http.disconnect`, and cancels only if that is ignored. vLLM 0.32 runs a handler in its own
+task, which `http.disconnect` aborts (`with_cancellation`) but Serve's cancelling does not.
 
 Back-pressure (Ray 2.60): Serve's proxy, and a replica with a thread for user code (the default), queue without a bound
-(`MessageQueue`). `send` returns at once, and a slow client costs memory in the proxy, up to its whole answer. Only
-where user code runs in Serve's loop behind HAProxy (RAY_SERVE_THROUGHPUT_OPTIMIZED=1) does `send` wait for the socket,
-and `write_timeout_s` apply. The engine never waits: vLLM merges unread tokens. A slow client does hold one of
-`max_inflight_requests`.
+(`MessageQueue`). `send` returns at once, and a slow client may cost the proxy a whole answer of memory. Only in Serve's
+loop behind HAProxy (RAY_SERVE_THROUGHPUT_OPTIMIZED=1) does `send` wait for the socket, and `write_timeout_s` apply. The
+engine never waits, since vLLM merges unread tokens. A slow client holds one of `max_inflight_requests`.
 """
 
 from __future__ import annotations
@@ -29,12 +27,12 @@ from serve_app.serving.gate.small_body import SMALL_BODY_BYTES, read_model
 from serve_app.settings import AccessSettings
 
 DISCONNECT = {"type": "http.disconnect"}
-# How long an application may take to stop.
+# Time for an application to stop.
 ABORT_S = 5.0
 
 
 class Exchange:
-    """`extra` are our headers of the answer; `account` is what the engine counts into."""
+    """`extra` are added answer headers; the engine counts into `account`."""
 
     def __init__(
         self,
@@ -64,10 +62,7 @@ class Exchange:
         self._begun_sends = self._done_sends = 0
         self._event_stream = self._finished = False
 
-    # --- the whole of it ---
-
     async def run(self, app: ASGIApp) -> None:
-        """Have the application answer, or stop it and answer in its place."""
         self._start_timers()
         call = asyncio.ensure_future(app(self.scope, self.receive, self.send))
         try:
@@ -76,7 +71,7 @@ class Exchange:
                 await self._answer_instead(self.refusal)
             else:
                 call.result()
-        except asyncio.CancelledError:  # Serve cancels when the client left
+        except asyncio.CancelledError:  # the client left
             self.disconnected = not self._finished
             raise
         finally:
@@ -85,12 +80,11 @@ class Exchange:
             await self._end(call)
 
     async def refuse(self, refusal: Refusal) -> None:
-        """Answer without the application."""
         self.refusal = refusal
         await self._answer_instead(refusal)
 
     def stop(self, refusal: Refusal) -> None:
-        """From now on the application gets `http.disconnect`, and nothing it sends goes out."""
+        """Send the application `http.disconnect` and discard its further output."""
         if not self._stopped.done() and not self._finished:
             self.refusal = refusal
             self._hang_up()
@@ -101,7 +95,6 @@ class Exchange:
             self._receiving.cancel()
 
     async def _end(self, call: asyncio.Future[None]) -> None:
-        """Leave nothing of the call running."""
         try:
             if not call.done():
                 if not self._stopped.done():
@@ -111,21 +104,19 @@ class Exchange:
             call.cancel()
             if self._stopped.done():
                 await self.account.abort()
-            call.add_done_callback(lambda call: call.cancelled() or call.exception())  # marks its error as retrieved
+            call.add_done_callback(lambda call: call.cancelled() or call.exception())
 
     async def _answer_instead(self, refusal: Refusal) -> None:
-        if self._begun_sends != self._done_sends:  # the client does not read
+        if self._begun_sends != self._done_sends:
             return
         if not self.status:
             self.status = refusal.status
             for message in refusal.messages(self.extra):
                 await self._send(message)
-        elif self._event_stream and not self._finished:  # OpenAI's clients raise such an event as an error
+        elif self._event_stream and not self._finished:  # OpenAI's clients raise this event
             event = b"data: %b\n\n" % refusal.body
             await self._send({"type": "http.response.body", "body": event, "more_body": False})
-        # Other answers stay unfinished, so that the server closes the connection and nobody takes it for whole.
-
-    # --- what may take too long ---
+        # Unfinished answers make the server close the connection, so nobody takes them for whole.
 
     def _start_timers(self) -> None:
         if (timeout_s := self._settings.request_timeout_s) is not None:
@@ -135,15 +126,13 @@ class Exchange:
             self._look_at_sends(timeout_s, None)
 
     def _look_at_sends(self, timeout_s: float, hung: int | None) -> None:
-        """Stop if the send that hung at the last look still hangs; so sending needs no clock."""
+        """Stop if the send seen last time still hangs, so sending needs no clock."""
         hangs = self._begun_sends if self._begun_sends != self._done_sends else None
         if hangs is not None and hangs == hung:
             return self.stop(client_too_slow(timeout_s))
         loop = asyncio.get_running_loop()
         self._timers["write"] = loop.call_later(timeout_s, self._look_at_sends, timeout_s, hangs)
         return None
-
-    # --- ASGI, as the application sees it ---
 
     async def receive(self) -> Any:
         if self._stopped.done():
@@ -154,7 +143,7 @@ class Exchange:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._stopped.done() and task is not None and not task.cancelling():
-                return DISCONNECT  # `_hang_up` cancelled the receive, not its caller
+                return DISCONNECT  # `_hang_up` cancelled the receive only
             raise
         if message["type"] == "http.request":
             return self._count_body(message)
@@ -163,7 +152,7 @@ class Exchange:
 
     def _count_body(self, message: Any) -> Any:
         body, most = message.get("body", b""), self._settings.max_body_bytes
-        if not self._body_bytes:  # only the first message: a small body is one
+        if not self._body_bytes:  # a small body is one message
             self.model = read_model(body)
         self._body_bytes += len(body)
         if most is not None and self._body_bytes > most:
@@ -177,7 +166,7 @@ class Exchange:
         if self._stopped.done():
             return
         if message["type"] == "http.response.start":
-            if self.account.refused is not None:  # the application words the error itself
+            if self.account.refused is not None:  # the application words the error
                 return self.stop(self.account.refused)
             message = self._begin(message)
         elif self.first_byte is None and message.get("body"):

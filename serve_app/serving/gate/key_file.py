@@ -1,4 +1,4 @@
-"""Writing a key file (for its form see `keys.py`): one writer at a time; readers see the old file or the new."""
+"""Writes key files (format: `keys.py`): one writer at a time; readers see the old or the new file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ PREFIX = "sk-"
 
 
 def create_key(file: Path, name: str, **options: Any) -> str:
-    """Append a new key and return it; it can never be seen again. `options` are fields of `Key`.
-
-    Raises BadSettings for a name that is taken or a wrong option.
+    """Append a new key and return it; it is never shown again. `options` are fields of `Key`. Raises BadSettings for a
+    taken name or a wrong option.
     """
     key = PREFIX + secrets.token_urlsafe(32)
     with _locked(file):
@@ -43,7 +42,7 @@ def create_key(file: Path, name: str, **options: Any) -> str:
 
 
 def revoke_key(file: Path, name: str) -> Key:
-    """Disable a key; its entry stays, for reading logs. Raises BadSettings for an unknown name."""
+    """Disable a key; its entry stays, for logs. Raises BadSettings for an unknown name."""
     with _locked(file):
         keys = read_keys(file)
         revoked = [key.model_copy(update={"disabled": True}) for key in keys if key.name == name]
@@ -55,7 +54,7 @@ def revoke_key(file: Path, name: str) -> Key:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """One writer at a time. Locks the folder, as the file is replaced."""
+    """One writer at a time. Locks the folder, since the file is replaced."""
     try:
         folder = os.open(file.parent, os.O_RDONLY)
     except OSError as error:
@@ -68,11 +67,11 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _write(file: Path, keys: Sequence[Key]) -> None:
-    """Replace the file, readable by its owner only; comments in it are lost."""
+    """Replace the file, owner-readable only; comments are lost."""
     entries = {"keys": [key.model_dump(mode="json", exclude_defaults=True) for key in keys]}
     if file.suffix == ".json":
         content = msgspec.json.format(msgspec.json.encode(entries), indent=2) + b"\n"
     else:
         content = yaml.safe_dump(entries, sort_keys=False).encode()
-    with atomic_write(file.resolve(), mode=0o600) as output:  # a link stays a link
+    with atomic_write(file.resolve(), mode=0o600) as output:  # keeps links
         output.write(content)

@@ -36,13 +36,11 @@ from serve_app.fields import Frozen
 logger = logging.getLogger(__name__)
 
 Scope = Literal["inference", "populations"]
-# A revoked key works for at most so long.
+# Delay until a revoked key stops working.
 CHECK_EVERY_S = 2.0
 
 
 class Key(Frozen):
-    """One key's entry, without the key."""
-
     name: str = Field(pattern=r"^[\w.@-]{1,64}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     created: AwareDatetime | None = None
@@ -58,7 +56,6 @@ class Key(Frozen):
 
     @property
     def state(self) -> Literal["active", "revoked", "expired"]:
-        """At this moment."""
         if self.disabled:
             return "revoked"
         return "expired" if self.expires is not None and self.expires <= datetime.now(UTC) else "active"
@@ -72,10 +69,10 @@ class _File(Frozen):
 
 
 class KeyRing:
-    """The keys of some files, reloaded when one changes."""
+    """Keys of some files, reloaded on change."""
 
     def __init__(self, files: Sequence[str | Path], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises BadSettings for a missing or wrong file: a server must not start open by accident."""
+        """Raises BadSettings for a missing or wrong file, so that no server starts open by accident."""
         self._files = [Path(file) for file in files]
         self._clock = clock
         self._next_check = clock() + CHECK_EVERY_S
@@ -83,7 +80,7 @@ class KeyRing:
         self._keys = _by_hash(self._files)
 
     def find(self, key: str) -> Key | None:
-        """This key's entry, whatever its state; None for an unknown key."""
+        """The key's entry in any state, else None."""
         if self._clock() >= self._next_check:
             self._refresh()
         return self._keys.get(hash_key(key))
@@ -96,7 +93,7 @@ class KeyRing:
         self._seen = seen
         try:
             self._keys = _by_hash(self._files)
-        except BadSettings as error:  # half an edit must not lock everybody out
+        except BadSettings as error:  # half an edit must not lock clients out
             logger.error("the keys stay as they were: %s", error)
         else:
             logger.info("read %d API keys anew", len(self._keys))
@@ -107,7 +104,7 @@ def hash_key(key: str) -> str:
 
 
 def read_keys(file: Path) -> tuple[Key, ...]:
-    """The entries of one file. Raises BadSettings that names file, entry and field."""
+    """A file's entries. Raises BadSettings with file, entry and field."""
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -115,7 +112,7 @@ def read_keys(file: Path) -> tuple[Key, ...]:
     decode = msgspec.json.decode if file.suffix == ".json" else msgspec.yaml.decode
     try:
         document: Any = decode(content) if content.strip() else None
-    except (msgspec.DecodeError, ValueError) as error:  # an impossible date is a ValueError
+    except (msgspec.DecodeError, ValueError) as error:
         raise BadSettings(f"key file {file} cannot be read: {error}") from error
     try:
         keys = _File.model_validate({} if document is None else document).keys
@@ -142,7 +139,7 @@ def _by_hash(files: Sequence[Path]) -> dict[str, Key]:
 
 
 def _signature(file: Path) -> tuple[int, int, int] | None:
-    """Changes with the file; a mounted secret is a link that Kubernetes re-points."""
+    """Changes with the file; mounted secrets are links that Kubernetes re-points."""
     try:
         stat = file.stat()
     except OSError:

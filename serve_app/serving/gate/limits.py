@@ -1,11 +1,11 @@
-"""Requests and tokens a minute of each key: how much was used, and what is left.
+"""Requests and tokens per minute of each key: usage and remainder.
 
-A request is tested before it runs, and its tokens are charged when it ends, when they are known. So a key may exceed
-its tokens by what it had open at once, and then waits longer. Knows no HTTP but OpenAI's header names.
+Requests are tested before they run; tokens are charged at their end, when known. A key may thus exceed its tokens by
+its open requests, and then waits longer. Of HTTP it knows OpenAI's header names.
 
-Libraries (limits 5.8, throttled-py 3.5, pyrate-limiter 4.5) decide and charge in one step, and charge nothing on a
-refusal. Only their fixed windows count beyond the limit, and those admit twice the limit around a minute's edge. Hence
-one sliding window of our own.
+The sliding window is our own. Libraries (limits 5.8, throttled-py 3.5, pyrate-limiter 4.5) decide and charge in one
+step, and charge no refusals. Only their fixed windows count beyond the limit, and those admit twice the limit around a
+minute's edge.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, Literal
 import msgspec
 
 WINDOW_S = 60
-# Counted together: 61 slots a key, and units return at most so much late.
+# Width of a count: 61 slots per key; units return at most this late.
 SLOT_S = 1
 
 
 class Quota(msgspec.Struct, frozen=True):
-    """What is left of a limit, and seconds until it is whole again."""
+    """The rest of a limit, and seconds until it is whole."""
 
     limit: int
     remaining: int
@@ -31,7 +31,7 @@ class Quota(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """The result of asking to be admitted; `wait_s` says when to ask again if not."""
+    """The result of asking for admission. Ask again after `wait_s`."""
 
     refused_by: Literal["requests", "tokens"] | None = None
     wait_s: float = 0.0
@@ -40,7 +40,7 @@ class Standing(msgspec.Struct, frozen=True):
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """As OpenAI sends them."""
+        """In OpenAI's form."""
         headers = []
         for kind, quota in (("requests", self.requests), ("tokens", self.tokens)):
             if quota is not None:
@@ -53,10 +53,10 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class Window:
-    """A sum over the last minute: who waits `wait_s` never exceeds the limit in any 60 seconds."""
+    """A sum over the last minute. Waiting `wait_s` never exceeds the limit in any 60 seconds."""
 
     def __init__(self) -> None:
-        self._slots: deque[list[int]] = deque()  # [second, amount], the oldest first
+        self._slots: deque[list[int]] = deque()  # [second, amount], oldest first
         self._used = 0
 
     def add(self, amount: int, now: float) -> None:
@@ -72,7 +72,7 @@ class Window:
         return self._used
 
     def wait_s(self, limit: int, now: float) -> float:
-        """Seconds until less than `limit` is used."""
+        """Seconds until usage is below `limit`."""
         left, end_s = self.used(now), now
         for slot in self._slots:
             if left < limit:
@@ -86,19 +86,19 @@ class Window:
 
 
 def _end_s(slot: list[int]) -> float:
-    # From the slot's end: something may have come at its last moment.
+    # The slot may count its last moment.
     return slot[0] + SLOT_S + WINDOW_S
 
 
 class Counters:
-    """The windows of all keys. Synchronous: a call takes microseconds."""
+    """All keys' windows. Synchronous: calls take microseconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._windows: dict[tuple[str, str], Window] = {}
 
     def admit(self, name: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> Standing:
-        """Count one request, unless a window is full. None is no limit."""
+        """Count one request unless a window is full. None means no limit."""
         now = self._clock()
         requests, tokens = self._window(name, "requests"), self._window(name, "tokens")
         waits_s = {
@@ -116,7 +116,7 @@ class Counters:
         )
 
     def charge(self, name: str, tokens: int) -> None:
-        """Count the tokens of an ended request, beyond the limit too."""
+        """Also counts beyond the limit."""
         self._window(name, "tokens").add(tokens, self._clock())
 
     def _window(self, name: str, kind: str) -> Window:

@@ -1,15 +1,14 @@
-"""The gate: who may ask, how much, how long; ASGI middleware around a replica's and the driver's HTTP application.
+"""The gate: ASGI middleware that limits who may ask, how much, and how long.
 
     request ─> id ─> key ─> scope ─> kind ─> size ─> room ─> rate ─> application ─> tokens, log, metrics
 
-Knows keys, limits and OpenAI's errors. The body passes through, counted only. Without keys, `browsers.py` says which
-requests may be those of somebody else's page.
+Knows keys, limits and OpenAI's errors. Bodies pass through, only counted. Without keys, `browsers.py` finds requests of
+foreign pages.
 
-- Everything needs a key but reading `open_paths` and a browser's CORS preflight, which cannot have one. vLLM's own
-  check guards only /v1, /v2, /inference and /cohere, not /tokenize, /score, /pooling, SageMaker's generating
-  /invocations and more. /health and /ping are open, as probes have no keys; /metrics and /version tell traffic and
-  model names, so they are not.
-- Only POST counts against a key's limits and as in flight: a job's status is free.
+- Everything needs a key except reading `open_paths` and CORS preflights. vLLM's own check guards only /v1, /v2,
+  /inference and /cohere, not /tokenize, /score, /pooling, SageMaker's generating /invocations and more. /health and
+  /ping are open for probes; /metrics and /version are not, as they tell traffic and model names.
+- Only POST counts against limits and as in flight: a job's status is free.
 - A token costs one call here; its bytes pass unchanged.
 """
 
@@ -39,17 +38,15 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = b"x-request-id"
 MAX_REQUEST_ID = 128
 _request_id = re.compile(rb"[!-~]{1,%d}" % MAX_REQUEST_ID).fullmatch
-# When to retry while all places are taken: requests end all the time.
+# Retry-After while all places are taken.
 OVERLOADED_WAIT_S = 1.0
-# Policy violation, in RFC 6455.
+# RFC 6455's policy violation.
 WEBSOCKET_REFUSED = 1008
 
 
 class Gate:
-    """`scope` is what a key must allow to pass here.
-
-    `echo_request_id` is for servers without Serve's proxy, which returns the id itself. Raises BadSettings for key
-    files that cannot be used.
+    """`scope` is what a key must allow. `echo_request_id` is for servers without Serve's proxy, which returns the id
+    itself. Raises BadSettings for unusable key files.
     """
 
     def __init__(
@@ -75,7 +72,7 @@ class Gate:
             logger.warning("no key_files are set: anybody who reaches this server may use its %s routes", scope)
 
     def __getattr__(self, name: str) -> Any:
-        # Serve reads the application's routes, and adds exception handlers to it.
+        # Serve reads routes and adds exception handlers.
         return getattr(self._app, name)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -115,13 +112,12 @@ class Gate:
             self._inflight -= 1
 
     def _settle(self, exchange: Exchange) -> None:
-        """Once the request ended and its tokens are known."""
         self._charge(exchange.key, exchange.account)
         if self._log is not None:
             self._log.write(exchange)
         self._metrics.record(exchange)
 
-    # --- the questions, in order; each answers with why not ---
+    # --- each check, in order, answers with its refusal ---
 
     def _is_open(self, scope: Any) -> bool:
         if scope["path"].removeprefix(scope.get("root_path", "")) in self._open_paths:
@@ -129,7 +125,7 @@ class Gate:
         return self._keys is not None and is_preflight(scope)
 
     def _identify(self, exchange: Exchange) -> Refusal | None:
-        """The client's id, or ours; vLLM reads it from the headers. Bad ones are refused, as at OpenAI."""
+        """The client's id, or ours, for vLLM in the headers. Bad ones are refused, like at OpenAI."""
         given = exchange.headers.get(REQUEST_ID)
         request_id = given if given is not None and _request_id(given) else uuid.uuid4().hex.encode()
         exchange.request_id = request_id.decode()
@@ -153,14 +149,14 @@ class Gate:
         return None
 
     def refuses(self, scope: Any) -> bool:
-        """Whether this request will be refused, whatever its body."""
+        """Whether this request is refused for any body."""
         return not self._is_open(scope) and isinstance(self._caller(dict(scope["headers"])), Refusal)
 
     def _caller(self, headers: dict[bytes, bytes]) -> Key | Refusal | None:
-        """The caller's key. None where no keys are set up, and nothing says that it is somebody else's page."""
+        """The caller's key; None if no keys are set up and no page is foreign."""
         if self._keys is None:
             stranger = browsers.refuse_host(headers, self._settings)
-            if stranger is None and self._scope == "populations":  # the engine's application has vLLM's own settings
+            if stranger is None and self._scope == "populations":  # vLLM's own settings cover the engine
                 stranger = browsers.refuse_origin(headers, self._settings)
             return stranger
         given = read_key(headers)
@@ -179,7 +175,7 @@ class Gate:
         return refusal or browsers.refuse_encoding(exchange.headers)
 
     def _check_size(self, exchange: Exchange) -> Refusal | None:
-        """By the announced size; the real one is counted too."""
+        """The announced size; the real one is counted too."""
         most = self._settings.max_body_bytes
         announced = exchange.headers.get(b"content-length", b"")
         return say.body_too_large(most) if most is not None and announced.isdigit() and int(announced) > most else None
@@ -192,14 +188,12 @@ class Gate:
         exchange.extra += standing.headers
         return over_limit(key, standing)
 
-    # --- websockets: vLLM has one, for audio ---
-
     async def _websocket(self, scope: Any, receive: Any, send: Any) -> None:
         key = self._caller(dict(scope["headers"]))
         if isinstance(key, Key) and key.limited:
             key = over_limit(key, await self._limits.admit(key)) or key
         if isinstance(key, Refusal):
-            await receive()  # `websocket.connect` comes first
+            await receive()
             await send({"type": "websocket.close", "code": WEBSOCKET_REFUSED, "reason": key.reason})
             return
         with use(Account(self._settings.max_prompt_tokens)) as account:
@@ -214,14 +208,13 @@ class Gate:
 
 
 def is_preflight(scope: Any) -> bool:
-    """Whether a browser asks if a page may ask."""
     return scope["method"] == "OPTIONS" and any(
         name == b"access-control-request-method" for name, _ in scope["headers"]
     )
 
 
 def read_key(headers: dict[bytes, bytes]) -> str:
-    """The request's key; "" if none. Anthropic's clients, whose API vLLM also serves, send x-api-key."""
+    """The request's key, else "". x-api-key is for Anthropic's clients, served by vLLM too."""
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
     given = key if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
     return given.strip().decode("latin-1")

@@ -1,7 +1,7 @@
-"""Why the gate does not serve a request, in OpenAI's words, so that clients' own retry logic understands it.
+"""The gate's refusals in OpenAI's words, which clients' retry logic understands.
 
-Knows status codes, OpenAI's `code` strings and the headers that go with them. Does not decide anything.
-`reason` is the label of the rejection's metric: a fixed word, never something that a client wrote.
+Knows status codes, OpenAI's `code` strings and their headers; decides nothing. `reason` labels the metric: a fixed
+word, never client text.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from serve_app.openai.errors import ErrorAnswer, retry_after
 
 
 class Refusal(ErrorAnswer, frozen=True, kw_only=True):
-    """The answer in place of the application's."""
-
     reason: str
 
 
@@ -26,7 +24,7 @@ def missing_key() -> Refusal:
 
 
 def invalid_key(problem: str = "Incorrect API key provided.") -> Refusal:
-    """One answer to unknown, revoked and expired keys but for its sentence; none repeats the key."""
+    """Unknown, revoked and expired keys differ only in the message, which never repeats the key."""
     challenge = (b"www-authenticate", b'Bearer error="invalid_token"')
     return Refusal(status=401, reason="invalid_key", message=problem, code="invalid_api_key", headers=(challenge,))
 
@@ -54,7 +52,6 @@ def foreign_origin(origin: str) -> Refusal:
 
 
 def unsupported_body(kind: str, known: Iterable[str]) -> Refusal:
-    """In OpenAI's words."""
     types = " or ".join(f"'{one}'" for one in known)
     message = (
         f"Unsupported content type: '{kind[:100]}'. This API method only accepts {types} requests. Please try again "
@@ -94,7 +91,7 @@ def prompt_too_long(tokens: int, most: int) -> Refusal:
 
 
 def too_many_requests(name: str, kind: str, limit: int, wait_s: float) -> Refusal:
-    """`kind` is `requests` or `tokens`, which is also OpenAI's type of the error."""
+    """`kind`, `requests` or `tokens`, is also OpenAI's error type."""
     short = {"requests": "RPM", "tokens": "TPM"}[kind]
     message = (
         f"Rate limit reached for key '{name}' on {kind} per min ({short}): Limit {limit}. "
@@ -128,7 +125,7 @@ def timed_out(timeout_s: float) -> Refusal:
 
 
 def client_too_slow(timeout_s: float) -> Refusal:
-    """Never seen by the client, as it does not read; for the log and the metrics."""
+    """For log and metrics only; the client does not read."""
     return Refusal(
         status=499, reason="slow_client", message=f"The client read nothing for {timeout_s:g} s (write_timeout_s)."
     )

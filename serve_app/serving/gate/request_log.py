@@ -1,6 +1,5 @@
-"""One line of JSON for each request, at its end, by the logger "serve_app.request".
-
-Names the key without showing it. Has prompts and answers only with `log_bodies`.
+"""Logs one line of JSON per ended request, by the logger "serve_app.request". Names the key without showing it. Prompts
+and answers only with `log_bodies`.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import msgspec
 from serve_app.serving.gate.exchange import Exchange
 
 logger = logging.getLogger("serve_app.request")
-# nginx's and Serve's status for a client that left without an answer.
+# Status in nginx and Serve for a client that left.
 CLIENT_LEFT = 499
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Fields of a line. `refused` is our reason for refusing; times count from the first byte in."""
+    """Fields of a line. `refused` is our reason; times count from the first byte in."""
 
     time: str
     id: str
@@ -40,7 +39,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RequestLog:
-    """Writes to standard output, which Ray collects, unless the logger has a handler."""
+    """Writes to standard output, which Ray collects, unless the logger has handlers."""
 
     def __init__(self) -> None:
         if logger.level == logging.NOTSET:
@@ -55,7 +54,6 @@ class RequestLog:
 
 
 def line(exchange: Exchange) -> Line:
-    """The line of a request that has just ended."""
     request, response = exchange.bodies or (b"", b"")
     first = exchange.first_byte
     return Line(
@@ -78,5 +76,5 @@ def line(exchange: Exchange) -> Line:
 
 
 def status(exchange: Exchange) -> int:
-    """What the client got, 499 if it left, 500 if the application raised."""
+    """The client's status: 499 if it left, 500 if the application raised."""
     return CLIENT_LEFT if exchange.disconnected else exchange.status or 500

@@ -1,7 +1,6 @@
-"""Prometheus metrics of requests, exported by Ray; no-op outside a Ray process.
+"""Prometheus metrics of requests, exported by Ray; no-op outside Ray.
 
-Labels are few and known: a route is its template, unknown routes and methods are "other". Nothing that a client writes
-becomes a label.
+Labels are few and fixed: a route's template, "other" for unknown routes and methods, never client text.
 """
 
 from __future__ import annotations
@@ -20,19 +19,18 @@ if TYPE_CHECKING:
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 OTHER = "other"
-# Of a request, from a refusal to a long generation.
+# From a refusal to a long generation.
 DURATIONS_S = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0]
 
 
 class RequestMetrics:
-    """`name` labels the application; the routes are those of `app`, as FastAPI lists them."""
+    """`name` labels the application `app`, whose FastAPI routes are used."""
 
     def __init__(self, name: str, app: ASGIApp) -> None:
         self._name = name
         self._app = app
 
     def record(self, exchange: Exchange) -> None:
-        """Count a request that has ended."""
         if not ray.is_initialized():
             return
         method = exchange.scope["method"]
@@ -48,7 +46,7 @@ class RequestMetrics:
                 self._tokens.inc(tokens, tags={"app": self._name, "kind": kind})
 
     def route(self, scope: Any) -> str:
-        """The template of the route, also of refused requests, which never reach the router."""
+        """The route's template, also for requests refused before routing."""
         root = scope.get("root_path", "")
         if (template := getattr(scope.get("route"), "path", None)) is not None:
             return f"{root}{template}"
@@ -57,7 +55,6 @@ class RequestMetrics:
 
     @cached_property
     def _plain_routes(self) -> frozenset[str]:
-        """Routes without a parameter."""
         paths = (getattr(route, "path", "") for route in getattr(self._app, "routes", ()))
         return frozenset(path for path in paths if "{" not in path)
 

@@ -1,7 +1,7 @@
-"""Limits of keys that hold over all replicas.
+"""Limits of keys over all replicas.
 
 gate ─> SharedLimits ┬─> Counters in one Ray actor      every replica's requests
-                     └─> Counters in this process       this replica's own: they judge while the actor is away
+                     └─> Counters in this process       this replica's own, used while the actor is away
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from serve_app.serving.gate.limits import Counters, Standing
 
 logger = logging.getLogger(__name__)
 
-# The actor answers in a millisecond or two; every request of a limited key pays for more patience.
+# The actor takes 1 to 2 ms; requests wait at most this long.
 ASK_TIMEOUT_S = 0.5
-# The first call may have to start it, and until then each replica would admit the whole limit.
+# The first call may start the actor; without it each replica admits the whole limit.
 FIRST_ASK_TIMEOUT_S = 10.0
-# How long it is not asked after a failure.
+# Pause in asking after a failure.
 AWAY_S = 5.0
 ACTOR_NAME, ACTOR_NAMESPACE = "serve-app-limits", "serve_app"
 
 
 class Remote(Protocol):
-    """Counters elsewhere. Any exception means no answer."""
+    """Remote counters. Any exception means no answer."""
 
     async def admit(self, name: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> Standing: ...
 
     def charge(self, name: str, tokens: int) -> None:
-        """Without waiting for it."""
+        """Does not wait."""
 
 
 class SharedLimits:
-    """What the gate asks. Also counts locally, to decide while the remote counters are away."""
+    """The gate's limits. Also counts locally, for use while remote counters are away."""
 
     def __init__(
         self,
@@ -58,7 +58,6 @@ class SharedLimits:
         self._told = False
 
     async def admit(self, key: Key) -> Standing:
-        """Count a request of this key, if its limits allow."""
         limits = key.name, key.requests_per_minute, key.tokens_per_minute
         if self._clock() >= self._away_until:
             try:
@@ -75,9 +74,8 @@ class SharedLimits:
         return self._local.admit(*limits)
 
     def charge(self, key: Key, tokens: int) -> None:
-        """Count the tokens of a request that has ended."""
         self._local.charge(key.name, tokens)
-        with suppress(Exception):  # the others miss it, as all else while it is away
+        with suppress(Exception):
             self._remote.charge(key.name, tokens)
 
     def _go_alone(self, error: Exception) -> None:
@@ -90,25 +88,22 @@ class SharedLimits:
 
 
 class RayCounters:
-    """`Counters` in a named actor of the cluster, made by whoever needs it first.
-
-    Detached, to outlive the replica that made it; restarted by Ray when it dies, counting from zero.
-    """
+    """`Counters` in a named actor, made on first need. Detached to outlive its maker; Ray restarts it from zero."""
 
     def __init__(self) -> None:
         self._making: asyncio.Future[Any] | None = None
 
     async def admit(self, name: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> Standing:
         if self._making is None:
-            self._making = asyncio.ensure_future(asyncio.to_thread(_actor))  # asks the GCS, which blocks
+            self._making = asyncio.ensure_future(asyncio.to_thread(_actor))  # blocks on the GCS
         try:
-            # Shielded: an impatient caller must not end it for others.
+            # One caller's leaving must not end it.
             actor = await asyncio.shield(self._making)
             standing: Standing = await actor.admit.remote(name, requests_per_minute, tokens_per_minute)
         except (asyncio.CancelledError, TimeoutError):
             raise
         except Exception:
-            self._making = None  # next time, look for it again
+            self._making = None
             raise
         return standing
 

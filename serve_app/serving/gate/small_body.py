@@ -1,10 +1,10 @@
-"""The part of a request's body that is looked at: its model, and what the log keeps."""
+"""Reads a body's model and the part to log."""
 
 from __future__ import annotations
 
 import msgspec
 
-# Bytes kept for the log; larger bodies are not searched for a model.
+# Kept for the log; larger bodies are not searched.
 SMALL_BODY_BYTES = 65_536
 
 
@@ -16,7 +16,7 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 
 
 def read_model(body: bytes) -> str:
-    """The `model` of a small JSON body; "" if it has none, or is not one."""
+    """A small JSON body's `model`, else ""."""
     if len(body) > SMALL_BODY_BYTES or not body.startswith(b"{"):
         return ""
     try:

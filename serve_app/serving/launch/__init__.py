@@ -1,1 +1,1 @@
-"""Config files, and a server started from one on this machine."""
+"""Config files and local servers started from one."""

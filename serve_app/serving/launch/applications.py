@@ -1,7 +1,6 @@
-"""What is wrong in a Serve config file's document: by Serve's schema, by what its import paths name, by our settings.
+"""Finds mistakes in a Serve config document: by Serve's schema, import paths and our settings.
 
-Serve itself ignores fields that it does not know, and finds a wrong import path, deployment or argument only once
-the cluster runs. Does not know this machine: memory, ports and models are `config.py`'s.
+Serve ignores unknown fields, and finds wrong import paths, deployments and arguments only on a running cluster.
 """
 
 from __future__ import annotations
@@ -24,21 +23,20 @@ from serve_app.serving.launch.imports import NotImportable, load, unknown_argume
 from serve_app.settings import DRIVER_APP, DRIVER_DEPLOYMENT, ReplicaSettings
 
 OURS = "serve_app.serving.apps"
-# Where clients look for what a builder of ours makes, below the base URL.
+# Our builders' routes below the base URL.
 ROUTES = {"populations": "/v1/populations", "files": "/v1/files", "batches": "/v1/batches"}
-# Serve's fields whose text names something to import, and what holds its arguments.
+# Serve's fields that name an import: the field of its arguments.
 IMPORTED = {"policy_function": "policy_kwargs", "request_router_class": "request_router_kwargs"}
 PORTS = range(1, 65536)
 
 
 def builder_of(application: Mapping[str, Any]) -> str:
-    """The name of our builder that an application is made by; "" for somebody else's."""
+    """The name of our builder of an application, else ""."""
     module, _, name = str(application.get("import_path")).replace(":", ".").rpartition(".")
     return name if module == OURS else ""
 
 
 def document_mistakes(document: Mapping[str, Any]) -> Iterator[Mistake]:
-    """All of them, in no order."""
     applications = document.get("applications")
     pairs: list[tuple[Path, dict[str, Any]]] = [
         (("applications", at), one)
@@ -48,7 +46,7 @@ def document_mistakes(document: Mapping[str, Any]) -> Iterator[Mistake]:
     twice = [*_twice(pairs, "name", "default"), *_twice(pairs, "route_prefix", "/")]
     imported = [one for path, application in pairs for one in _imported(path, application)]
     yield from (*twice, *imported)
-    # What Serve says of all applications together is which of them are there twice, in other words.
+    # Serve's errors about all applications are duplicates, reported elsewhere.
     found = mistakes(ServeDeploySchema, _without(document, imported))
     yield from (one for one in found if not (twice and one.path == ("applications",)))
     yield from _addresses(document)
@@ -57,7 +55,7 @@ def document_mistakes(document: Mapping[str, Any]) -> Iterator[Mistake]:
 
 
 def _without(document: Mapping[str, Any], found: Iterable[Mistake]) -> dict[str, Any]:
-    """A copy without the fields that are wrong: Serve's models import what they name, and raise what that raises."""
+    """A copy without the wrong fields: Serve's models import what they name."""
     copy: Any = deepcopy(dict(document))
     for one in found:
         field: Any = copy
@@ -71,7 +69,7 @@ def _twice(pairs: list[tuple[Path, dict[str, Any]]], field: str, default: str) -
     first: dict[str, Path] = {}
     for path, application in pairs:
         value = application.get(field, default)
-        if not isinstance(value, str):  # null: no route
+        if not isinstance(value, str):
             continue
         if value in first:
             owner = f"applications[{first[value][-1]}]"
@@ -155,7 +153,7 @@ def _one_driver(path: Path, deployment: dict[str, Any]) -> Iterator[Mistake]:
 
 
 def _imported(path: Path, fields: Any) -> Iterator[Mistake]:
-    """Of policies and routers, anywhere below: that they can be imported, and take the arguments that are given."""
+    """That policies and routers, anywhere below, can be imported and take their arguments."""
     if isinstance(fields, list):
         for at, one in enumerate(fields):
             yield from _imported((*path, at), one)
@@ -170,13 +168,13 @@ def _imported(path: Path, fields: Any) -> Iterator[Mistake]:
             yield Mistake(here, str(error))
             continue
         given = fields.get(IMPORTED[name])
-        target = getattr(target, "initialize_state", target)  # of a request router
+        target = getattr(target, "initialize_state", target)
         for argument, problem in unknown_arguments(target, given if isinstance(given, dict) else {}):
             yield Mistake((*path, IMPORTED[name], argument), problem)
 
 
 def _made_by(path: Path, import_path: str, args: Any) -> Iterator[Mistake]:
-    """What an application is made of: an Application, or a function that makes one of `args`."""
+    """An Application, or a function that makes one of `args`."""
     here = (*path, "import_path")
     try:
         target = load(import_path, only=DEPLOYMENTS if import_path.startswith(OURS) else ())
@@ -196,7 +194,7 @@ def _made_by(path: Path, import_path: str, args: Any) -> Iterator[Mistake]:
 
 
 def _settings_model(builder: Any) -> type[BaseModel] | None:
-    """What Serve makes of `args` for a builder: the annotation of its first parameter, if that is a model."""
+    """The annotation of a builder's first parameter, if a model: what Serve makes of `args`."""
     try:
         parameters = [*inspect.signature(builder, eval_str=True).parameters.values()]
     except (NameError, TypeError, ValueError):
@@ -206,12 +204,12 @@ def _settings_model(builder: Any) -> type[BaseModel] | None:
 
 
 def _of_engine(mistake: Mistake, model: type[BaseModel], path: Path) -> Mistake:
-    """An option of vLLM's beside `engine` instead of in it is said to belong there."""
+    """Report a vLLM option beside `engine` that belongs inside."""
     name = str(mistake.path[-1]) if mistake.path else ""
     if model is not ReplicaSettings or mistake.path != (*path, name) or name in model.model_fields:
         return mistake
     try:
         known = known_options()
-    except BadSettings:  # vLLM is not installed
+    except BadSettings:
         return mistake
     return Mistake(mistake.path, "is an option of vLLM: it belongs in 'engine'") if name in known else mistake

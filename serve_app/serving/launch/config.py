@@ -1,6 +1,5 @@
-"""Reads a Serve config file as `serve run` does, and finds mistakes before anything starts.
-
-`serve run` reports a wrong argument after half a minute, from inside a replica; this takes a second.
+"""Reads a Serve config file as `serve run` does, and finds mistakes before the start, in a second. `serve run` reports
+a wrong argument after 30 s, inside a replica.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from serve_app.serving.launch.wiring import EngineConfig, Wiring, missing_applic
 from serve_app.settings import AccessSettings, DriverSettings
 from serve_app.storage.filesystem import Folder
 
-# What Serve takes where a file gives none: every address of the machine.
+# Serve's default: every address.
 SERVE_HOST = "0.0.0.0"
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """A checked config file. The first of `engines` answers requests that name no model; `worked` has populations."""
+    """A checked config file. The first of `engines` answers requests without a model; `worked` has populations."""
 
     document: Document
     host: str
@@ -50,22 +49,20 @@ class ServeConfig:
 
     @property
     def replicas(self) -> int:
-        """How many should be ready at the start, of all engines."""
+        """How many should be ready at the start, over all engines."""
         return sum(engine.replicas for engine in self.engines)
 
     @property
     def worked(self) -> EngineConfig:
-        """The engine whose replicas work populations."""
         return next(engine for engine in self.engines if engine.app == self.driver_settings.replicas)
 
     @property
     def base_url(self) -> str:
-        """Where clients on this machine reach it."""
         return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
     @classmethod
     def load(cls, path: Path) -> ServeConfig:
-        """Parse and validate. Raises BadSettings, a line for each mistake with its place in the file."""
+        """Parse and validate. Raises BadSettings with a line and place for each mistake."""
         document = Document(path)
         document.refuse([*document_mistakes(document.data), *missing_applications(document.data)])
         wired = Wiring.of(document.data)
@@ -81,9 +78,8 @@ class ServeConfig:
         )
 
     def check(self, *, port: bool = True) -> None:
-        """Check against the installed vLLM and this machine: options, model, tensor parallelism, port, store.
-
-        Raises BadSettings, UnknownOption, ModelNotFound or NotEnoughMemory.
+        """Check options, model, tensor parallelism, port and store against vLLM and this machine. Raises BadSettings,
+        UnknownOption, ModelNotFound or NotEnoughMemory.
         """
         real = [engine for engine in self.engines if engine.settings.simulated is None]
         self._check_options(real)
@@ -114,26 +110,26 @@ class ServeConfig:
                 check_length(model, options)
             dtype = _dtype(options, model)
             if cpu_build():
-                replicas = max(1, engine.replicas)  # one that starts at zero must still have room for one
+                replicas = max(1, engine.replicas)  # zero at the start still needs room for one
                 fit = fit_to_host(options, model, replicas=replicas, total=total, free=free, checked=replicas)
-                free -= ranks * replicas * (fit.worker + fit.kv)  # the next one has what is left
+                free -= ranks * replicas * (fit.worker + fit.kv)
                 dtype = fit.chosen.dtype if fit.chosen else dtype
             with self._at(engine):
                 check_kv_cache(model, options, dtype)
 
     @contextmanager
     def _at(self, engine: EngineConfig) -> Iterator[None]:
-        """Errors that name a field of `engine` name the file and the application too."""
+        """Add file and application to errors of a field of `engine`."""
         try:
             yield
         except BadSettings as error:
-            field = error.field or str(error).split()[0]  # both begin with "engine."
+            field = error.field or str(error).split()[0]
             place = (*engine.place, "args", *field.split("."))
             above = dotted((*engine.place, "args"))
             raise type(error)(f"{self.document.where(place)}: {above}.{error}") from error
 
     def notes(self) -> list[str]:
-        """What somebody who starts this on this machine should know, a sentence each; after `check`."""
+        """Notes for a user who starts this here, one sentence each; after `check`."""
         if not cpu_build():
             return []
         notes, cores, total = [], len(available_cores()), memory_bytes()[1]
@@ -157,7 +153,7 @@ class ServeConfig:
         return notes
 
     def _check_address(self, port: int) -> None:
-        """Whether this machine has the address, and nobody its port; with port 0 only the former."""
+        """Whether this machine has the address and a free port; port 0 checks the address only."""
         place = ("http_options", "port" if port else "host")
         try:
             with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
@@ -165,7 +161,7 @@ class ServeConfig:
                 probe.bind((self.host, port))
         except OSError as error:
             if port:
-                self._check_address(0)  # raises where it is the host that is wrong
+                self._check_address(0)  # raises for a wrong host
                 what = f"port {port} on {self.host} cannot be used ({error.strerror}): stop what listens there, or set "
                 raise BadSettings(
                     f"{self.document.where(place)}: http_options.{what}another port in the config file"
@@ -177,7 +173,7 @@ class ServeConfig:
 
 
 def set_store(document: dict[str, Any], store: str) -> None:
-    """Give every application of a config document that has a store this one."""
+    """Set this store in all applications that have one."""
     for application in document["applications"]:
         if "store" in application.get("args", {}):
             application["args"]["store"] = store
@@ -189,7 +185,7 @@ def _dtype(options: Mapping[str, Any], model: Path | str) -> str:
 
 
 def check_store(folder: Path) -> None:
-    """Raise StoreError unless files can be made in `folder`, which is created if need be."""
+    """Raise StoreError unless files can be made in `folder`, created if needed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

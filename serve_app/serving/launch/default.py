@@ -1,6 +1,6 @@
-"""The config file that comes with the package, for a folder that has none: `config.yaml` of the repository, copied.
+"""The package's config file, a copy of the repository's `config.yaml`, for folders without one.
 
-Its folders, such as `store: runs`, are relative to where the server is started.
+Its folders, such as `store: runs`, are relative to the server's working directory.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ NAME = "config.yaml"
 
 
 def packaged_config() -> Path:
-    """The file in the installed package; a test compares it with the repository's."""
+    """The installed package's file; a test compares it with the repository's."""
     return Path(serve_app.__path__[0]) / NAME
 
 
 def find_config(given: Path | None) -> Path:
-    """The file that was given, or else config.yaml of the present folder, or else the package's."""
+    """The given file, else config.yaml here, else the package's."""
     if given is not None:
         return given
     here = Path(NAME)
@@ -27,7 +27,7 @@ def find_config(given: Path | None) -> Path:
 
 
 def write_config(path: Path, *, force: bool = False) -> None:
-    """Write the package's file to `path`. Raises BadSettings if one is there and not `force`, or StoreError."""
+    """Write the package's file. Raises BadSettings if `path` exists and not `force`, or StoreError."""
     try:
         with open(path, "w" if force else "x") as file:
             file.write(packaged_config().read_text())

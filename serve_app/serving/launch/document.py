@@ -1,4 +1,4 @@
-"""A YAML file with the line of each of its fields, so that a mistake in it can be found again."""
+"""A YAML file with its fields' lines, to locate mistakes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from serve_app.mistakes import Path as Place
 
 
 class Document:
-    """What a file says, as `data`."""
-
     def __init__(self, path: Path) -> None:
-        """Raises BadSettings for a file that cannot be read, is not YAML, holds no fields, or one of them twice."""
+        """Raises BadSettings for a file that is unreadable, not YAML, or empty, or repeats a field."""
         self.path = path
         self._lines: dict[Place, int] = {}
         self._twice: list[Mistake] = []
         try:
             text = path.read_text()
             node = yaml.compose(text, yaml.CSafeLoader)
-            self.data: dict[Any, Any] = yaml.load(text, yaml.CSafeLoader)  # it is a safe one
+            self.data: dict[Any, Any] = yaml.load(text, yaml.CSafeLoader)  # a safe loader
         except OSError as error:
             raise BadSettings(f"{path}: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
             raise BadSettings(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
-        except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date that there is not
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
             raise BadSettings(f"{path} is not YAML: {error}") from error
         if not isinstance(self.data, dict):
             raise BadSettings(f"{path} is not a Serve config file: it has no fields")
@@ -37,13 +35,13 @@ class Document:
         self.refuse(self._twice)
 
     def refuse(self, mistakes: Iterable[Mistake], kind: type[BadSettings] = BadSettings) -> None:
-        """Raise `kind` with a line for each, in the file's order, if there are any."""
+        """Raise `kind` with a line per mistake, in file order, if any."""
         found = sorted(sharpest(mistakes), key=lambda one: self.line(one.path))
         if found:
             raise kind("\n".join(f"{self.where(one.path)}: {one}" for one in found))
 
     def line(self, path: Place) -> int:
-        """Where the field begins; for one that is not there, where it should be."""
+        """The field's line; for a missing one, where it should be."""
         return next((self._lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self._lines), 1)
 
     def where(self, path: Place) -> str:
@@ -51,7 +49,7 @@ class Document:
         return f"{self.path}:{self.line(path)}"
 
     def _note(self, node: Any, path: Place) -> None:
-        if len(path) > 64:  # an alias to what holds it
+        if len(path) > 64:  # an alias to its container
             return
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Import paths of a config file (`package.module:name`, or with a dot), tried out."""
+"""Tries a config file's import paths (`package.module:name`, or with a dot)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from serve_app.fields import did_you_mean
 
 
 class NotImportable(Exception):
-    """Raised when an import path leads to nothing; its message says where it ends, and what is near."""
+    """Raised when an import path leads to nothing; tells where it ends and what is near."""
 
 
 def load(import_path: str, *, only: Iterable[str] = ()) -> Any:
-    """What the path names; modules of the present folder count, as for `serve run`.
-
-    `only` are the names that are meant to be used, where a module has others too. Raises NotImportable.
+    """The path's target; modules of the present folder count, as for `serve run`. `only` limits the names. Raises
+    NotImportable.
     """
     module_name, _, name = import_path.rpartition(":" if ":" in import_path else ".")
     if not module_name or not name or import_path.count(":") > 1:
@@ -41,7 +40,7 @@ def load(import_path: str, *, only: Iterable[str] = ()) -> Any:
 
 
 def unknown_arguments(target: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, what is wrong) of keyword arguments that a function, or a class when it is made, does not take."""
+    """(name, mistake) of keyword arguments that a function, or a class's constructor, does not take."""
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):
@@ -69,7 +68,7 @@ def _module(name: str) -> ModuleType:
         parent, _, last = error.name.rpartition(".")
         near = did_you_mean(last, _submodules(parent))
         raise NotImportable(f"there is no module '{last}'{f' in {parent}' if parent else ''}{near}") from error
-    except Exception as error:  # whatever its import raises
+    except Exception as error:
         raise NotImportable(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 
 

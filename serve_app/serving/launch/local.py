@@ -1,7 +1,7 @@
-"""A cluster on this machine for the time of a block of code: `serve run` as a child process, and nothing left after.
+"""A local cluster for the time of a block of code: `serve run` as a child process.
 
-Waits until every replica is ready, or says why it never will be, and finds every process that it started: each inherits
-RUN_MARKER in its environment.
+Waits until every replica is ready, or tells why none will be. Finds all its processes by RUN_MARKER in their inherited
+environment.
 """
 
 from __future__ import annotations
@@ -31,25 +31,22 @@ from serve_app.settings import api_key_headers
 RUN_MARKER = "SERVE_APP_RUN"
 DRIVER_ROUTE = "/v1/populations"
 STOP_TIMEOUT_S = 45.0
-# Processes tied to a parent (engine/processes/lifeline.py) end moments after it.
+# Tied processes (engine/processes/lifeline.py) end just after their parent.
 SETTLE_S = 10.0
 
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A server on this machine whose replicas are ready."""
-
     settings: ServeConfig
     process: subprocess.Popen[bytes]
 
     def wait(self) -> int:
-        """Until `serve run` ends by itself, which it should not; its exit status."""
+        """Exit status of `serve run`, which should not end."""
         return self.process.wait()
 
 
 @contextmanager
 def local_serve(config: Path, *, log: Path, **options: Any) -> Iterator[str]:
-    """The base URL of a `local_server`, which has these options."""
     with local_server(config, log=log, **options) as server:
         yield server.settings.base_url
 
@@ -63,11 +60,10 @@ def local_server(
     timeout_s: float = 900.0,
     env: dict[str, str] | None = None,
 ) -> Iterator[LocalServer]:
-    """Run the config file's applications, and have them once all replicas are ready.
+    """Run the config file's applications until all replicas are ready.
 
-    `on_wait` gets a line every few seconds while waiting. Raises ServerUnavailable, with the reason from the
-    log, when they do not come up; BadSettings for a config file that cannot work. `start_stages(log)` says where the
-    time of the start went.
+    `on_wait` gets a line every few seconds. Raises ServerUnavailable, with the log's reason, if they do not come up;
+    BadSettings for an unusable config file. `start_stages(log)` gives the start's times.
     """
     settings = ServeConfig.load(config)
     settings.check()
@@ -89,7 +85,7 @@ def local_server(
                 RUN_MARKER: marker,
                 timeline.TIMELINE_ENV: str(stages),
             },
-            start_new_session=True,  # Ctrl-C reaches us, and we stop it in order
+            start_new_session=True,  # Ctrl-C reaches us; we stop it in order
             preexec_fn=_prepare_child,
         )
     try:
@@ -101,39 +97,39 @@ def local_server(
 
 
 def _prepare_child() -> None:
-    """Stop with us, even if we are killed; restore SIGINT, which a shell ignores for background jobs."""
+    """Stop with us, even if we are killed; restore SIGINT, which shells ignore for background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     die_with_parent(signal.SIGTERM)
 
 
 def serve_environment() -> dict[str, str]:
-    """What `serve run` needs in its environment: nothing outlives it (see `serving/haproxy.py`), engines go first."""
+    """Environment of `serve run`: nothing outlives it (see `serving/haproxy.py`), engines go first."""
     folder = Path(sys.executable).parent
     return {
         "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "serve-app-haproxy"),
-        # A replica without an engine has no stream to finish.
+        # Without an engine no stream can finish.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": os.environ.get("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1"),
-        # The controller's period: at Ray's 0.1 s it takes 7 % of a slow core when idle.
+        # At Ray's 0.1 s the idle controller takes 7 % of a slow core.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": os.environ.get("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5"),
-        # HAProxy cuts streams of a replica that left after so many seconds (Ray's default: 120).
+        # Time before HAProxy cuts a leaving replica's streams (Ray: 120).
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": os.environ.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "1200"),
-        # Proxy to replica by gRPC: streams were faster than by actor calls (benchmarks/README.md).
+        # gRPC streams were faster than actor calls (benchmarks/README.md).
         "RAY_SERVE_PROXY_USE_GRPC": os.environ.get("RAY_SERVE_PROXY_USE_GRPC", "1"),
-        # A single message may be a whole answer, or a file that is read faster than sent.
+        # One message may be a whole answer, or a file that is read faster than sent.
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
-        # Ray's workers run at nice 15: an engine would wait for all else, Ray's own agents too.
+        # Ray's nice 15 would make engines wait for all else.
         "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  # Ray's own spelling
     }
 
 
 def start_stages(log: Path) -> dict[str, float]:
-    """Seconds from the start of a server with this log to the end of each stage; see `engine/processes/timeline.py`."""
+    """Seconds from the start to each stage's end by this log; see `engine/processes/timeline.py`."""
     return timeline.read(_timeline_file(log))
 
 
 def stages_line(stages: dict[str, float]) -> str:
-    """For people: "ray 8 s, controller 12 s, …"."""
+    """As "ray 8 s, controller 12 s, …"."""
     return ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.0f} s" for name, seconds in stages.items())
 
 
@@ -142,7 +138,7 @@ def _timeline_file(log: Path) -> Path:
 
 
 class _StageLines:
-    """Notes the first stages of a start, which none of our processes sees, as `serve run` writes of them in its log."""
+    """Records the first stages, which only the log of `serve run` shows."""
 
     LINES: ClassVar = {"ray": "Started a local Ray instance", "controller": "Started Serve in namespace"}
 
@@ -151,7 +147,6 @@ class _StageLines:
         self._missing = dict(self.LINES)
 
     def look(self) -> None:
-        """Note those that are new."""
         if self._missing:
             text = self._log.read_text(errors="replace")
             for stage in [stage for stage, line in self._missing.items() if line in text]:
@@ -188,7 +183,7 @@ def _wait_until_ready(
             what = timeline.under_way(_timeline_file(log))
             on_wait(f"{now - started:.0f} s: {ready} of {settings.worked.replicas} replicas ready; {what}")
             last_told = now
-        time.sleep(1.0)  # asking costs the starting processes time
+        time.sleep(1.0)  # asking slows the start
 
 
 def _answers(settings: ServeConfig, engine: EngineConfig) -> bool:
@@ -200,7 +195,7 @@ def _answers(settings: ServeConfig, engine: EngineConfig) -> bool:
 def replicas_ready(base_url: str) -> tuple[bool, int, str]:
     """Whether the driver answers, how many replicas can work, and why none ever will."""
     with suppress(httpx.HTTPError, ValueError, KeyError):
-        # Until the driver's route exists its path belongs to the replicas' route, `/`: asking would start a replica.
+        # Before the driver's route exists, `/` would take the request and start a replica.
         if DRIVER_ROUTE not in httpx.get(f"{base_url}/-/routes", timeout=5.0).json():
             return False, 0, ""
         answer = httpx.get(f"{base_url}{DRIVER_ROUTE}/replicas", timeout=5.0, headers=api_key_headers()).json()
@@ -209,16 +204,15 @@ def replicas_ready(base_url: str) -> tuple[bool, int, str]:
 
 
 def failure_reason(log: Path) -> str:
-    """The line of the log that says what went wrong: the last of our errors, else the last line."""
+    """The log line with the reason: our last error, else the last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     ours = [line.partition("serve_app.errors.")[2] for line in lines if "serve_app.errors." in line]
     return (ours or lines or ["it printed nothing"])[-1]
 
 
 def stop(process: subprocess.Popen[bytes], marker: str) -> list[int]:
-    """Stop `serve run` as Ctrl-C would and wait until all that it started is gone.
-
-    Returns the PIDs that had to be killed, which should be none.
+    """Stop `serve run` like Ctrl-C and wait for all its processes. Returns the PIDs that had to be killed, normally
+    none.
     """
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
@@ -237,7 +231,6 @@ def stop(process: subprocess.Popen[bytes], marker: str) -> list[int]:
 
 
 def marked_processes(marker: str) -> list[psutil.Process]:
-    """Living processes that were started under this marker."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):

@@ -1,6 +1,5 @@
-"""A server without a model, for the tests of applications: `simulated.yaml` beside this file, or one's own config file.
-
-Both keep everything but the engine: routes, populations, files and batches, keys and limits.
+"""A server without a model for application tests, from `simulated.yaml` beside this file or one's own config file. All
+but the engine is real: routes, populations, files and batches, keys and limits.
 """
 
 from __future__ import annotations
@@ -14,18 +13,17 @@ from serve_app.serving.launch.config import ServeConfig
 from serve_app.serving.launch.wiring import served_names
 from serve_app.settings import REPLICA_DEPLOYMENT
 
-# One replica, which answers at once. Needs neither vLLM nor a model.
+# One instant replica, without vLLM or a model.
 SIMULATED_CONFIG = Path(__file__).with_name("simulated.yaml")
 REPLICAS_PATH = "serve_app.serving.apps:replicas"
 AT_ONCE = {"step_ms": 0, "prefill_ms_per_token": 0}
-# Where the config file leaves it to the model's files, which nobody reads here.
+# Otherwise read from the model's files.
 MAX_MODEL_LEN = 131_072
 
 
 def write_simulated(config: Path, target: Path) -> Path:
-    """Write the config file anew with simulated engines, to `target`, which is given back.
-
-    Raises BadSettings for a file that `ServeConfig` would refuse.
+    """Write the config file with simulated engines to `target`, which is returned. Raises BadSettings where
+    `ServeConfig` would.
     """
     ServeConfig.load(config)
     document = yaml.safe_load(config.read_text())
@@ -36,9 +34,8 @@ def write_simulated(config: Path, target: Path) -> Path:
 
 
 def simulate(document: dict[str, Any]) -> None:
-    """Give every replica of a config document a simulated engine, under the names of its model, and no device.
-
-    Settings of a simulated engine that are there stay.
+    """Give every replica in a config document a simulated engine under its model's names, without a device. Present
+    simulator settings stay.
     """
     for application in document.get("applications") or []:
         if application.get("import_path") == REPLICAS_PATH:

@@ -1,6 +1,6 @@
-"""How the applications of a config file name each other: whose replicas work populations, who has which models.
+"""How a config file's applications refer to each other: who works populations and serves which models.
 
-The document has been checked by itself (`applications.py`): names are unique, and settings are as they should be.
+`applications.py` has checked the document: names are unique and settings valid.
 """
 
 from __future__ import annotations
@@ -29,22 +29,19 @@ from serve_app.settings import (
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """An application of replicas."""
-
     app: str
-    place: Place  # in the document
-    replicas: int  # that should be ready at the start; may be 0 where a cluster starts empty
+    place: Place
+    replicas: int  # ready at the start; 0 if a cluster starts empty
     settings: ReplicaSettings
     route_prefix: str = "/"
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names that it serves, adapters too."""
         return served_names(self.settings.engine)
 
 
 def served_names(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names under which an engine serves its model and adapters. The options need not have been checked."""
+    """An engine's names for model and adapters. Options may be unchecked."""
     served = options.get("served_model_name") or options.get("model")
     adapters = options.get("lora_modules")
     names = [
@@ -59,8 +56,6 @@ def _adapter_name(adapter: Any) -> Any:
 
 
 class Applications:
-    """Those of a document, by name and by what they are."""
-
     def __init__(self, document: Mapping[str, Any]) -> None:
         found = document.get("applications")
         self.places: dict[str, Place] = {}
@@ -77,13 +72,12 @@ class Applications:
         return name in self._all
 
     def made_by(self, builder: str, name: str) -> str | None:
-        """The name of the first that a builder of ours makes, or else of the one that has its usual name."""
+        """The first made by our builder, else the one with its usual name."""
         made = (one for one, application in self._all.items() if builder_of(application) == builder)
         return next(made, name if name in self._all else None)
 
 
 def missing_applications(document: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Without these there are no replicas or no populations."""
     applications = Applications(document)
     if applications.made_by("populations", DRIVER_APP) is None:
         near = did_you_mean(DRIVER_APP, applications.places)
@@ -101,8 +95,6 @@ def missing_applications(document: Mapping[str, Any]) -> Iterator[Mistake]:
 
 @dataclass(frozen=True)
 class Wiring:
-    """The settings of all applications, and who is who."""
-
     applications: Applications
     models: ModelsSettings | None
     engines: tuple[EngineConfig, ...]
@@ -112,7 +104,6 @@ class Wiring:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Wiring:
-        """Of a document in which nothing is missing."""
         applications = Applications(document)
 
         def settings(builder: str, usual: str) -> Any:
@@ -134,7 +125,7 @@ class Wiring:
         return cls(applications, models, engines, driver, files, tuple(accesses))
 
     def mistakes(self) -> Iterator[Mistake]:
-        """Names that lead to no application or to one of another kind, and what two applications should agree on."""
+        """Names of missing or wrong applications, and settings on which two disagree."""
         names = [engine.app for engine in self.engines]
         if self.models is not None:
             yield from self._of_models(self.models)
@@ -156,7 +147,7 @@ class Wiring:
         return (*self.applications.places[str(name)], "args", *field)
 
     def _of_models(self, models: ModelsSettings) -> Iterator[Mistake]:
-        """Applications that are not there or have no engine, names that their engine does not have or that two have."""
+        """Missing applications or engines, names an engine lacks or two share."""
         place = self._args("models", MODELS_APP, "applications")
         engines = {engine.app: engine for engine in self.engines}
         for at, one in enumerate(models.applications):
@@ -193,7 +184,7 @@ def _engine(name: str, applications: Applications) -> EngineConfig:
 
 
 def _replica_options(application: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Where in `deployments` the options of the replicas are, and what they are; (0, {}) if nowhere."""
+    """Path and value of the replicas' options in `deployments`; (0, {}) if absent."""
     for at, deployment in enumerate(application.get("deployments") or []):
         if deployment.get("name") == REPLICA_DEPLOYMENT:
             return at, deployment
@@ -206,11 +197,11 @@ def _replicas(application: Mapping[str, Any]) -> int:
     count = autoscaling.get("initial_replicas")
     if count is None:
         count = autoscaling.get("min_replicas", deployment.get("num_replicas", 1))
-    return count if isinstance(count, int) else 1  # "auto" starts with one
+    return count if isinstance(count, int) else 1
 
 
 def _devices(engine: EngineConfig, application: Mapping[str, Any]) -> Iterator[Mistake]:
-    """A replica's ranks are its children, and see the GPUs that it was given."""
+    """A replica's ranks are its children and see its GPUs."""
     at, deployment = _replica_options(application)
     options = engine.settings.engine
     gpus = (deployment.get("ray_actor_options") or {}).get("num_gpus")

@@ -1,15 +1,13 @@
-"""Several models on one base URL: each request goes to the replicas that serve the `model` it names.
+"""Several models on one base URL: each request goes to a replica of its `model` (see `directory.py`).
 
-`directory.py` says which those are. Every byte passes unchanged. Does not know the engines, only their HTTP
-applications.
+Bytes pass unchanged. Knows the engines' HTTP applications only.
 
     client ─ HTTP ─> Models ┬ handle ─> Replica of one application ─> its own OpenAI routes
                             └ handle ─> Replica of another
 
-Each engine is an application with its own route prefix, which clients may use as base URL without this hop. With one
-model none of this is deployed. A body is read whole first, as `model` may be its last field; the answer streams. For a
-slow client `forward` stops the application after MAX_UNSENT_MESSAGES, but unless RAY_SERVE_THROUGHPUT_OPTIMIZED=1 Serve
-buffers without a bound, at most one whole answer.
+Each engine has its own route prefix, a base URL without this hop. With one model it is not used. `model` may be the
+last field, so bodies are read whole; answers stream. For a slow client `forward` stops the application after
+MAX_UNSENT_MESSAGES, but Serve buffers up to one whole answer unless RAY_SERVE_THROUGHPUT_OPTIMIZED=1.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ from serve_app.settings import REPLICA_DEPLOYMENT, ModelsSettings
 
 logger = logging.getLogger(__name__)
 
-# Key in the scope for the name of a model that nobody serves.
+# Scope key of an unserved model's name.
 UNKNOWN = "serve_app.unknown_model"
 LIST_MODELS = HttpRequest(
     {
@@ -69,9 +67,8 @@ LIST_MODELS = HttpRequest(
 
 
 def build_app(settings: ModelsSettings, served: Mapping[str, Served]) -> Starlette:
-    """The routes over `served`, by application name: lists are answered here, all else by the replicas.
-
-    Raises BadSettings for key files that cannot be used.
+    """The routes over `served`, by application name. Lists are answered here. Raises BadSettings for unusable key
+    files.
     """
     directory = Directory(settings, served)
 
@@ -94,14 +91,14 @@ def build_app(settings: ModelsSettings, served: Mapping[str, Served]) -> Starlet
 
 @serve.deployment(
     name="Models",
-    # Most of them wait for a replica, which has its own limit.
+    # Most wait for a replica, which has its own limit.
     max_ongoing_requests=4096,
     ray_actor_options={"num_cpus": 0},
     logging_config={"enable_access_log": False},
 )
 @serve.ingress()
 class Models:
-    """The application at `/` of a config file with several models. Stateless: any number of replicas may run."""
+    """The application at `/` for several models. Stateless."""
 
     def __init__(self, settings: ModelsSettings) -> None:
         self._settings = settings
@@ -111,11 +108,8 @@ class Models:
         return build_app(self._settings, {name: HandleServed(name) for name in names})
 
 
-# --- which application ---
-
-
 async def read_body(request: Request, most_bytes: int | None) -> bytes | None:
-    """The body, or None when too large. Raises ClientDisconnect."""
+    """The body, None if too large. Raises ClientDisconnect."""
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -124,13 +118,10 @@ async def read_body(request: Request, most_bytes: int | None) -> bytes | None:
     return bytes(body)
 
 
-# --- to the replica and back ---
-
-
 class Relay:
-    """ASGI application: a replica of the application that serves its model answers each request.
+    """ASGI application that lets a replica of the model's application answer.
 
-    `own` refuses who may not ask, and answers for models that nobody serves; the scope has the name, under UNKNOWN.
+    `own` refuses callers, and answers for unserved models, named in the scope under UNKNOWN.
     """
 
     def __init__(self, directory: Directory, served: Mapping[str, Served], own: Gate, settings: ModelsSettings) -> None:
@@ -143,7 +134,7 @@ class Relay:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1003, "reason": "use the model's own route prefix"})
-        if self._own.refuses(scope):  # before the body is read, and before a replica is started for it
+        if self._own.refuses(scope):  # before reading or starting a replica
             return await self._own(scope, receive, send)
         try:
             body = await read_body(Request(scope, receive), self._max_body_bytes)
@@ -163,7 +154,6 @@ class Relay:
     async def _relay(
         self, answer: AsyncGenerator[list[Message], None], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Send on what comes, until its end or the client leaves."""
         started = whole = False
 
         async def pump() -> None:
@@ -176,21 +166,21 @@ class Relay:
 
         try:
             async with until_disconnect(receive, pump()) as working:
-                if whole:  # servers say that the client left also when it has all
+                if whole:  # servers also disconnect after the whole answer
                     await asyncio.wait({working})
                 if not working.done():
                     return
-                if working.cancelled():  # not by us: Ray raises it for a call that was cancelled at the replica
+                if working.cancelled():  # Ray: cancelled at the replica
                     raise EngineFailed("the request was cancelled at its replica")
                 working.result()
         except Exception as error:
             if started:
-                raise  # the server then breaks the connection, so that nobody takes the half for the whole
+                raise  # the broken connection marks the answer incomplete
             await failure(error).response()(scope, receive, send)
 
 
 class HandleServed:
-    """See `Served`: the deployment `Replica` of an application, which may not exist yet."""
+    """See `Served`: an application's deployment `Replica`, if it exists yet."""
 
     def __init__(self, application: str) -> None:
         self._application = application
@@ -220,7 +210,7 @@ class HandleServed:
 
     async def _found(self) -> DeploymentHandle:
         if self._handle is None:
-            try:  # blocks on the controller
+            try:
                 self._handle = await asyncio.to_thread(
                     serve.get_deployment_handle, REPLICA_DEPLOYMENT, self._application
                 )
@@ -229,11 +219,7 @@ class HandleServed:
         return self._handle
 
 
-# --- answers of our own ---
-
-
 def failure(error: Exception) -> ErrorAnswer:
-    """For a call that failed before the replica answered."""
     logger.warning("a request was not answered by its replica: %r", error)
     told = next(iter(str(error).splitlines()), type(error).__name__)
     if isinstance(error, BackPressureError):

@@ -1,6 +1,6 @@
-"""Which application serves a model, by the settings and by the replicas' own lists.
+"""Finds a model's application from settings and from the replicas' lists.
 
-Knows of a request what `requests/wanted.py` reads, and of the replicas what `GET /v1/models` says of them.
+Reads requests by `requests/wanted.py` and replicas by `GET /v1/models`.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from serve_app.serving.requests.asgi import HttpRequest
 from serve_app.serving.requests.wanted import Wanted
 from serve_app.settings import ModelsSettings
 
-# Serve's own name for it; it treats `-` and `_` alike.
+# Serve's name; it treats `-` and `_` alike.
 SESSION_HEADER = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "x-session-id").lower().replace("_", "-").encode()
-# Replicas are asked only for a list or an unknown name, once in REFRESH_S.
+# Asked only for lists and unknown names, once in REFRESH_S.
 REFRESH_S, LIST_TIMEOUT_S = 1.0, 2.0
 Card = dict[str, Any]
 
 
 class Served(Protocol):
-    """The replicas of one application."""
+    """One application's replicas."""
 
     def forward(self, request: HttpRequest, session: str) -> AsyncGenerator[list[Message], None]:
-        """A replica's answer, as it comes. Closing the generator aborts the request."""
+        """A replica's streamed answer. Closing the generator aborts the request."""
 
     async def models(self) -> list[Card]:
-        """OpenAI's model objects of the running replicas; none if none could be asked."""
+        """Running replicas' OpenAI model objects; none if unreachable."""
 
 
 class Directory:
-    """Which application serves which model. A known answer stays while no replica runs."""
+    """Maps models to applications. Answers stay valid without replicas."""
 
     def __init__(self, settings: ModelsSettings, served: Mapping[str, Served]) -> None:
         self._served = served
@@ -47,7 +47,6 @@ class Directory:
         self._valid_until = 0.0
 
     async def find(self, model: str) -> str | None:
-        """The application that serves it, if any does."""
         name = self._known(model)
         if name is None:
             await self._refresh()
@@ -55,7 +54,7 @@ class Directory:
         return name
 
     async def cards(self) -> list[Card]:
-        """All models as OpenAI's model objects, in the order of the applications."""
+        """OpenAI's model objects, in application order."""
         await self._refresh()
         cards: dict[str, Card] = {}
         for name, given in self._given.items():
@@ -65,7 +64,7 @@ class Directory:
         return list(cards.values())
 
     def missing(self, model: str) -> ErrorAnswer:
-        """Of a model that nobody serves; it may come as long as an application has not been heard."""
+        """The answer for a model that nobody serves. It may still appear if an application has not answered."""
         if silent := [name for name, given in self._given.items() if not given and name not in self._heard]:
             return unavailable(f"no replica of {', '.join(silent)} has said yet whether it serves `{model}`")
         return model_not_found(model)
@@ -80,7 +79,7 @@ class Directory:
         if time.monotonic() < self._valid_until:
             return
         if self._asking is None or self._asking.done():
-            # Own context: whoever asks first may leave, and Serve would cancel what began in its request.
+            # Own context: Serve cancels work begun in a request that leaves.
             self._asking = asyncio.create_task(self._ask(), context=contextvars.Context())
         await asyncio.shield(self._asking)
 
@@ -91,7 +90,7 @@ class Directory:
 
 
 def read_session(scope: Scope, wanted: Wanted) -> str:
-    """The session from the header, or from OpenAI's field for requests that share a prefix."""
+    """The session header, or OpenAI's field for shared prefixes."""
     for name, value in scope["headers"]:
         if name.lower().replace(b"_", b"-") == SESSION_HEADER:
             return bytes(value).decode("latin-1")

@@ -1,1 +1,1 @@
-"""Requests as values that cross to another replica."""
+"""Requests as values."""

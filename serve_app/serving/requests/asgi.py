@@ -1,7 +1,7 @@
-"""An HTTP request as a value, which a handle can send, and calling an ASGI application with it.
+"""An HTTP request as a value for handles, and calls of ASGI applications with it.
 
-The application sees its client leave when the caller is gone. httpx.ASGITransport would cancel it, which vLLM does not
-notice: its handler runs in a task of its own, and stops only on `http.disconnect` (`with_cancellation`).
+When the caller leaves, the application sees its client leave. httpx.ASGITransport would cancel it, but vLLM's handler
+stops only on `http.disconnect` (`with_cancellation`).
 """
 
 from __future__ import annotations
@@ -21,30 +21,26 @@ from serve_app.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
 
-# What is kept of the ASGI scope: plain values, which a handle can send.
+# Plain values of the ASGI scope, which a handle can send.
 SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "client")
-# How long an application may take to abort a cancelled request.
+# Time to abort a cancelled request.
 ABORT_S = 5.0
 MAX_UNSENT_MESSAGES = 64
 BODY = "http.response.body"
 
 
 class HttpRequest(msgspec.Struct, frozen=True):
-    """An HTTP request: its ASGI scope and its body."""
-
     scope: dict[str, Any]
     body: bytes
 
 
 class TokenCounts(NamedTuple):
-    """Tokens that an engine read and gave."""
-
     prompt: int = 0
     completion: int = 0
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A whole HTTP answer, and the replica that gave it. `tokens` are those of a peer's engine."""
+    """A whole HTTP answer and its replica. `tokens` are a peer engine's."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -54,9 +50,8 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 async def call_app(app: ASGIApp, request: HttpRequest, replica_id: str = "") -> Answer:
-    """The whole answer of an ASGI application in process. When cancelled, the application sees its client leave.
-
-    Raises EngineFailed if it gave no answer, or what it raised before one.
+    """An ASGI application's whole answer. Cancelling disconnects the client. Raises EngineFailed without an answer, or
+    the application's error.
     """
     left = asyncio.Event()
     start: dict[str, Any] = {}
@@ -92,10 +87,10 @@ async def call_app(app: ASGIApp, request: HttpRequest, replica_id: str = "") -> 
 
 
 async def forward(app: ASGIApp, request: HttpRequest) -> AsyncGenerator[list[Message], None]:
-    """An ASGI application's messages as they come, those that wait together at once. Runs in the replica.
+    """An ASGI application's messages, batched if several wait. Runs in the replica.
 
-    When cancelled or closed, the application sees its client leave. Raises EngineFailed when it ends without a whole
-    answer, or what it raised before that.
+    Cancelling or closing disconnects the client. Raises EngineFailed for an incomplete answer, or the application's
+    error.
     """
     outbox, inbox = anyio.create_memory_object_stream[Message](MAX_UNSENT_MESSAGES)
     left = asyncio.Event()
@@ -104,7 +99,7 @@ async def forward(app: ASGIApp, request: HttpRequest) -> AsyncGenerator[list[Mes
         try:
             await outbox.send(message)
         except anyio.BrokenResourceError:
-            raise OSError("the client left") from None  # ASGI's error for it
+            raise OSError("the client left") from None  # ASGI's error
 
     async def answer() -> None:
         with outbox:
@@ -119,7 +114,7 @@ async def forward(app: ASGIApp, request: HttpRequest) -> AsyncGenerator[list[Mes
                 yield messages
         await asyncio.wait({call})
         error = call.exception()
-        if error and whole:  # Starlette raises what it has answered
+        if error and whole:  # Starlette raises what it answered
             logger.error("after its answer to a request", exc_info=error)
         elif error or not whole:
             raise error or EngineFailed("the engine's application ended without an answer")
@@ -130,11 +125,11 @@ async def forward(app: ASGIApp, request: HttpRequest) -> AsyncGenerator[list[Mes
         finally:
             call.cancel()
             if call.done() and not call.cancelled():
-                call.exception()  # nobody is left to be told
+                call.exception()
 
 
 def _client(body: bytes, left: asyncio.Event) -> Receive:
-    """A client that sends its body in one message, and stays until `left` is set."""
+    """A client that sends one message, and stays until `left` is set."""
     unsent = [body]
 
     async def receive() -> Message:
@@ -153,7 +148,6 @@ def _waiting(inbox: MemoryObjectReceiveStream[Message]) -> Iterator[Message]:
 
 
 def joined(messages: Iterable[Message]) -> list[Message]:
-    """The same messages, with consecutive parts of the body joined."""
     result: list[Message] = []
     for message in messages:
         if result and message["type"] == result[-1]["type"] == BODY:
@@ -165,5 +159,4 @@ def joined(messages: Iterable[Message]) -> list[Message]:
 
 
 def is_last(message: Message) -> bool:
-    """Whether an answer ends with this message."""
     return message["type"] == BODY and not message.get("more_body", False)

@@ -1,4 +1,4 @@
-"""Work for a client that may leave before it is done."""
+"""Work for a client that may leave early."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ T = TypeVar("T")
 async def until_disconnect(
     receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, T]
 ) -> AsyncIterator[asyncio.Task[T]]:
-    """The task of `work`, once it is done or the client has left; then it is not done, and ends with the block.
-
-    `receive` is ASGI's. It is to have given the whole body: further messages are thrown away.
+    """The task of `work`, done, or not done because the client left; it ends with the block. `receive` is ASGI's after
+    the whole body; further messages are dropped.
     """
     working, watching = asyncio.create_task(work), asyncio.create_task(_disconnected(receive))
     try:

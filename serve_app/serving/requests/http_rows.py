@@ -1,7 +1,6 @@
-"""A chunk whose rows are HTTP requests, answered by the engine's own application in process.
+"""Chunks whose rows are HTTP requests to the engine's own application in process.
 
-Knows ASGI, and that a request's priority is ours and that it cannot stream. Does not know other fields, nor of an
-answer more than status and token counts.
+It sets priority, forbids streaming, and reads an answer's status and token counts. Other fields are unknown here.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from serve_app.openai.usage import usage_of
 from serve_app.schema import Chunk, Completion, HttpResponse
 from serve_app.serving.requests.asgi import Answer, HttpRequest, call_app
 
-# The engine takes no more for now (vLLM's admission control, a limit in front): retried after these pauses.
+# The engine is full (vLLM's or another limit): retry after these pauses.
 BUSY = (429, 503)
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-# Not the row's fault: another attempt may succeed.
+# Not the row's fault: retry.
 PASSING = (401, 403, 408, 429)
-# A streamed answer has no place in a file.
+# Streams cannot go into files.
 REFUSED = ("stream", "background")
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -33,17 +32,17 @@ Headers = Sequence[tuple[bytes, bytes]]
 async def answer_requests(
     app: ASGIApp, chunk: Chunk, *, model: str, check_health: Callable[[], Awaitable[None]], headers: Headers = ()
 ) -> tuple[Completion, ...]:
-    """One completion a request of the chunk, in order, all asked at once.
+    """One completion per request of the chunk, in order; all run at once.
 
-    An answer below 400 is `ok`, 4xx `invalid`, each with its `response`; else the row has `failed`. `model` is for
-    bodies that name none, `headers` (authorisation, say) for every request. After a failed row raises what
-    `check_health` raises: then nothing of the chunk is done.
+    An answer below 400 is `ok`, 4xx `invalid`, both with `response`; others are `failed`. `model` fills bodies without
+    one, `headers` (such as authorisation) go with every request. After a failed row raises what `check_health` raises,
+    with the whole chunk undone.
     """
     tasks = [asyncio.create_task(_complete(app, chunk, body, model, headers)) for body in chunk.prompts]
     try:
         completions = tuple(await asyncio.gather(*tasks))
     finally:
-        for task in tasks:  # the application sees its clients leave, and aborts
+        for task in tasks:  # disconnects clients to abort
             task.cancel()
     if any(completion.status == "failed" for completion in completions):
         await check_health()
@@ -59,15 +58,14 @@ async def _complete(app: ASGIApp, chunk: Chunk, body: bytes, model: str, headers
     request = HttpRequest(_scope(chunk.path, request_id, len(asked), headers), asked)
     try:
         answer = await _ask(app, request)
-    except Exception as error:  # raised instead of an answer
+    except Exception as error:
         return Completion(status="failed", error=f"{type(error).__name__}: {error}")
     return _completion(answer, request_id, (time.perf_counter() - started) * 1000)
 
 
 def prepare(body: bytes, *, model: str, priority: int) -> bytes | str:
-    """The request's body with model and priority, or (a str) the field that a row may not have.
-
-    Other bytes stay as they are, also what is not a JSON object: the application says what is wrong.
+    """The body with model and priority, or (str) the forbidden field. Other bytes, and anything but a JSON object, stay
+    for the application to check.
     """
     try:
         fields = _decode(body)

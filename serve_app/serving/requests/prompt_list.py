@@ -1,6 +1,6 @@
-"""Splits the body of a `/v1/completions` request by its list of prompts, and merges the answers.
+"""Splits `/v1/completions` bodies by prompt list, and merges answers.
 
-Knows a request's `prompt` and an answer's `choices` and `usage`; every other byte passes unchanged.
+Knows `prompt`, `choices` and `usage`; other bytes pass unchanged.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import msgspec
 
 from serve_app.serving.requests.asgi import SCOPE, Answer, HttpRequest
 
-# How many replicas answered a split list.
 REPLICAS_HEADER = b"x-serve-app-replicas"
 
 
-# vLLM refuses longer lists, by this environment variable and default; splitting must not get round it.
+# vLLM's limit on lists, by variable and default, also for split ones.
 MAX_PROMPTS_ENV, MAX_PROMPTS = "VLLM_MAX_COMPLETION_PROMPTS", 1024
-# These describe the client's own body, or ask for an encoding that could not be merged.
+# About the client's body, or encodings that cannot be merged.
 OWN_HEADERS = (b"content-length", b"transfer-encoding", b"expect", b"accept-encoding")
 
 
 def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
-    """The fields of a JSON object, each as raw bytes; none if it is not one."""
+    """A JSON object's fields as raw bytes, else none."""
     try:
         return _decode_fields(body)
     except (msgspec.DecodeError, RecursionError):
@@ -32,7 +31,7 @@ def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
 
 
 def read_prompts(fields: dict[str, msgspec.Raw]) -> list[msgspec.Raw]:
-    """The prompts, if all are texts or all token ids and nothing is to be streamed; else none."""
+    """The prompts, if all texts or all token ids, and not streaming; else none."""
     if any(bytes(fields.get(name, b"null")) not in (b"null", b"false") for name in ("stream", "prompt_embeds")):
         return []
     try:
@@ -44,7 +43,7 @@ def read_prompts(fields: dict[str, msgspec.Raw]) -> list[msgspec.Raw]:
 
 
 def split(scope: Any, fields: dict[str, msgspec.Raw], prompts: Sequence[msgspec.Raw], size: int) -> list[HttpRequest]:
-    """Requests for `size` prompts each, in order. All but the first get their own request ids, if there is one."""
+    """Requests of `size` prompts each, in order. Later ones get their own request ids, if any."""
     starts = range(0, len(prompts), size)
     bodies = [_encode({**fields, "prompt": prompts[start : start + size]}) for start in starts]
     headers = [(name.lower(), value) for name, value in scope["headers"] if name.lower() not in OWN_HEADERS]
@@ -53,7 +52,7 @@ def split(scope: Any, fields: dict[str, msgspec.Raw], prompts: Sequence[msgspec.
     parts = []
     for number, body in enumerate(bodies):
         own = [*headers, (b"content-length", b"%d" % len(body))]
-        if number and request_id:  # vLLM takes the header before the body's field
+        if number and request_id:  # vLLM prefers the header
             own = [item for item in own if item[0] != b"x-request-id"]
             own.append((b"x-request-id", b"%b-%d" % (request_id, number)))
         parts.append(HttpRequest({**plain, "headers": own}, body))
@@ -61,10 +60,10 @@ def split(scope: Any, fields: dict[str, msgspec.Raw], prompts: Sequence[msgspec.
 
 
 def merge(answers: Sequence[Answer]) -> Answer:
-    """One answer of all parts, in order: the first one's, with all choices and the summed usage.
+    """Merge parts in order: the first, with all choices and summed usage.
 
-    `prompt_tokens_details.cached_tokens` is summed too; vLLM 0.32 counts there only the last prompt of a list, here of
-    each part (vllm#55120). vLLM gives `metrics` for single prompts only.
+    Sums `prompt_tokens_details.cached_tokens` too, where vLLM 0.32 counts only a list's last prompt, here each part's
+    (vllm#55120). vLLM gives `metrics` for single prompts only.
     """
     bodies = [_decode_fields(answer.body) for answer in answers]
     merged: dict[str, Any] = dict(bodies[0])
@@ -82,7 +81,7 @@ def merge(answers: Sequence[Answer]) -> Answer:
 
 
 def _sum(one: Any, other: Any) -> Any:
-    """Two usages added; a number that one lacks is the other's."""
+    """Two usages added; missing numbers count 0."""
     if isinstance(one, dict) and isinstance(other, dict):
         return {name: _sum(one.get(name), other.get(name)) for name in {**one, **other}}
     if one is None or other is None:

@@ -1,13 +1,13 @@
-"""A long list of prompts in one `/v1/completions` call, answered by all replicas as if by one.
+"""Answers one `/v1/completions` call with a long prompt list from all replicas.
 
-Knows the engine's HTTP application; what is split is up to `prompt_list.py`.
+`prompt_list.py` decides what is split.
 
     client ─ HTTP ─> replica ┬ part ─> its own engine
                              └ part ─ handle ─> a peer's engine       parts are pulled: a slow replica takes fewer
 
-Why the answer is the same (vLLM 0.32, `OpenAIServingCompletion`): each prompt of a list is its own engine request with
-the same sampling parameters and `seed`, and `index` counts choices prompt by prompt. What vLLM refuses (4xx) is asked
-again as a whole, so that the refusal is vLLM's own.
+The answer is the same as one replica's (vLLM 0.32, `OpenAIServingCompletion`): each prompt is its own engine request
+with the same sampling parameters and `seed`, and `index` counts choices by prompt. A 4xx is asked again as a whole, for
+vLLM's own refusal.
 """
 
 from __future__ import annotations
@@ -37,30 +37,27 @@ logger = logging.getLogger(__name__)
 Receive = Callable[[], Awaitable[Any]]
 
 PATH = "/v1/completions"
-# Replicas are listed at most once in REFRESH_S, and not for FAILED_S after a listing took LIST_TIMEOUT_S: one that
-# hangs must not delay every request.
+# Limits on listing replicas, with a pause after LIST_TIMEOUT_S: a hanging one must not delay every request.
 REFRESH_S, LIST_TIMEOUT_S, FAILED_S = 1.0, 2.0, 10.0
 
 
 class Peers(Protocol):
-    """The deployment's replicas, seen from one of them."""
-
     async def replicas(self) -> Sequence[str]:
-        """Ids of the running replicas, including this one."""
+        """Running replicas' ids, including this one."""
 
     async def complete(self, replica_id: str, part: HttpRequest) -> Answer:
-        """Have a replica answer, or raise. Cancelling aborts there."""
+        """Ask a replica, or raise. Cancelling aborts there."""
 
 
 class Call(NamedTuple):
-    """Which part, by its place in the list, is open on which replica."""
+    """An open part (list position) and its replica."""
 
     part: int
     replica_id: str
 
 
 class Sharding:
-    """ASGI middleware around an engine's application; `replica_id` is this replica's."""
+    """ASGI middleware around an engine's application; `replica_id` is ours."""
 
     def __init__(self, app: ASGIApp, peers: Peers, replica_id: str, settings: ShardingSettings) -> None:
         self._app = app
@@ -71,7 +68,7 @@ class Sharding:
         self._open = 0
 
     def __getattr__(self, name: str) -> Any:
-        # Serve reads the application's routes, and adds exception handlers to it.
+        # Serve reads routes and adds exception handlers.
         return getattr(self._app, name)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -94,17 +91,17 @@ class Sharding:
         return await self._app(scope, _replay(messages, receive), send)
 
     def _may_be_long(self, scope: Any) -> bool:
-        """Cheap test for a long body, as every request passes here."""
+        """Cheap test for long bodies, run on every request."""
         threshold = self._settings.threshold
         if threshold is None or scope["type"] != "http" or scope["method"] != "POST":
             return False
         if not scope["path"].endswith(PATH) or self._open >= self._settings.max_requests:
             return False
         length = dict(scope["headers"]).get(b"content-length", b"")
-        return not length.isdigit() or int(length) > 3 * threshold  # no prompt takes less than `"",` or `[],`
+        return not length.isdigit() or int(length) > 3 * threshold  # prompts take at least `"",` or `[],`
 
     async def _split(self, scope: Any, body: bytes) -> tuple[Sequence[str], list[HttpRequest]]:
-        """Replicas that may work, and the parts; no parts if the request is not to be split."""
+        """Replicas and parts; no parts for an unsplit request."""
         fields = read_fields(body)
         prompts = read_prompts(fields)
         if not (self._settings.threshold or 0) < len(prompts) <= self._max_prompts:
@@ -123,23 +120,16 @@ class Sharding:
         return answer
 
 
-# --- split and merge ---
-
-
-# --- doing it ---
-
-
 async def spread(
     parts: Sequence[HttpRequest],
     replicas: Collection[str],
     complete: Callable[[str, HttpRequest], Coroutine[Any, Any, Answer]],
     settings: ShardingSettings,
 ) -> Answer:
-    """Have the replicas answer the parts, each a few at a time, and merge; or the first 4xx answer.
+    """Have replicas answer the parts, each a few at a time, and merge; or the first 4xx.
 
-    A part whose replica is lost or answers 5xx goes to another, and that replica gets no more of this request. After
-    `max_attempts`, or when none is left, the answer is the last 5xx, or a 503. What is still open at the end is
-    cancelled.
+    A part lost or answered 5xx moves to another replica, and the failed one gets no more of this request. After
+    `max_attempts`, or without replicas, the answer is the last 5xx or a 503. Open calls are cancelled at the end.
     """
     replicas, waiting = list(replicas), deque(range(len(parts)))
     answers: dict[int, Answer] = {}
@@ -149,7 +139,7 @@ async def spread(
     try:
         while len(answers) < len(parts):
             while waiting:
-                # A lost part goes to the first replica, the caller: it is alive.
+                # Retry on the caller, which is alive.
                 able = replicas[:1] if attempts[waiting[0]] else replicas
                 replica = _idlest(able, calls.values(), settings.open_pieces)
                 if replica is None:
@@ -180,14 +170,14 @@ async def spread(
 
 
 def _idlest(replicas: Sequence[str], calls: Collection[Call], most: int) -> str | None:
-    """The replica with the fewest open parts, if it may take one more."""
+    """The replica with the fewest open parts, if one may take more."""
     busy = Counter(call.replica_id for call in calls)
     replica = min(replicas, key=lambda name: busy[name], default=None)
     return replica if replica is not None and busy[replica] < most else None
 
 
 def _result(call: asyncio.Task[Answer], replica: str) -> Answer | None:
-    # Ray raises CancelledError also when the replica cancelled the call.
+    # Ray's error if the replica cancelled.
     error = asyncio.CancelledError() if call.cancelled() else call.exception()
     if error is not None:
         logger.warning("a part of a completion request was lost on %s: %r", replica, error)
@@ -204,7 +194,7 @@ def _unavailable(pieces: int) -> Answer:
 
 
 class HandlePeers:
-    """See `Peers`. `handle` is the deployment's own."""
+    """See `Peers`. `handle` is our deployment's."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -223,7 +213,7 @@ class HandlePeers:
         try:
             broadcast = self._handle.broadcast("describe")
             answers = await broadcast.results_async(timeout_s=LIST_TIMEOUT_S, return_exceptions=True)
-        except Exception as error:  # then this replica answers alone
+        except Exception as error:  # this replica answers alone
             logger.warning("cannot ask for the other replicas: %r", error)
             return [], FAILED_S
         return [answer.replica_id for answer in answers if isinstance(answer, ReplicaInfo)], REFRESH_S
@@ -241,11 +231,8 @@ class HandlePeers:
         return answer
 
 
-# --- ASGI ---
-
-
 async def _read(receive: Receive) -> list[dict[str, Any]]:
-    """The messages that hold the body; the last is `http.disconnect` if the client left early."""
+    """The body's messages; the last is `http.disconnect` if the client left."""
     messages = [await receive()]
     while messages[-1].get("more_body", False):
         messages.append(await receive())
@@ -253,7 +240,6 @@ async def _read(receive: Receive) -> list[dict[str, Any]]:
 
 
 def _replay(messages: list[dict[str, Any]], receive: Receive) -> Receive:
-    """A `receive` that gives these first."""
     left = deque(messages)
 
     async def replay() -> Any:

@@ -1,4 +1,4 @@
-"""What of a request's body is read before the engine does: the names of its model and of its prompts' session."""
+"""Reads a body's model and session before the engine does."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from starlette.types import Message, Scope
 
 
 class Wanted(msgspec.Struct):
-    """What of a body is read here. Values of other types are the engine's to refuse."""
+    """The engine refuses values of other types."""
 
     model: Any = None
     prompt_cache_key: Any = None
 
 
 async def read_request(scope: Scope, body: bytes) -> Wanted:
-    """The fields of a request's body, whether it is a form or JSON."""
+    """The fields of a form or JSON body."""
     return await read_form(scope, body) if is_form(scope) else read_wanted(body)
 
 
 def read_wanted(body: bytes) -> Wanted:
-    """The fields of a JSON object; none of a body that is anything else."""
     try:
         return _decode_wanted(body)
     except (msgspec.DecodeError, RecursionError):
         pass
-    try:  # the engine's reader takes what JSON does not have: NaN, Infinity, lone surrogates
+    try:  # the engine also takes NaN, Infinity, lone surrogates
         fields = json.loads(body)
     except (ValueError, RecursionError):
         return Wanted()
@@ -39,7 +38,7 @@ def read_wanted(body: bytes) -> Wanted:
 
 
 async def read_form(scope: Scope, body: bytes) -> Wanted:
-    """The same fields of a form, as an audio file comes in; none of one that cannot be read."""
+    """A form's fields, as with an audio file; none if unreadable."""
 
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -52,7 +51,6 @@ async def read_form(scope: Scope, body: bytes) -> Wanted:
 
 
 def is_form(scope: Scope) -> bool:
-    """Whether the body says that it is one."""
     return Headers(scope=scope).get("content-type", "").lower().startswith("multipart/form-data")
 
 
