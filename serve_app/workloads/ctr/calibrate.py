@@ -28,7 +28,7 @@ from serve_app.workloads.report.page import write_page
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationStudy:
-    """Each historic ad, shown to the same people."""
+    """Shows each historic ad to the same people."""
 
     history: Sequence[HistoricAd]
     size: int = SIZE
@@ -37,14 +37,13 @@ class CalibrationStudy:
     def run(
         self, client: Client, on_status: Callable[[JobStatus], None] = lambda status: None, **job: Any
     ) -> Calibration:
-        """Score each ad, one job an ad, and fit. `job`: further fields of `spec.JobSpec`. Raises as `run_with`."""
+        """Score each ad in its own job, and fit. `job`: further fields of `spec.JobSpec`. Raises as `run_with`."""
         group = new_group("calibrate")
         return self.run_with(population_run(client, seed=self.seed, group=group, on_status=on_status, **job))
 
     def run_with(self, run: RunPopulation) -> Calibration:
-        """The same by any `run`.
-
-        Raises BadSettings for ads that determine no calibration, ServerUnavailable for an ad that nobody answered.
+        """Like `run`, by any `RunPopulation`. Raises BadSettings for ads that determine no calibration,
+        ServerUnavailable for an ad without answers.
         """
         results = [run(ad.ad, ad.platform, start=0, size=self.size) for ad in self.history]
         scores = [ctr(table).mean for table in results]
@@ -55,6 +54,6 @@ class CalibrationStudy:
 
 
 def write_calibration(calibration: Calibration, path: Path) -> list[Path]:
-    """Write the calibration to `path` and its page beside it; both paths. Raises StoreError."""
+    """Write the calibration and its page; returns both paths. Raises StoreError."""
     save_calibration(calibration, path)
     return [path, write_page(calibrate_page(calibration), path.with_suffix(".html"))]

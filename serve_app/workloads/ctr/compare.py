@@ -1,10 +1,10 @@
-"""Two or more ads on the same people: which one gets more clicks. The Python API of `serve-app ctr compare`:
+"""Compare ads by clicks on the same people. The Python API of `serve-app ctr compare`:
 
     study = CompareStudy(ads=("New phone", "Cheap flights"), size=1000)
     found = study.run(PopulationClient("http://127.0.0.1:8000"))
     print(found.comparison.winner, found.write(Path("runs") / found.id))
 
-Knows what is shown to whom and what is left on the disk. Does not know the statistics (`statistics/experiment.py`).
+`statistics/experiment.py` has the statistics.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from serve_app.workloads.report.page import write_page
 
 @dataclass(frozen=True, kw_only=True)
 class CompareStudy:
-    """What is compared, and how sure the answer is to be: every ad on every platform.
+    """The comparison's settings: every ad on every platform.
 
-    `batch` is people between two looks of a sequential test, which stops when it is decided; None asks all `size`.
-    `indifference` is the difference of CTR, as a share, that does not matter to it. `smallest` is the difference that
-    the sample size is told for, in place of the observed one.
+    `batch` is people between looks of a sequential test; None asks all `size`. `indifference` is the difference of CTR,
+    as a share, that does not matter to it. The sample size is reported for the difference `smallest`, else the observed
+    one.
 
-    Raises BadSettings for fewer than two arms, and for a calibration that no ad of the platforms is in.
+    Raises BadSettings for fewer than two arms, and a calibration without ads on the platforms.
     """
 
     ads: tuple[str, ...]
@@ -67,20 +67,20 @@ class CompareStudy:
 
     @cached_property
     def arms(self) -> Mapping[str, Shown]:
-        """What is shown, by the names that the report uses: A, B, …"""
+        """What is shown, by report names: A, B, …"""
         return name_arms(self.ads, self.platforms)
 
     def run(
         self, client: Client, on_status: Callable[[JobStatus], None] = lambda status: None, **job: Any
     ) -> CompareResult:
-        """Show the ads, each as one job (one a look), and compare. `job`: further fields of `spec.JobSpec`."""
+        """Show the ads, one job each (or per look), and compare. `job`: further fields of `spec.JobSpec`."""
         group = new_group("compare")
         return self.run_with(
             population_run(client, seed=self.seed, group=group, on_status=on_status, **job), name=group
         )
 
     def run_with(self, run: RunPopulation, *, name: str = "compare") -> CompareResult:
-        """The same by any `run`. Raises BadSettings where several models answered, or another than calibrated."""
+        """Like `run`, by any `RunPopulation`. Raises BadSettings for several models, or an uncalibrated one."""
         if self.batch is None:
             trial = run_trial(self.arms, run, self.size)
         else:
@@ -104,7 +104,7 @@ class CompareStudy:
 
 @dataclass(frozen=True)
 class CompareResult:
-    """What a comparison found. `id` is in the metadata of its jobs, as `group`."""
+    """A comparison's result. `id` is its jobs' metadata `group`."""
 
     id: str
     study: CompareStudy
@@ -113,7 +113,6 @@ class CompareResult:
     source: Source
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the JSON line."""
         found = self.comparison
         return {
             "id": self.id,
@@ -128,9 +127,9 @@ class CompareResult:
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """Write comparison.json, report.html and each arm's results as Parquet and CSV; their paths.
+        """Write comparison.json, report.html and each arm's results (Parquet, CSV).
 
-        Raises StoreError.
+        Returns paths. Raises StoreError.
         """
         arms, found, source = self.study.arms, self.comparison, self.source
         provenance = [

@@ -1,5 +1,4 @@
-"""The click-through population as a generator (entry point `ctr` of `serve_app.generators`): made where it is
-needed, so that no client sends it and no memory holds it."""
+"""The click-through population as generator `ctr` of `serve_app.generators`, so that nobody sends or holds it."""
 
 from __future__ import annotations
 
@@ -27,10 +26,10 @@ def rows(
     allocation: Allocation = Study.allocation,
     start: NonNegativeInt = 0,
 ) -> Rows:
-    """The rows of a `Study` of a bank's people, from number `start` (from 0) on.
+    """Rows of a `Study` of a bank's people, from number `start` (from 0).
 
-    `bank` is a packaged one's name or a whole document: a path would be one of the driver's machine. Without strata,
-    nobody before `start` is made. Raises BadSettings for what a study refuses.
+    `bank` is a packaged name or a document, as paths would be the driver's. Without strata nobody before `start` is
+    made. Raises BadSettings for an invalid study.
     """
     if isinstance(bank, str) and bank not in PACKAGED:
         raise BadSettings(f"bank '{bank}' is unknown: use {', '.join(PACKAGED)}, or give the bank itself")

@@ -1,4 +1,4 @@
-"""What a study found."""
+"""A study's result."""
 
 from __future__ import annotations
 
@@ -16,29 +16,27 @@ from serve_app.workloads.ctr.statistics.estimate import Estimate, ctr
 
 @dataclass(frozen=True)
 class Result:
-    """A study's answers, one a person in the population's order, and the job's last status."""
+    """A study's answers, one per person in population order, and the job's last status."""
 
     status: JobStatus
     answers: tuple[Answer, ...]
 
     @property
     def predictions(self) -> list[Prediction]:
-        """One a person."""
         return [answer.prediction for answer in self.answers]
 
     @cached_property
     def table(self) -> pa.Table:
-        """The click table; see `answers.table`."""
         return table(self.answers)
 
     @cached_property
     def rates(self) -> Rates:
-        """Click-through over the people asked, each counted once, whatever weight they have."""
+        """Click-through over the people asked, unweighted."""
         return rates(self.predictions)
 
     @cached_property
     def population_ctr(self) -> Estimate:
-        """Click-through of the population that the people are a sample of, by their weights."""
+        """Click-through of the sampled population, by weights."""
         return ctr(self.table)
 
     @cached_property

@@ -1,13 +1,11 @@
-"""A study: one ad, asked about one population. The Python API of the click-through workload:
+"""One ad asked about one population. The Python API of the click-through workload:
 
-    from serve_app.client.populations import PopulationClient
-    from serve_app.workloads.ctr.study import Study
+from serve_app.client.populations import PopulationClient
+from serve_app.workloads.ctr.study import Study
 
-    study = Study(ad="New smartphone launch", platform="tiktok", size=1000, swap="order")
-    result = study.run(PopulationClient("http://127.0.0.1:8000"))
-    print(result.rates.ctr, result.label_bias, result.table.to_pylist()[0])
-
-Knows people and questions. Does not know jobs but for what a client asks and gets.
+study = Study(ad="New smartphone launch", platform="tiktok", size=1000, swap="order")
+result = study.run(PopulationClient("http://127.0.0.1:8000"))
+print(result.rates.ctr, result.label_bias, result.table.to_pylist()[0])
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from serve_app.workloads.ctr.people.summary import PeopleSummary
 from serve_app.workloads.ctr.result import Result
 
 SIZE = 1000
-# A stratified sample of a bank is drawn from so many times its size of people: rare strata have some of them.
+# A stratified sample of a bank is drawn from this many times its size, to include rare strata.
 POOL = 20
 
 
@@ -55,9 +53,9 @@ class Client(Protocol):
 class Study:
     """Who is asked what. The first five fields are `prompts.Question`'s.
 
-    People are those of a bank's seed, or of a file (`profiles`). `size` is 1,000 of a bank and all of a file, unless it
-    is given; a part of a file, and strata (`sample.Stratifier.parse`), are drawn as `sample.draw_sample` does. Drawn
-    from a bank without strata, the n-th person does not depend on `size`.
+    People come from a bank's seed or a file (`profiles`). `size` defaults to 1,000 or the whole file. Parts of files
+    and strata (`sample.Stratifier.parse`) are drawn by `sample.draw_sample`. Without strata, a bank's n-th person does
+    not depend on `size`.
 
     Raises BadSettings naming the command's flag.
     """
@@ -87,12 +85,11 @@ class Study:
 
     @cached_property
     def question(self) -> Question:
-        """What is asked."""
         return Question(self.ad, self.platform, self.context, self.mode, self.swap)
 
     @cached_property
     def people_bank(self) -> Bank:
-        """The bank that people are drawn from, or that says what a file's columns mean."""
+        """The bank of the people, or of a file's column meanings."""
         return load_bank(self.bank)
 
     @cached_property
@@ -101,12 +98,12 @@ class Study:
 
     @property
     def streamed(self) -> bool:
-        """Whether people come from a seed one by one, and none of them need be held."""
+        """Whether people come one by one from a seed, without holding them."""
         return self.profiles is None and not self.strata
 
     @cached_property
     def people(self) -> list[Profile]:
-        """Everybody, in order; a file's bad rows, which are nobody, last. Raises BadSettings."""
+        """Everybody, in order; a file's bad rows last. Raises BadSettings."""
         size = SIZE if self.size is None else self.size
         if self.streamed:
             return generate_profiles(size, self.seed, self.people_bank)
@@ -125,7 +122,7 @@ class Study:
 
     @property
     def people_summary(self) -> PeopleSummary | None:
-        """How the file of people was read; None for a bank's. Raises BadSettings."""
+        """How the file was read; None for a bank. Raises BadSettings."""
         return None if self._read is None else self._read.summary
 
     @cached_property
@@ -133,38 +130,37 @@ class Study:
         return None if self.profiles is None else read_people(self.profiles, self.people_bank)
 
     def rows(self, start: int = 0) -> Rows:
-        """What is asked, from row `start` (from 0) on; a person's rows stand together."""
+        """Rows from `start` (from 0). A person's rows are adjacent."""
         return Rows(self, start)
 
     def submit(self, client: Client, **job: Any) -> str:
-        """Queue the study; the job's id. `job` holds further fields of `spec.JobSpec` (model, provider, …)."""
+        """Queue the study; returns the job's id. `job`: further fields of `spec.JobSpec` (model, provider, …)."""
         return client.submit(self.spec(**job))
 
     def spec(self, **job: Any) -> JobSpec:
-        """The study as a job. People of a bank are drawn by the driver, a file's are sent."""
+        """The study as a job. The driver draws a bank's people; a file's are sent."""
         fields = {**self.question.job(external="provider" in job), "metadata": self.metadata, **job}
         if self.profiles is None:
             return JobSpec.parse({"generator": {"name": "ctr", "arguments": self.arguments}, **fields})
         return JobSpec.of(self.rows(), **fields)
 
     def run(self, client: Client, on_status: Callable[[JobStatus], None] = lambda status: None, **job: Any) -> Result:
-        """Submit the study, follow it to its end, read the answers."""
+        """Submit the study, wait for its end, and read the answers."""
         return self.follow(client, self.submit(client, **job), on_status)
 
     def follow(
         self, client: Client, job_id: str, on_status: Callable[[JobStatus], None] = lambda status: None
     ) -> Result:
-        """Follow a job of this study to its end, read the answers."""
+        """Wait for a job of this study, and read its answers."""
         status = client.wait(job_id, on_status)
         return self.result(status, client.outcomes(job_id))
 
     def result(self, status: JobStatus, outcomes: Iterable[Outcome]) -> Result:
-        """What a job of this study found."""
         return Result(status, tuple(read_answers(self.question, self.people, outcomes)))
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of the generator `ctr` (`generate.rows`), as JSON has them: no path, a bank of the user's whole."""
+        """JSON arguments of the generator `ctr` (`generate.rows`): no path, a user's bank as a document."""
         same = ("ad", "platform", "context", "mode", "swap", "seed", "allocation")
         return {
             **{name: getattr(self, name) for name in same},
@@ -175,7 +171,7 @@ class Study:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The study as JSON, so that whoever resumes the job can read its answers; see `from_metadata`."""
+        """The study as JSON, for resuming its job; see `from_metadata`."""
         said = self.arguments
         if self.profiles is None:
             return said
@@ -185,7 +181,7 @@ class Study:
 
     @classmethod
     def of_job(cls, client: Client, job_id: str) -> Study:
-        """The study that a job asks. Raises JobNotFound, and BadSettings for a job that is of none."""
+        """A job's study. Raises JobNotFound, and BadSettings for other jobs."""
         said = client.status(job_id).metadata
         if "ad" not in said or "group" in said:
             raise BadSettings(f"--resume: job '{job_id}' was not submitted by `serve-app ctr predict`")
@@ -193,7 +189,7 @@ class Study:
 
     @classmethod
     def from_metadata(cls, said: Mapping[str, Any]) -> Study:
-        """Inverse of `metadata`. Raises BadSettings if the file of profiles is gone or changed."""
+        """Inverse of `metadata`. Raises BadSettings for a missing or changed profile file."""
         known = {field.name: said[field.name] for field in fields(cls) if field.name in said}
         if file := known.get("profiles"):
             known["profiles"] = ProfileFile(
@@ -206,7 +202,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows [start, …) of a study, made anew in each pass."""
+    """Rows [start, …) of a study, recreated in each pass."""
 
     study: Study
     start: int

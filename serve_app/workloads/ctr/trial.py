@@ -1,4 +1,4 @@
-"""Run an experiment: every ad on the same people, all at once or batch by batch until it is decided."""
+"""Runs an experiment: every ad on the same people, at once or in batches until decided."""
 
 from __future__ import annotations
 
@@ -24,23 +24,21 @@ from serve_app.workloads.ctr.study import Client
 
 
 class RunPopulation(Protocol):
-    """Shows an ad to people number `start` to `start + size` of one population; their results (columns as
-    `answers.table` has them). The same numbers are the same people in every call."""
+    """Shows an ad to people `start` to `start + size` of one population; returns results (columns of `answers.table`).
+    Equal numbers are the same people in every call."""
 
     def __call__(self, ad: str, platform: str, *, start: int, size: int) -> pa.Table: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What an arm of the experiment shows, and where."""
-
     ad: str
     platform: str
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The arms' results, by name; `looks` is empty without a sequential test. `size` is what was asked for."""
+    """Arms' results by name; `looks` of a sequential test. `size` as requested."""
 
     results: Mapping[str, pa.Table]
     looks: tuple[Look, ...]
@@ -48,12 +46,12 @@ class Trial:
 
     @property
     def rows_saved(self) -> int:
-        """People that no ad needed to be shown to, as the test was decided before."""
+        """People not asked because the test was decided."""
         return self.size - self.looks[-1].rows if self.looks and self.looks[-1].decided else 0
 
 
 def new_group(kind: str) -> str:
-    """A name for jobs that belong together: the kind, the time (UTC) and four random digits."""
+    """A name for related jobs: kind, time (UTC) and four random digits."""
     return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
@@ -65,10 +63,10 @@ def population_run(
     on_status: Callable[[JobStatus], None] = lambda status: None,
     **job: Any,
 ) -> RunPopulation:
-    """What shows an ad to people of the default identity bank, one job a call, each with `group` in its metadata.
+    """Shows an ad to people of the default identity bank, one job per call with `group` in its metadata.
 
-    `job` holds further fields of `spec.JobSpec` (model, provider, …). The call raises BadSettings for an empty ad or
-    an unknown platform, ServerUnavailable for a job that did not complete.
+    `job`: further fields of `spec.JobSpec` (model, provider, …). The call raises BadSettings for an empty ad or unknown
+    platform, ServerUnavailable for an incomplete job.
     """
     bank = load_bank("default")
 
@@ -88,9 +86,8 @@ def population_run(
 
 
 def name_arms(ads: Iterable[str], platforms: Iterable[str]) -> dict[str, Shown]:
-    """Every ad on every platform, named A, B, … (with several platforms: A on tiktok, …).
-
-    Raises BadSettings for an empty or repeated ad, and unless there are two arms or more.
+    """Every ad on every platform, named A, B, … (several platforms: A on tiktok, …). Raises BadSettings for an empty or
+    repeated ad, and for fewer than two arms.
     """
     texts, places = [ad.strip() for ad in ads], list(dict.fromkeys(platforms))
     if not all(texts) or len(set(texts)) < len(texts):
@@ -114,9 +111,8 @@ def run_trial(arms: Mapping[str, Shown], run: RunPopulation, size: int) -> Trial
 def run_sequential(
     arms: Mapping[str, Shown], run: RunPopulation, size: int, *, batch: int, alpha: float, indifference: float = 0.0
 ) -> Trial:
-    """The same, `batch` people at a time, until it is decided or all `size` were asked; see `statistics/sequential.py`.
-
-    Raises BadSettings for a weighted population: the test takes rows that count alike.
+    """The same, `batch` people at a time, until decided or all `size` were asked; see `statistics/sequential.py`.
+    Raises BadSettings for a weighted population, as rows must count alike.
     """
     test = SequentialTest(list(arms), alpha=alpha, planned_rows=size, indifference=indifference)
     parts: dict[str, list[pa.Table]] = {name: [] for name in arms}

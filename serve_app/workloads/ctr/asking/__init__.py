@@ -1,1 +1,1 @@
-"""What people are asked, and what their answers say."""
+"""What people are asked, and their answers."""

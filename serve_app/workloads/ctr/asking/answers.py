@@ -1,4 +1,4 @@
-"""People with their answers: the outcomes of a person's rows, read together, and all of them as a table."""
+"""Joins people with their answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serve_app.workloads.ctr.people.profiles import Profile
 
 @dataclass(frozen=True)
 class Answer:
-    """A person and what came of the person's rows; an outcome that is not there (yet) is None."""
+    """A person and the outcomes of the person's rows; a missing outcome is None."""
 
     question: Question
     profile: Profile
@@ -28,7 +28,7 @@ class Answer:
 
     @cached_property
     def prediction(self) -> Prediction:
-        """Without a value unless every row has a good answer."""
+        """Without a value unless all rows have good answers."""
         found = [outcome for outcome in self.outcomes if outcome is not None]
         if self.question.mode == "explain":
             return Prediction(self._explained.p_click if isinstance(self._explained, Explanation) else None, None)
@@ -36,12 +36,11 @@ class Answer:
 
     @property
     def reasoning(self) -> str | None:
-        """Of explain mode."""
         return self._explained.reasoning if isinstance(self._explained, Explanation) else None
 
     @cached_property
     def _explained(self) -> Explanation | str:
-        """Of explain mode: the explanation, or why there is none."""
+        """The explanation in explain mode, or why there is none."""
         outcome = self.outcomes[0]
         if self.question.mode != "explain" or outcome is None or outcome.value is None:
             return ""
@@ -52,8 +51,8 @@ class Answer:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """The columns PROVENANCE: of several rows, tokens and milliseconds in all, most attempts, the worst status with
-        its error, and the first row's replica and hash. An answer that cannot be read makes its person `invalid`."""
+        """The columns PROVENANCE. Over several rows: total tokens and milliseconds, most attempts, the worst status
+        with its error, the first row's replica and hash. An unreadable answer makes its person `invalid`."""
         found = [outcome for outcome in self.outcomes if outcome is not None]
         if len(found) < len(self.outcomes):
             return {"status": "missing"}
@@ -68,7 +67,7 @@ class Answer:
 
 
 def read_answers(question: Question, profiles: Sequence[Profile], outcomes: Iterable[Outcome]) -> list[Answer]:
-    """One answer a profile, in the population's order."""
+    """One answer per profile, in population order."""
     by_id = {outcome.custom_id: outcome for outcome in outcomes}
     return [
         Answer(question, profile, tuple(by_id.get(row_id) for row_id in question.row_ids(profile.id)))
@@ -77,8 +76,8 @@ def read_answers(question: Question, profiles: Sequence[Profile], outcomes: Iter
 
 
 def table(answers: Sequence[Answer]) -> pa.Table:
-    """The click table, one row a person: id, attributes, weight, prediction, and where it came from."""
-    # Of who has most of them first: what somebody has no value of keeps its place among the columns.
+    """The click table, one row per person: id, attributes, weight, prediction, provenance."""
+    # Most attributes first, so that a person's missing value keeps its column.
     people = sorted((answer.profile.attributes for answer in answers), key=len, reverse=True)
     names = list(dict.fromkeys(name for attributes in people for name in attributes))
     columns: dict[str, Any] = {"id": pa.array([answer.profile.id for answer in answers], pa.string())}
@@ -95,12 +94,11 @@ def table(answers: Sequence[Answer]) -> pa.Table:
 
 
 def attributes(click_table: pa.Table) -> list[str]:
-    """The names of a click table's attributes."""
     return [name for name in click_table.column_names if name not in RESERVED]
 
 
 def _column(values: list[Any]) -> Any:
-    """By the values' own type; as text where they have several."""
+    """A column of the values' type, or text if they have several."""
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):

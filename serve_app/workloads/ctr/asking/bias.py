@@ -1,20 +1,20 @@
 """Position and wording bias of a model's answers, measured by swapped labels.
 
-Let s be a click's log-odds as one person and one frame have it. Swapping two frames that mean the same should leave
-the probability as it was; the *bias before* is how far it moves, the mean over people of
+Let s be a click's log-odds for one person and frame. Swapping two equivalent frames should keep the probability; the
+*bias before* is how far it moves, the mean over people of
 
     | σ(s_a) − σ(s_b) |                     (a, b: the two orders of a wording, or two wordings over both orders)
 
-What all people have in common of s_a − s_b is the frames', not the people's. Half of its mean, d, is taken from a and
-added to b (an offset in log-odds from the answers themselves, without gold labels: batch calibration, Zhou et al.
-2024, arXiv:2309.17249). The *bias after* is the same mean distance with σ(s_a − d) and σ(s_b + d), where d comes from
-the other half of the people, so that no person's own answer has corrected it.
+The part of s_a − s_b common to all people belongs to the frames. Half of its mean, d, is taken from a and added to b
+(an offset in log-odds without gold labels: batch calibration, Zhou et al. 2024, arXiv:2309.17249). The *bias after* is
+the same mean distance with σ(s_a − d) and σ(s_b + d), where d comes from the other half of the people, so that nobody's
+own answer corrects it.
 
-Predictions use the mean over frames (`predict_over`), which no order of asking can change at all: there the bias of
-position is 0 by construction, and *after* says how unlike the two answers that were averaged still are.
+Predictions use the mean over frames (`predict_over`), which order cannot change: their bias of position is 0, and
+*after* shows how much the averaged answers still differ.
 
-Contextual calibration (Zhao et al. 2021, arXiv:2102.09690) is not used: dividing by the answer to an empty profile
-would declare that nobody in particular clicks with probability 1/2, and so remove the click-through rate itself.
+Contextual calibration (Zhao et al. 2021, arXiv:2102.09690) would set an empty profile's click probability to 1/2, and
+so remove the click-through rate itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _Reals = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class SwapBias:
-    """Mean absolute differences of the probability of a click, and the mean offset 2·d in log-odds, a over b."""
+    """Mean absolute differences of click probabilities, and the mean offset 2·d in log-odds, a over b."""
 
     before: float
     after: float
@@ -45,7 +45,7 @@ class SwapBias:
 
 @dataclass(frozen=True, slots=True)
 class LabelBias:
-    """`people` were answered in all frames; `wording` is None where only one was used."""
+    """`people` were answered in all frames; `wording` is None with one wording."""
 
     people: int
     position: SwapBias
@@ -53,7 +53,7 @@ class LabelBias:
 
 
 def label_bias(answers: Sequence[Answer]) -> LabelBias | None:
-    """None without swapped labels, or with fewer than two people who were answered in all frames."""
+    """None without swapped labels, or with fewer than two people answered in all frames."""
     frames = answers[0].question.frames if answers else ()
     if len(frames) < 2:
         return None
@@ -71,7 +71,7 @@ def label_bias(answers: Sequence[Answer]) -> LabelBias | None:
 
 
 def swap_bias(a: _Reals, b: _Reals) -> SwapBias:
-    """Of log-odds of the same people, at least two, in two frames; arrays of shape (people,)."""
+    """Takes log-odds of the same people (at least two) in two frames; arrays of shape (people,)."""
     fold = np.arange(len(a)) % 2 == 0
     half = np.where(fold, (a - b)[~fold].mean(), (a - b)[fold].mean()) / 2
     return SwapBias(_distance(a, b), _distance(a - half, b + half), float((a - b).mean()))
@@ -89,7 +89,7 @@ def _mean(biases: Sequence[SwapBias]) -> SwapBias:
 
 
 def _scores(answers: Sequence[Answer], frames: tuple[Frame, ...]) -> _Reals:
-    """Log-odds of shape (people, frames), of those who have a prediction."""
+    """Log-odds, shape (people, frames), of people with a prediction."""
     answered = [answer.outcomes for answer in answers if answer.prediction.p_click is not None]
     scores = [
         [log_odds(outcome.value or {}, frame) for outcome, frame in zip(outcomes, frames, strict=True) if outcome]

@@ -1,6 +1,5 @@
-"""Explain mode: the model reasons, decides and says how sure it is, as JSON of a schema that the engine enforces.
-
-Its confidence is the model's own word, not a probability that was read from the model: compare it with score mode.
+"""Explain mode: the model reasons, decides and states its confidence, as JSON of an enforced schema. The confidence is
+the model's word, not a probability from score mode.
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ INSTRUCTION = (
     "Answer in JSON: reasoning, one short sentence; will_click, whether this person clicks on the ad; confidence, "
     "from 50 to 100, how many percent sure you are of will_click."
 )
-# Characters; and tokens, with room for one a character and for the rest: an answer that is cut off is no JSON.
+# Characters; tokens allow one per character and the rest, since JSON must not be cut off.
 LONGEST_REASONING, MAX_TOKENS = 200, 256
 
 
 def schema(*, external: bool = False) -> dict[str, Any]:
-    """The answer's JSON schema. Reasoning comes first, so that the decision can follow from it.
-
-    For an `external` provider its length is not bounded: OpenAI's strict mode takes bounds of numbers, not of strings.
+    """The answer's JSON schema, with reasoning before the decision. An `external` provider gets no length bound:
+    OpenAI's strict mode only bounds numbers.
     """
     bound = {} if external else {"maxLength": LONGEST_REASONING}
     return {
@@ -37,7 +35,7 @@ def schema(*, external: bool = False) -> dict[str, Any]:
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """An answer. `confidence` is in percent."""
+    """An answer; `confidence` in percent."""
 
     reasoning: str
     will_click: bool
@@ -45,13 +43,12 @@ class Explanation(msgspec.Struct, frozen=True):
 
     @property
     def p_click(self) -> float:
-        """The stated probability of a click."""
         return self.confidence / 100 if self.will_click else 1 - self.confidence / 100
 
 
 def read_explanation(text: str) -> Explanation:
-    """Raises ValueError for what is not JSON of the schema. A raw tab in a string is let through: grammars let it."""
+    """Raises ValueError unless JSON of the schema. Raw tabs in strings pass, as in grammars."""
     try:
         return msgspec.convert(json.loads(text, strict=False), Explanation)
-    except ValueError as error:  # also msgspec's
+    except ValueError as error:
         raise ValueError(f"the answer is not JSON of the schema: {error}") from error

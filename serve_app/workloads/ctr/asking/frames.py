@@ -1,9 +1,8 @@
-"""Frames: ways to put the same question, which an unbiased reader would all answer alike.
+"""Frames: equivalent ways to ask the same question.
 
-Two frames of one wording differ in order only: which option is named first. Wordings differ in the label words.
-Models prefer options by place and labels by word (Zhao et al. 2021, arXiv:2102.09690; Pezeshkpour and Hruschka 2023,
-arXiv:2308.11483; Zheng et al. 2024, arXiv:2309.03882), so one frame's answer is the person's and the frame's.
-`bias.py` tells them apart.
+Frames of a wording differ in which option comes first; wordings differ in the label words. Models prefer options by
+place and labels by word (Zhao et al. 2021, arXiv:2102.09690; Pezeshkpour and Hruschka 2023, arXiv:2308.11483; Zheng et
+al. 2024, arXiv:2309.03882), so an answer mixes person and frame. `bias.py` separates them.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ YES, NO = "Yes", "No"
 
 @dataclass(frozen=True)
 class Frame:
-    """`instruction` ends the shared part of the prompt; `click` and `ignore` are the labels that say so.
-
-    The labels are one token in the vocabularies of common models, and differ in their first letters.
+    """`instruction` ends the prompt's shared part; `click` and `ignore` are the labels. Each is one token in common
+    vocabularies, and first letters differ.
     """
 
     name: str
@@ -40,7 +38,7 @@ B_CLICKS = Frame(
 )  # fmt: skip
 
 Swap = Literal["none", "order", "words"]
-# In every set the frames of a wording stand together, and a wording has both orders or one.
+# Sets keep a wording's frames together, with both orders or one.
 SWAPS: dict[Swap, tuple[Frame, ...]] = {
     "none": (YES_NO,),
     "order": (YES_NO, NO_YES),
@@ -49,5 +47,4 @@ SWAPS: dict[Swap, tuple[Frame, ...]] = {
 
 
 def labels(frames: tuple[Frame, ...]) -> tuple[str, ...]:
-    """The label words of all frames, each once."""
     return tuple(dict.fromkeys(label for frame in frames for label in (frame.click, frame.ignore)))

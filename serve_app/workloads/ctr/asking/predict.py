@@ -1,4 +1,4 @@
-"""From committed outcomes to predictions and the figures of the report."""
+"""Turns committed outcomes into predictions and report figures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from serve_app.schema import Outcome
 from serve_app.workloads.ctr.asking.frames import YES_NO, Frame
 from serve_app.workloads.ctr.statistics.estimate import rate_interval
 
-# A prediction counts as confident when one answer has at least this probability.
+# Least probability of a confident answer.
 HIGH_CONFIDENCE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """`p_click` is P(Yes) over P(Yes) + P(No); `label_mass` is that sum, the share of the model's belief in the two
-    labels at all. Both are None, and so is `click`, for a row that has no answer."""
+    """`p_click` is P(Yes) over P(Yes) + P(No); `label_mass` is that sum. Both, and `click`, are None for a row without
+    an answer."""
 
     p_click: float | None
     label_mass: float | None
@@ -38,17 +38,16 @@ class Prediction:
 
 
 def predict(outcome: Outcome, frame: Frame = YES_NO) -> Prediction:
-    """Read the two labels' exact log-probabilities."""
     return predict_over([outcome], [frame])
 
 
 def predict_over(outcomes: Sequence[Outcome], frames: Sequence[Frame]) -> Prediction:
-    """One person's prediction from the same question in several frames: the mean of their log-odds.
+    """One person's prediction from several frames: the mean log-odds.
 
-    Where both orders of a wording are among them, that is invariant to swapping them: what an order adds to a click's
-    log-odds the other takes away (balanced position calibration, Wang et al. 2024, arXiv:2305.17926, in log-odds, where
-    the prior of a label is a sum term, as Zheng et al. 2024, arXiv:2309.03882, have it). The mass is the frames' mean.
-    A person without an answer in one of the frames has no prediction: it would not be balanced.
+    With both orders of a wording it is invariant to swapping them: their effects on log-odds cancel (balanced position
+    calibration, Wang et al. 2024, arXiv:2305.17926, in log-odds, where a label's prior is a sum term, Zheng et al.
+    2024, arXiv:2309.03882). The mass is the frames' mean. Without an answer in every frame there is no balanced
+    prediction.
     """
     answered = [outcome.value for outcome in outcomes if outcome.status == "ok" and outcome.value is not None]
     if len(answered) < len(frames):
@@ -60,13 +59,13 @@ def predict_over(outcomes: Sequence[Outcome], frames: Sequence[Frame]) -> Predic
 
 
 def log_odds(value: dict[str, Any], frame: Frame) -> float:
-    """Natural log-odds of a click, of an outcome's value in that frame."""
+    """Natural log-odds of a click from an outcome in that frame."""
     return float(value["logprobs"][frame.click] - value["logprobs"][frame.ignore])
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Click-through over the answered rows. `ctr` is the mean probability of a click, with a 95 % interval."""
+    """Click-through over answered rows. `ctr` is the mean click probability with a 95 % interval."""
 
     answered: int
     expected_clicks: float
@@ -79,9 +78,8 @@ class Rates:
 
 
 def rates(predictions: Sequence[Prediction]) -> Rates:
-    """The interval is `rate_interval`'s over people drawn at random: it says how far another population of this size
-    may differ, not how wrong the model may be. None where nothing was answered; `mean_label_mass` is None too where no
-    labels were asked for."""
+    """The interval (`rate_interval`) covers the random draw of people, not the model's error. None without answers;
+    `mean_label_mass` is None without labels."""
     answered = [p for p in predictions if p.p_click is not None]
     chances = [p.p_click for p in answered if p.p_click is not None]
     if not chances:

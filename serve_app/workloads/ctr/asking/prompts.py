@@ -1,4 +1,4 @@
-"""The prompt: what all profiles share first (task, ad, platform), the profile last, so that the prefix cache works."""
+"""The prompt: the shared part (task, ad, platform) first and the profile last, for the prefix cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serve_app.workloads.ctr.people.profiles import Profile
 __all__ = ["NO", "PLATFORMS", "WORKLOAD", "YES", "Mode", "Question", "read_platforms", "render_rows"]
 
 Mode = Literal["score", "explain"]
-# Part of each row's identity: change a version with the wording of its prompts, frames included.
+# Part of row identity: change the version with any prompt or frame.
 WORKLOADS: dict[Mode, str] = {"score": "ctr/v1", "explain": "ctr-explain/v1"}
 WORKLOAD = WORKLOADS["score"]
 PLATFORMS = {
@@ -30,12 +30,11 @@ PLATFORMS = {
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about each person: the ad, where it appears, and how the answer is to be given.
+    """What is asked about each person: the ad, its place, and the form of answer.
 
-    `context` describes a platform that is not one of PLATFORMS. In *score* mode a person has one row for each frame of
-    `swap`, in *explain* mode one row.
-
-    Raises BadSettings for an empty ad, an unknown platform, mode or swap, and frames in explain mode.
+    `context` describes a platform outside PLATFORMS. A person has one row per frame of `swap` in *score* mode, one row
+    in *explain* mode. Raises BadSettings for an empty ad, an unknown platform, mode or swap, and frames in explain
+    mode.
     """
 
     ad: str
@@ -60,18 +59,16 @@ class Question:
 
     @property
     def workload(self) -> str:
-        """Name and version of the prompts."""
         return WORKLOADS[self.mode]
 
     @property
     def frames(self) -> tuple[Frame, ...]:
-        """In which frames each person is asked; of explain mode, none."""
+        """None in explain mode."""
         return SWAPS[self.swap] if self.mode == "score" else ()
 
     def job(self, *, external: bool = False) -> dict[str, Any]:
-        """The fields of `driver.spec.JobSpec` that say how rows are answered, by our replicas or an external provider.
-
-        Raises BadSettings for labels that a provider would not show.
+        """Fields of `driver.spec.JobSpec` for answers by our replicas or a provider. Raises BadSettings for labels that
+        a provider would not show.
         """
         if self.mode == "explain":
             structured = {"json": schema(external=external)}
@@ -84,11 +81,11 @@ class Question:
         return {"workload": self.workload, "labels": list(labels(self.frames))}
 
     def row_ids(self, profile_id: str) -> tuple[str, ...]:
-        """The ids of a person's rows, the first one the person's own."""
+        """Ids of a person's rows; the first is the person's."""
         return (profile_id, *(f"{profile_id}#{frame.name}" for frame in self.frames[1:]))
 
     def rows(self, profile: Profile) -> list[Row]:
-        """A person's rows; with the person's error, if that is what the profile has."""
+        """A person's rows, or the profile's error."""
         ids = self.row_ids(profile.id)
         if profile.error is not None:
             return [Row(custom_id, error=profile.error) for custom_id in ids]
@@ -112,9 +109,8 @@ class Question:
 
 
 def render_rows(profiles: Sequence[Profile], ad: str, platform: str) -> list[Row]:
-    """One chat a profile, to be scored by the labels YES and NO.
-
-    Raises BadSettings for an empty ad, an empty population or an unknown platform.
+    """One chat per profile, scored by the labels YES and NO. Raises BadSettings for an empty ad or population, or an
+    unknown platform.
     """
     question = Question(ad, platform)
     if not profiles:
@@ -123,7 +119,7 @@ def render_rows(profiles: Sequence[Profile], ad: str, platform: str) -> list[Row
 
 
 def read_platforms(path: Path) -> Mapping[str, str]:
-    """A user's platforms: a YAML or JSON mapping of names to descriptions. Raises BadSettings."""
+    """User platforms: a YAML or JSON mapping of names to descriptions. Raises BadSettings."""
     platforms = read_document(path)
     if not isinstance(platforms, dict) or not platforms:
         raise BadSettings(f"--platforms {path}: give a mapping of names to descriptions")

@@ -1,1 +1,1 @@
-"""Who is asked: banks, a user's own file, samples."""
+"""Banks, user files and samples of people."""

@@ -1,11 +1,11 @@
-"""The columns that a click table has beside the attributes of its people; no attribute may have one of these names."""
+"""Click table columns besides attributes, which may not have these names."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
 _TEXT, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-# Where a person's answer came from: `schema.Outcome`, but its id and value.
+# Fields of `schema.Outcome` without id and value.
 PROVENANCE: dict[str, pa.DataType] = {
     "status": _TEXT,
     "content_hash": _TEXT,

@@ -1,7 +1,7 @@
-"""Attributes whose distribution depends on other attributes: cases, and the proof that exactly one applies to anybody.
+"""Attributes that depend on others by cases, and the proof that exactly one case applies.
 
-The proof walks the cells of the parents' supports: a parent of separate values has a cell for each, a number one for
-each stretch between the bounds that the cases name. Within a cell all people are the same to all cases.
+The proof walks cells of the parents' supports: one per separate value, or per stretch of a number between the cases'
+bounds. All people in a cell are the same to the cases.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from serve_app.workloads.ctr.people.distributions import (
     identity,
 )
 
-# Of one conditional: beyond this, the cases are no longer a thing that a person wrote and can check.
+# Per conditional; nobody can check more cases than this.
 MOST_CELLS = 100_000
 
 
 class Range(Frozen):
-    """min ≤ x < below; one of them may be left out."""
+    """min ≤ x < below; one may be missing."""
 
     min: FiniteFloat | None = None
     below: FiniteFloat | None = None
@@ -55,7 +55,7 @@ Condition = Range | DistinctLevels | Level
 
 
 class Case(Frozen):
-    """`then` holds for those who meet all conditions of `when`: a value, a list of values, or a range of numbers."""
+    """`then` applies if all `when` conditions hold: a value, a list, or a range of numbers."""
 
     when: dict[str, Annotated[Condition, Field(union_mode="left_to_right")]] = Field(min_length=1)
     then: Distribution
@@ -82,7 +82,7 @@ def _not_empty(cases: tuple[Case, ...]) -> tuple[Case, ...]:
 
 
 class Conditional(Frozen):
-    """The distribution of the case that applies, or `otherwise` where none does."""
+    """The applicable case's distribution, else `otherwise`."""
 
     kind: Literal["conditional"]
     cases: Annotated[tuple[Case, ...], AfterValidator(_not_empty)]
@@ -94,12 +94,12 @@ class Conditional(Frozen):
 
     @property
     def branches(self) -> tuple[Distribution, ...]:
-        """What may be drawn from: the cases', then `otherwise`."""
+        """The cases' distributions, then `otherwise`."""
         return tuple(case.then for case in self.cases) + ((self.otherwise,) if self.otherwise else ())
 
     @property
     def support(self) -> Support | None:
-        """All that its branches can give; None where that is no list of values and no range."""
+        """Support of all branches; None unless values or a range."""
         supports = [branch.support for branch in self.branches]
         values = [value for support in supports if isinstance(support, Levels) for value in support.values]
         intervals = [support for support in supports if isinstance(support, Interval)]
@@ -112,7 +112,7 @@ class Conditional(Frozen):
         return Levels(tuple({identity(value): value for value in values}.values()))
 
     def check(self, supports: Mapping[str, Support]) -> None:
-        """Raise ValueError unless exactly one case applies to anybody whose attributes are of these supports."""
+        """Raise ValueError unless exactly one case applies for all attributes of these supports."""
         for number, case in enumerate(self.cases):
             for parent, condition in case.when.items():
                 _check_condition(condition, supports[parent], f"cases.{number}.when.{parent}")
@@ -129,7 +129,7 @@ class Conditional(Frozen):
             raise ValueError("otherwise: never applies, since the cases leave nobody")
 
     def _cells(self, supports: Mapping[str, Support]) -> Iterator[dict[str, Value]]:
-        """One person of each cell."""
+        """One person per cell."""
         choices = [self._values(parent, supports[parent]) for parent in self.parents]
         if (cells := int(np.prod([len(values) for values in choices]))) > MOST_CELLS:
             raise ValueError(f"cases: {cells:,} combinations of {', '.join(self.parents)} are too many to check")
@@ -145,11 +145,10 @@ class Conditional(Frozen):
         return [support.low, *sorted(cut for cut in cuts if cut > support.low and _occurs(support, cut))]
 
     def draw(self, rng: np.random.Generator, size: int) -> list[Values]:
-        """A whole block of each branch, whoever will get it: so that what is drawn does not depend on the parents."""
+        """Draw a block per branch, so that draws do not depend on the parents."""
         return [branch.draw(rng, size) for branch in self.branches]
 
     def choose(self, blocks: list[Values], people: Mapping[str, Values]) -> Values:
-        """Everybody's value, from the block of the case that applies to them."""
         chosen = blocks[-1].copy()
         for case, block in zip(self.cases, blocks, strict=False):
             applies = _applying(case, people)
@@ -183,13 +182,13 @@ def _check_condition(condition: Any, support: Support, place: str) -> None:
 
 
 def _first(support: Interval, bound: float) -> float:
-    """The first number of the support that is not below the bound, if there is one."""
+    """The support's first number at or above the bound, if any."""
     first = max(support.low, bound)
     return math.ceil(first) if support.integer else first
 
 
 def _occurs(support: Interval, number: float) -> bool:
-    # The upper end of a continuous support has probability 0.
+    # A continuous upper end has probability 0.
     return support.low <= number < support.high or (support.integer and number == support.high)
 
 

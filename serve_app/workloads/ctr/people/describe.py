@@ -1,4 +1,4 @@
-"""A person in words, for the prompt: short on purpose, since these are the tokens that no cache saves."""
+"""Describes a person for the prompt, briefly: the cache does not save these tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from serve_app.workloads.ctr.people.distributions import Value, as_text
 
-# Between the clauses of a description.
+# Between clauses.
 _CLAUSE_END = re.compile(r"([,;.]\s+|\n)")
 UNKNOWN = "unknown"
 
@@ -16,11 +16,11 @@ _Part = tuple[str, str | None]
 
 
 class Description:
-    """A template with `{attribute}` fields, and words that stand for values, by the values' text (true, false, null).
+    """A template with `{attribute}` fields, and words for values, by their text (true, false, null).
 
-    Without a template every attribute is named: "age: 34, is married: yes". What a person has no value of is left out:
-    the clause, up to a comma, semicolon or full stop, if that says nothing else; or else it is "unknown" there. Raises
-    ValueError for a field or word of no attribute.
+    Without a template every attribute is named: "age: 34, is married: yes". A missing value removes its clause (up to a
+    comma, semicolon or full stop) if that says nothing else; otherwise it reads "unknown". Raises ValueError for a
+    field or word of no attribute.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Description:
         self._names = frozenset(name for _, name in self._parts if name is not None)
 
     def of(self, person: Mapping[str, Value]) -> str:
-        """What is said of that person."""
+        """The person's description."""
         if self._names <= person.keys():
             return self._text(self._parts, person)
         told = [clause for clause in self._clauses if _tells(clause, person)]
-        # A clause begins with the separator from the one before.
+        # Clauses begin with their separator.
         return self._text([part for clause in told for part in clause], person).lstrip(",;. \n")
 
     def _text(self, parts: Sequence[_Part], person: Mapping[str, Value]) -> str:
@@ -73,7 +73,7 @@ def _clauses(parts: Sequence[_Part]) -> list[list[_Part]]:
     clauses: list[list[_Part]] = [[]]
     for text, name in parts:
         words, *more = _CLAUSE_END.split(text)
-        # What stands before a separator belongs to the clause that it ends.
+        # Text before a separator ends its clause.
         tails = [words, *(separator + said for separator, said in zip(more[::2], more[1::2], strict=True))]
         for tail in tails[:-1]:
             clauses[-1].append((tail, None))

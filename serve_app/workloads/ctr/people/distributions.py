@@ -1,7 +1,7 @@
-"""Distributions of one attribute of a person.
+"""Distributions of one attribute.
 
-Each draws whole blocks, as an object array of plain values, and knows its support: which values it can give at all.
-Does not know other attributes (see `conditional.py`).
+Each draws blocks as object arrays of plain values, and knows its support. See `conditional.py` for dependent
+attributes.
 """
 
 from __future__ import annotations
@@ -18,26 +18,24 @@ from scipy.special import ndtr
 
 from serve_app.fields import Frozen
 
-# A value of an attribute. In YAML quote "Yes" and "No": without quotes they are true and false.
+# An attribute's value. YAML reads unquoted Yes and No as true and false.
 Value = str | int | float | bool | None
 Level = Annotated[StrictBool | StrictInt | StrictFloat | StrictStr | None, Field()]
 Values = npt.NDArray[np.object_]
-# How far shares may be from 1 in all: rounding of written decimals is further away, and an error.
+# Tolerance of shares' sum: float rounding, not decimals'.
 SHARE_TOLERANCE = 1e-6
-# Truncation keeps at least this share of the normal distribution: rejection would take forever in its tails.
+# Least kept share of the normal distribution, as rejection is slow in its tails.
 LEAST_KEPT = 1e-3
 
 
 @dataclass(frozen=True)
 class Levels:
-    """A support of separate values."""
-
     values: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A support of all numbers, or all whole ones, from `low` to `high`, both within."""
+    """A support of all numbers, or whole ones, from `low` to `high`, inclusive."""
 
     low: float
     high: float
@@ -54,12 +52,12 @@ def _distinct(values: Sequence[Value]) -> Sequence[Value]:
 
 
 def identity(value: Value) -> tuple[bool, Value]:
-    """Tells true from 1, which are equal in Python."""
+    """Separates true from 1, equal in Python."""
     return isinstance(value, bool), value
 
 
 def as_text(value: Value) -> str:
-    """A value as YAML and JSON write it: true, false, null; numbers with at most 6 digits."""
+    """A value in YAML and JSON: true, false, null; numbers with at most 6 digits."""
     match value:
         case None:
             return "null"
@@ -71,7 +69,6 @@ def as_text(value: Value) -> str:
 
 
 def objects(values: Iterable[Any]) -> Values:
-    """A one-dimensional array of the values as they are."""
     listed = list(values)
     array = np.empty(len(listed), dtype=object)
     array[:] = listed
@@ -83,7 +80,7 @@ Share = Annotated[FiniteFloat, Field(ge=0)]
 
 
 class Categorical(Frozen):
-    """Texts with their shares, which sum to 1."""
+    """Texts with shares that sum to 1."""
 
     kind: Literal["categorical"]
     shares: dict[StrictStr, Share] = Field(min_length=1)
@@ -96,7 +93,7 @@ class Categorical(Frozen):
 
     @property
     def support(self) -> Levels:
-        """Values of share 0 do not occur."""
+        """Excludes values of share 0."""
         return Levels(tuple(value for value, share in self.shares.items() if share > 0))
 
     def draw(self, rng: np.random.Generator, size: int) -> Values:
@@ -106,8 +103,6 @@ class Categorical(Frozen):
 
 
 class Uniform(Frozen):
-    """Any of the values, equally likely."""
-
     kind: Literal["uniform"]
     values: DistinctLevels
 
@@ -120,7 +115,7 @@ class Uniform(Frozen):
 
 
 class Constant(Frozen):
-    """Always the same value; takes no random number."""
+    """One value, without a random number."""
 
     kind: Literal["constant"]
     value: Level
@@ -148,10 +143,8 @@ class Bernoulli(Frozen):
 
 
 class TruncatedNormal(Frozen):
-    """N(mean, std) on condition that it falls into [min, max].
-
-    With `integer` (the default) it falls into [min, max + 1) and is rounded down, as an age in years is: k has the
-    probability of [k, k + 1).
+    """N(mean, std) on condition that it falls into [min, max]. With `integer` (the default), into [min, max + 1) and
+    rounded down, like an age: k has the probability of [k, k + 1).
     """
 
     kind: Literal["truncated_normal"]
@@ -185,14 +178,14 @@ class TruncatedNormal(Frozen):
 
     def draw(self, rng: np.random.Generator, size: int) -> Values:
         drawn = rng.normal(self.mean, self.std, size)
-        # Rejection: the truncated normal, not a clipped one with lumps at its ends.
+        # Rejection, since clipping leaves lumps at the ends.
         while (outside := (drawn < self.min) | (drawn >= self._end)).any():
             drawn[outside] = rng.normal(self.mean, self.std, int(outside.sum()))
         return objects(np.floor(drawn).astype(int).tolist() if self.integer else drawn.tolist())
 
 
 class Subset(Frozen):
-    """`size` different ones of the values, each subset equally likely, as one text "a, b, c" in the values' order."""
+    """`size` different values, each subset equally likely, as a text "a, b, c" in the values' order."""
 
     kind: Literal["subset"]
     values: Annotated[tuple[StrictStr, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -206,7 +199,7 @@ class Subset(Frozen):
 
     @property
     def support(self) -> None:
-        """Too many to list: no case can depend on it."""
+        """Too many to list, so no case may depend on it."""
         return None
 
     def draw(self, rng: np.random.Generator, size: int) -> Values:

@@ -1,7 +1,4 @@
-"""YAML and JSON that a user wrote: read strictly, and refused with the place of what is wrong.
-
-Knows files and fields. Does not know what a document means.
-"""
+"""Reads users' YAML and JSON strictly, and locates errors."""
 
 from __future__ import annotations
 
@@ -19,8 +16,7 @@ M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 def read_document(path: Path) -> Any:
-    """What a YAML file, or a .json one, holds. Raises BadSettings, also for a key that is given twice, of which the
-    libraries would silently keep the last."""
+    """A YAML or .json file's data. Raises BadSettings, also for repeated keys, of which libraries keep the last."""
     try:
         return parse_document(path.read_text(encoding="utf-8"), as_json=path.suffix.lower() == ".json")
     except OSError as error:
@@ -33,11 +29,11 @@ def parse_document(text: str, *, as_json: bool = False) -> Any:
     """The same of text. Raises yaml.YAMLError or ValueError."""
     if as_json:
         return json.loads(text, object_pairs_hook=_without_doubles)
-    return yaml.load(text, _StrictLoader)  # a SafeLoader
+    return yaml.load(text, _StrictLoader)
 
 
 def validated(model: type[M], document: Any, where: str) -> M:
-    """The document as that model. Raises BadSettings naming `where` and every field that is wrong."""
+    """The document as that model. Raises BadSettings with `where` and all wrong fields."""
     try:
         return model.model_validate(document)
     except pydantic.ValidationError as error:

@@ -1,4 +1,4 @@
-"""Values that nobody has: an age of -1, an income below 0. They are told, and left as they are."""
+"""Finds impossible values, such as age -1 or negative income; they are reported but kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from serve_app.workloads.ctr.people.distributions import Value, as_text
 from serve_app.workloads.ctr.people.values import number
 
-# By a word of the attribute's name: the least and the most. Nobody was older than 122 (Jeanne Calment, 1875 to 1997).
+# Least and most by a word of the name. Maximum age: 122 (Jeanne Calment, 1875 to 1997).
 _AGES = {"age", "alter", "edad", "idade", "âge"}
 _AMOUNTS = {"income", "salary", "earnings", "wage", "wages", "pay", "spend", "spending", "rent", "price", "revenue"} | {
     "children", "kids", "visits", "orders", "purchases", "height", "einkommen", "gehalt", "umsatz", "revenu", "salaire"
@@ -17,7 +17,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def bounds_of(attribute: str) -> tuple[float, float] | None:
-    """Between which numbers, both within, a person's can be; None where that is not known."""
+    """A person's inclusive bounds, None if unknown."""
     words = set(_WORD.findall(attribute.casefold()))
     if words & _AGES:
         return 0.0, 122.0
@@ -26,7 +26,7 @@ def bounds_of(attribute: str) -> tuple[float, float] | None:
 
 @dataclass
 class Impossible:
-    """The impossible values of one attribute: how many, and the first of them with its place."""
+    """An attribute's impossible values: their number, and the first with its place."""
 
     attribute: str
     count: int = 0
@@ -37,7 +37,6 @@ class Impossible:
         self._bounds = bounds_of(self.attribute)
 
     def note(self, value: Value, place: str) -> None:
-        """Count the value if it is one."""
         if self._bounds is None or value is None or isinstance(value, bool):
             return
         try:
@@ -50,7 +49,6 @@ class Impossible:
 
     @property
     def said(self) -> str:
-        """In words; "" without any."""
         if not self.count:
             return ""
         more = "" if self.count == 1 else f" and {self.count - 1:,} more"

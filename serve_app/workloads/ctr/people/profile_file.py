@@ -1,6 +1,5 @@
-"""People from a user's file: CSV and its kin, a workbook, JSON lines, or Parquet.
-
-A row that makes no person becomes a profile with an error that names its line, never an exception and never nothing.
+"""People from a user's file: CSV and similar, workbooks, JSON lines, or Parquet. An invalid row becomes a profile whose
+error names the line.
 """
 
 from __future__ import annotations
@@ -25,18 +24,16 @@ from serve_app.workloads.ctr.people.records import Records, read_records
 from serve_app.workloads.ctr.people.summary import PeopleSummary
 from serve_app.workloads.ctr.people.values import is_missing, kind_of, number, plain_value
 
-# In `require`: every attribute.
 ALL = "all"
 
 
 @dataclass(frozen=True)
 class ProfileFile:
-    """Where people are and how their columns are called.
+    """A file of people and its columns.
 
-    `columns` maps attributes to the file's columns; without it every column but those of ids and weights is an
-    attribute, the bank's by its name however that is written ("Annual Salary"). `describe` is a bank's template of the
-    attributes. `require` names attributes without which nobody is a person; ALL names all. Without `id_column` a column
-    `id` has the ids, if each row has one of its own.
+    `columns` maps attributes to columns; by default every column but ids and weights is an attribute, under the bank's
+    name in any spelling ("Annual Salary"). `describe` is a bank's template. `require` names required attributes; ALL
+    means all. By default, a column `id` with unique values gives the ids, without `id_column`.
     """
 
     path: Path
@@ -47,7 +44,7 @@ class ProfileFile:
     require: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """SHA-256 of the file's bytes, 32 hex digits. Raises BadSettings."""
+        """SHA-256 of the file, 32 hex digits. Raises BadSettings."""
         try:
             with open(self.path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()[:32]
@@ -57,26 +54,24 @@ class ProfileFile:
 
 @dataclass(frozen=True)
 class People:
-    """One profile a row, in order, and how they were read."""
+    """One profile per row, in order, and how they were read."""
 
     profiles: list[Profile]
     summary: PeopleSummary
 
 
 def read_profiles(file: ProfileFile, bank: Bank) -> list[Profile]:
-    """The profiles of `read_people`."""
     return read_people(file, bank).profiles
 
 
 def read_people(file: ProfileFile, bank: Bank) -> People:
-    """One profile a row, in order.
+    """One profile per row, in order.
 
-    Attributes that the bank has too have its type (an age is a whole number); others are taken as they are. What a row
-    has no value of (see `values.MISSING`), its person has no attribute of, and nothing is said of it. The bank's
-    description is used where the file has all that it names and no own template.
+    Attributes of the bank have its type (age: a whole number); others stay as read. Missing values (`values.MISSING`)
+    give no attribute and no text. The bank's description is used if the file has all its attributes and no template.
 
-    Raises BadSettings for a file that cannot be read, a column that is not there, a file without a good row, and one
-    of whose columns none is known: neither by the bank nor by `columns` or `describe`.
+    Raises BadSettings for an unreadable file, missing columns, no valid rows, or no column known to the bank, `columns`
+    or `describe`.
     """
     try:
         records = read_records(file.path)
@@ -94,7 +89,7 @@ def read_people(file: ProfileFile, bank: Bank) -> People:
 
 
 class _Reader:
-    """From records to profiles. Raises BadSettings for columns that the file has not."""
+    """Turns records into profiles. Raises BadSettings for missing columns."""
 
     def __init__(self, file: ProfileFile, bank: Bank, records: Records) -> None:
         self._file, self._bank = file, bank
@@ -122,7 +117,6 @@ class _Reader:
         self._records = records.with_plain_numbers([column for column in wanted if column != self._id_column])
 
     def _use_ids(self, column: str, records: Records) -> None:
-        """Take ids from that column, if it has them."""
         ids = [row.get(column) for _, row in records.rows if isinstance(row, dict)]
         if any(map(is_missing, ids)) or len(set(map(str, ids))) < len(ids):
             self._notes.append(f"column '{column}' is left out: not every row has an id of its own")
@@ -130,7 +124,6 @@ class _Reader:
             self._id_column = column
 
     def profiles(self) -> Iterator[Profile]:
-        """One a record."""
         seen: dict[str, str] = {}
         for i, (place, record) in enumerate(self._records.rows, 1):
             unreadable = f"row-{i}-unreadable"
@@ -156,7 +149,7 @@ class _Reader:
         return str(value)
 
     def _profile(self, custom_id: str, record: Mapping[str, Any], place: str) -> Profile:
-        """Raises ValueError naming the column that is wrong."""
+        """Raises ValueError naming the wrong column."""
         attributes, missing, told = {}, [], False
         for name, column in self._columns.items():
             value, kind = record.get(column), self._kinds[name]
@@ -192,7 +185,7 @@ class _Reader:
         return weight
 
     def check_known(self) -> None:
-        """Raise BadSettings for a file whose columns mean nothing here."""
+        """Raise BadSettings if no column has a meaning here."""
         if self._file.columns or self._file.describe or self._columns.keys() & self._bank.attributes.keys():
             return
         columns, attributes = list(self._columns.values()), list(self._bank.attributes)
@@ -203,7 +196,7 @@ class _Reader:
         )
 
     def summary(self, rows: int, problems: list[str]) -> PeopleSummary:
-        """Of the profiles that were read."""
+        """Summary of the read profiles."""
         impossible = [one.said for one in self._impossible.values() if one.said]
         return PeopleSummary(
             self._records.read_as,
@@ -217,7 +210,7 @@ class _Reader:
 
 
 def _attributes(columns: list[str], bank: Bank) -> dict[str, str]:
-    """Each column under its own name, or under the bank's that is written otherwise."""
+    """Columns under their own or the bank's name."""
     names = {_plain(name): name for name in bank.attributes if name not in columns}
     found: dict[str, str] = {}
     for column in columns:

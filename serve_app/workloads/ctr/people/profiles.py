@@ -1,4 +1,4 @@
-"""People, each with an id, attributes and a description; and the people that a bank's seed gives."""
+"""People with id, attributes and description; people of a bank's seed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import numpy as np
 from serve_app.workloads.ctr.people.bank import Bank, load_bank
 from serve_app.workloads.ctr.people.distributions import Value
 
-# People drawn together. Part of what a seed means: with another number, it gives other people.
+# People per draw. Another number gives a seed other people.
 BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One person. `attributes` are in the order of the results' columns; `description` is what the model reads.
-
-    `weight` is how many people of the population this one stands for, over the sample's mean. A row of a user's file
-    that makes no person has an `error` and nothing else.
+    """One person. `attributes` follow the results' columns; the model reads `description`. `weight` is the number of
+    people represented, over the sample's mean. An invalid file row has only an `error`.
     """
 
     id: str
@@ -31,14 +29,13 @@ class Profile:
 
 
 def generate_profiles(size: int, seed: int = 42, bank: str | Bank = "default") -> list[Profile]:
-    """`size` profiles. The same seed gives the same people, and a longer population starts with the shorter one."""
+    """`size` profiles. The same seed gives the same people; a longer population starts with the shorter."""
     return list(islice(draw_profiles(seed, bank=bank), size))
 
 
 def draw_profiles(seed: int = 42, start: int = 0, bank: str | Bank = "default") -> Iterator[Profile]:
-    """The people of a bank's seed without end, from number `start` (from 0) on, BLOCK of them in memory at a time.
-
-    Raises BadSettings for a bank that is none.
+    """Endless people of a bank's seed from number `start` (from 0), BLOCK of them in memory. Raises BadSettings for an
+    invalid bank.
     """
     people = load_bank(bank)
     for block in count(start // BLOCK):
@@ -46,8 +43,7 @@ def draw_profiles(seed: int = 42, start: int = 0, bank: str | Bank = "default") 
 
 
 def _draw(bank: Bank, seed: int, block: int) -> Iterator[Profile]:
-    # Whole blocks, each with a generator of its own, however few are taken: so the n-th person depends on neither
-    # how many are drawn nor where the drawing starts.
+    # Whole blocks with own generators: the n-th person depends neither on the number drawn nor on the start.
     columns = bank.draw(np.random.default_rng((seed, block)), BLOCK)
     names, describe = tuple(columns), bank.description.of
     for number, values in enumerate(zip(*columns.values(), strict=True), block * BLOCK):

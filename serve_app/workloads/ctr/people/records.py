@@ -1,6 +1,5 @@
-"""Rows of tables, JSON lines and Parquet, each with its place in the file.
-
-A row that cannot be read is told by a text that says why, in its place: one bad line is no reason to lose a file.
+"""Rows of tables, JSON lines and Parquet with their places. A text with the reason replaces an unreadable row, so that
+one bad line does not lose a file.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from serve_app.tables.numbers import plain_numbers
 from serve_app.tables.table import DELIMITED, WORKBOOKS, Table, read_table
 from serve_app.workloads.ctr.people.values import is_missing
 
-# A row's place ("line 7"), and its columns or why it cannot be read.
+# A row's place ("line 7"), and columns or error.
 Record = tuple[str, dict[str, Any] | str]
 
 
 @dataclass(frozen=True)
 class Records:
-    """A file's columns and rows, in order. `read_as` says how it was read. `delimiter` is None where values have types
-    of their own, and "" in a workbook."""
+    """A file's columns and rows, in order, and `read_as`, how it was read. `delimiter` is None for typed values, "" in
+    a workbook."""
 
     columns: tuple[str, ...]
     rows: list[Record]
@@ -34,7 +33,7 @@ class Records:
     notes: tuple[str, ...] = ()
 
     def with_plain_numbers(self, names: list[str]) -> Records:
-        """With decimal commas and thousands in columns of text rewritten; see `tables.numbers`."""
+        """Rewrites decimal commas and thousands in text columns; see `tables.numbers`."""
         if self.delimiter is None:
             return self
         good = [row for _, row in self.rows if isinstance(row, dict)]
@@ -48,7 +47,7 @@ class Records:
 
 
 def read_records(path: Path) -> Records:
-    """All rows. Raises BadSettings naming the file, and OSError or pyarrow.ArrowException."""
+    """All rows. Raises BadSettings naming the file, OSError or pyarrow.ArrowException."""
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
             return _jsonl(path)
@@ -80,7 +79,7 @@ def _table_records(table: Table) -> Iterator[Record]:
 
 
 def _jsonl(path: Path) -> Records:
-    # All of them first: what columns there are, only all rows together know.
+    # Only all rows together tell the columns.
     records = list(_jsonl_records(path))
     names = dict.fromkeys(name for _, record in records if isinstance(record, dict) for name in record)
     return Records(tuple(names), records, "JSON lines")

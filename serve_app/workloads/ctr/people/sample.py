@@ -1,9 +1,9 @@
-"""Samples of a list of people: stratified, weighted, or both; seeded.
+"""Seeded samples of people, stratified, weighted, or both.
 
-Within a stratum people are drawn with probabilities proportional to their weights and without replacement, by
-systematic sampling of a shuffled list (Madow 1949, doi:10.1214/aoms/1177729988), whose inclusion probabilities are
-exact; equal weights make it simple random sampling. Who would be drawn more than once is taken for certain. A drawn
-person's weight is the inverse of that probability times the own weight (Horvitz and Thompson 1952), scaled to mean 1.
+Within a stratum people are drawn without replacement, with probabilities proportional to weight, by systematic sampling
+of a shuffled list (Madow 1949, doi:10.1214/aoms/1177729988), whose inclusion probabilities are exact; equal weights
+make it simple random sampling. Anyone whose probability exceeds 1 is certain. A drawn person's weight is the own weight
+over that probability (Horvitz and Thompson 1952), scaled to mean 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from serve_app.workloads.ctr.people.distributions import as_text
 from serve_app.workloads.ctr.people.profiles import Profile
 
 Allocation = Literal["proportional", "equal"]
-# More strata are hardly meant: a number without bounds has as many as it has values.
+# An uncut number would have a stratum per value.
 MOST_STRATA = 200
 _Reals = npt.NDArray[np.float64]
 _Counts = npt.NDArray[np.int64]
@@ -29,14 +29,14 @@ _Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Stratifier:
-    """One attribute whose values are strata; of a number, `cuts` are where strata begin."""
+    """An attribute whose values are strata; `cuts` begin strata of numbers."""
 
     attribute: str
     cuts: tuple[float, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Stratifier:
-        """`gender`, or `age:30,45,60` for strata below 30, from 30 to below 45, and so on. Raises BadSettings."""
+        """`gender`, or `age:30,45,60` for below 30, 30 to below 45, and so on. Raises BadSettings."""
         attribute, _, listed = text.partition(":")
         try:
             cuts = tuple(float(cut) for cut in listed.split(",")) if listed else ()
@@ -47,7 +47,7 @@ class Stratifier:
         return cls(attribute, cuts)
 
     def stratum(self, person: Profile) -> str:
-        """The name of the person's stratum; who has no value of the attribute is in one too. Raises BadSettings."""
+        """The person's stratum; missing values form one too. Raises BadSettings."""
         if self.attribute not in person.attributes:
             return f"{self.attribute} {UNKNOWN}"
         value = person.attributes[self.attribute]
@@ -69,11 +69,10 @@ def draw_sample(
     by: Sequence[Stratifier] = (),
     allocation: Allocation = "proportional",
 ) -> list[Profile]:
-    """`size` of the people, in their order, with weights.
+    """`size` people, in order, with weights.
 
-    Proportional allocation gives each stratum its share of all weight, equal allocation the same number; a stratum
-    that has too few people gives all, and the others more. Raises BadSettings for more than there are, or fewer than
-    one a stratum.
+    Proportional allocation gives strata their share of weight, equal allocation the same number; small strata give all
+    and others more. Raises BadSettings for more than there are, or fewer than one per stratum.
     """
     if not 1 <= size <= len(people):
         raise BadSettings(f"--population-size: {size} of {len(people)} people cannot be drawn")
@@ -109,13 +108,12 @@ def _strata(people: Sequence[Profile], by: Sequence[Stratifier]) -> dict[tuple[s
 
 
 def allocate(size: int, shares: _Reals, most: _Counts) -> _Counts:
-    """Whole numbers that sum to `size`, in proportion to `shares`, each at least 1 and at most that of `most`.
-
-    What rounding leaves goes to the largest remainders (Hamilton's method).
+    """Whole numbers that sum to `size`, proportional to `shares`, from 1 to `most`. The largest remainders take the
+    rest (Hamilton's method).
     """
     counts = np.ones(len(shares), dtype=np.int64)
     while (left := size - int(counts.sum())) > 0:
-        # What those that have more people are short of a number in proportion.
+        # The proportional shortfall of strata with more people.
         open_ = counts < most
         wanted = np.where(open_, np.maximum(size * shares / shares[open_].sum() - counts, 0), 0.0)
         exact = wanted / wanted.sum() * left
@@ -128,7 +126,7 @@ def allocate(size: int, shares: _Reals, most: _Counts) -> _Counts:
 
 
 def inclusion_probabilities(weights: _Reals, count: int) -> _Reals:
-    """Probabilities proportional to the weights, at most 1, that sum to `count`."""
+    """Probabilities proportional to weights, at most 1, that sum to `count`."""
     chances = np.zeros(len(weights))
     certain = np.zeros(len(weights), dtype=bool)
     while True:
@@ -143,6 +141,6 @@ def _systematic(chances: _Reals, rng: np.random.Generator) -> list[int]:
     order = rng.permutation(len(chances))
     bounds = np.cumsum(chances[order])
     marks = np.arange(round(bounds[-1])) + rng.random()
-    # The last bound is the count but for rounding: no mark may fall behind it.
+    # Equals the count but for rounding; no mark may exceed it.
     bounds[-1] = max(bounds[-1], np.ceil(marks[-1]))
     return [int(i) for i in order[np.searchsorted(bounds, marks, side="right")]]

@@ -1,4 +1,4 @@
-"""How a user's file of people was read, in a line for the terminal and as figures for the report."""
+"""Tells how a file of people was read."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Columns that are named with how many people lack them; others are counted.
+# Above this, columns with missing values are only counted.
 MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
 class PeopleSummary:
-    """`people` of `rows` rows are valid; `problem` is the first other row's. `missing` has, by attribute, how many
-    people have no value of it; `warnings` are impossible values and what of the file was left out."""
+    """`people` of `rows` rows are valid; `problem` is the first bad row's. `missing` counts people without a value by
+    attribute; `warnings` are impossible values and ignored parts."""
 
     read_as: str
     rows: int
@@ -32,7 +32,6 @@ class PeopleSummary:
 
     @property
     def said(self) -> list[str]:
-        """What is not as it should be."""
         named = sorted(self.missing.items(), key=lambda item: -item[1])
         found = [f"{count:,} without {name.replace('_', ' ')}" for name, count in named[:MOST_NAMED]]
         if (more := len(named) - MOST_NAMED) > 0:
@@ -43,5 +42,4 @@ class PeopleSummary:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """As JSON, with its words."""
         return asdict(self) | {"said": self.said, "text": self.text}

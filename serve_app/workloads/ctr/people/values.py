@@ -1,4 +1,4 @@
-"""Values of a user's file as the values of attributes. What does not fit raises ValueError."""
+"""Converts file values to attribute values. Raises ValueError if impossible."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from serve_app.workloads.ctr.people.bank import Bank
 from serve_app.workloads.ctr.people.conditional import Conditional
 from serve_app.workloads.ctr.people.distributions import Bernoulli, Interval, Levels, Value
 
-# English, and what spreadsheets in German and French write.
+# English, German and French spreadsheets.
 TRUE = frozenset({"true", "yes", "y", "1", "wahr", "ja", "vrai", "oui"})
 FALSE = frozenset({"false", "no", "n", "0", "falsch", "nein", "faux", "non"})
-# What programs write for no value: those of pandas (pandas._libs.parsers.STR_NA_VALUES), and dashes.
+# From pandas (pandas._libs.parsers.STR_NA_VALUES), and dashes.
 MISSING = frozenset(
     ["", "-", "–", "—", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL",
      "null", "None", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "#NULL!"]
@@ -25,15 +25,15 @@ MISSING = frozenset(
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file's values of an attribute become; `convert` raises ValueError. `may_be_empty`: no value says
-    something of the person, as no illness does."""
+    """Converts an attribute's file values; `convert` raises ValueError. `may_be_empty`: no value has a meaning, such as
+    no illness."""
 
     convert: Callable[[Value], Value]
     may_be_empty: bool = False
 
 
 def kind_of(bank: Bank, name: str) -> Kind:
-    """As the bank's attribute of that name, if it has one."""
+    """The kind of the bank's attribute, if any."""
     attribute = bank.attributes.get(name)
     branches = attribute.branches if isinstance(attribute, Conditional) else (attribute,)
     support = attribute.support if attribute else None
@@ -46,7 +46,6 @@ def kind_of(bank: Bank, name: str) -> Kind:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a file's value stands for none."""
     if isinstance(value, str):
         return value.strip() in MISSING
     return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
@@ -57,7 +56,7 @@ def _as_it_is(value: Value) -> Value:
 
 
 def plain_value(value: Any) -> Value:
-    """Raises ValueError for what is no single value."""
+    """Raises ValueError unless a single value."""
     match value:
         case str():
             return value.strip()

@@ -1,1 +1,1 @@
-"""From answers to figures: means, segments, experiments and calibration."""
+"""Means, segments, experiments and calibration."""

@@ -1,10 +1,10 @@
-"""Calibration: from an ad's score on a population to the click-through that it would have in the world.
+"""Calibration: from an ad's score on a population to its click-through in the world.
 
-Historic ads tell one level an ad, not who clicked. So the curve maps an ad's *score* (its mean probability) to its
-CTR, and the rows of a run all move by the one number of logits that gives them this mean: their order stays.
+Historic ads give one rate each, not who clicked. The curve therefore maps an ad's *score* (mean probability) to its
+CTR, and all rows move by the one number of logits that gives this mean, which keeps their order.
 
-What the interval covers: the draw of the population, the noise of the historic clicks, the curve's coefficients and
-the *ad error*, by which one ad differs from what its score says. It takes the new ad to be like the historic ones.
+The interval covers the draw of the population, the noise of historic clicks, the curve's coefficients and the *ad
+error* by which an ad differs from its score. The new ad is assumed to be like the historic ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from serve_app.workloads.ctr.statistics.logits import empirical_logits
 
 FORMAT = "serve-app/ctr-calibration/1"
 CALIBRATED = "p_click_calibrated"
-# Probabilities nearer to 0 or 1 than this have no useful logit.
+# Probabilities closer to 0 or 1 have no useful logit.
 EDGE = 1e-6
 
 
@@ -38,7 +38,7 @@ class Frozen(BaseModel):
 
 
 class Source(Frozen):
-    """What scored the ads. A score means nothing under another model or another prompt."""
+    """The scoring model and prompts, without which scores mean nothing."""
 
     model: str
     workload: str = Field(description="name and version of the prompts, as in a row's identity")
@@ -46,8 +46,8 @@ class Source(Frozen):
 
 
 class CalibrationAd(Frozen):
-    """A historic ad with its score. `held_out` is the CTR that the other ads alone predict for it, with the interval of
-    what its impressions would show (None: too few other ads)."""
+    """A historic ad with its score. `held_out` is the CTR that the other ads predict, with an interval for its
+    impressions (None: too few ads)."""
 
     ad: str
     platform: str
@@ -60,8 +60,8 @@ class CalibrationAd(Frozen):
 
 
 class Calibration(Frozen):
-    """What `serve-app ctr calibrate` writes and a later run applies. `log_scores` are the methods' mean log
-    predictive densities over ads left out one at a time: higher is better."""
+    """Written by `serve-app ctr calibrate` for later runs. `log_scores` are the methods' mean log predictive densities
+    over left-out ads: higher is better."""
 
     format: str = FORMAT
     source: Source
@@ -72,17 +72,16 @@ class Calibration(Frozen):
 
     @property
     def platforms(self) -> list[str]:
-        """Where the historic ads ran."""
         return sorted({ad.platform for ad in self.ads})
 
     def check(self, source: Source, platform: str) -> None:
-        """Raise BadSettings unless it was made by the same model and prompts, with ads of that platform."""
+        """Raise BadSettings unless made with this model, prompts and platform."""
         for what in ("model", "simulated"):
             self._same(what, getattr(source, what))
         self.check_question(source.workload, platform)
 
     def check_question(self, workload: str, platform: str) -> None:
-        """What of `check` can be known before anybody is asked. Raises BadSettings."""
+        """The part of `check` possible before asking. Raises BadSettings."""
         self._same("workload", workload)
         if platform not in self.platforms:
             raise BadSettings(
@@ -101,8 +100,8 @@ class Calibration(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class CalibratedRate:
-    """Calibrated CTR (median). `low` to `high` covers all that the module's docstring lists, for one new ad;
-    `sampling_low` to `sampling_high` only the draw of the population."""
+    """Calibrated CTR (median). `low` to `high` covers all errors in the module docstring, for one new ad;
+    `sampling_low` to `sampling_high` only the population's draw."""
 
     ctr: float
     low: float
@@ -112,11 +111,10 @@ class CalibratedRate:
 
 
 def calibrate(history: list[HistoricAd], scores: Floats, source: Source, *, level: float = 0.95) -> Calibration:
-    """A shift for few ads, Platt's line from five on, and from ten on isotonic steps where they predict left-out ads
-    better by more than a standard error (Breiman et al. 1984, the 1-SE rule).
+    """A shift for few ads, Platt's line from five, and from ten isotonic steps if they predict left-out ads better by
+    over a standard error (Breiman et al. 1984, the 1-SE rule).
 
-    A line that would fall as the score rises gives way to a shift. Raises BadSettings for fewer than two ads or for ads
-    without a single click.
+    A falling line gives way to a shift. Raises BadSettings for fewer than two ads or ads without any click.
     """
     if len(history) < FEWEST_ADS["shift"]:
         raise BadSettings(f"{len(history)} historic ad(s): with fewer than two, the error of an ad cannot be known")
@@ -164,8 +162,8 @@ def _leave_one_out(method: Method, x: Floats, clicks: Floats, impressions: Float
 
 
 def _choose(held_out: dict[Method, list[_LeftOut | None]]) -> Method:
-    """Not shift or Platt by their scores: choosing by the data what is then fitted to them took the intervals of two
-    ads' difference from 94 to 92 % coverage, in 1,000 simulated histories of nine ads."""
+    """Shift or Platt are not chosen by score: choosing on the fitted data lowered coverage of two ads' difference from
+    94 to 92 %, in 1,000 simulated histories of nine ads."""
     line: Method = "platt" if "platt" in held_out else "shift"
     steps = held_out.get("isotonic", [])
     gains = np.array([a.log_score - b.log_score for a, b in zip(steps, held_out[line], strict=False) if a and b])
@@ -183,7 +181,7 @@ def _held_out(one: _LeftOut | None, level: float) -> dict[str, float]:
 
 
 def calibrated_rate(calibration: Calibration, score: Estimate) -> CalibratedRate | None:
-    """The CTR of an ad with that score on a population; None for a score of no rows."""
+    """An ad's CTR by its score on a population; None without rows."""
     if score.mean is None:
         return None
     curve = calibration.curve
@@ -198,7 +196,7 @@ def calibrated_rate(calibration: Calibration, score: Estimate) -> CalibratedRate
 
 
 def source_of(results: Iterable[pa.Table], workload: str) -> Source:
-    """What computed these runs. Raises BadSettings where it was more than one model, or a model and a simulation."""
+    """The runs' origin. Raises BadSettings for several models, or a model and a simulation."""
     whole = pa.concat_tables([table.select(["model", "simulated"]) for table in results])
     answered = whole.filter(pc.is_valid(whole["model"]))
     models, simulated = (pc.unique(answered[name]).to_pylist() for name in ("model", "simulated"))
@@ -210,9 +208,8 @@ def source_of(results: Iterable[pa.Table], workload: str) -> Source:
 def apply_calibration(
     calibration: Calibration, table: pa.Table, source: Source, platform: str
 ) -> tuple[pa.Table, CalibratedRate | None]:
-    """The results with a column `p_click_calibrated`, and the ad's calibrated CTR, which is that column's mean.
-
-    Raises BadSettings for a calibration of another model, prompt or platform.
+    """The results with a column `p_click_calibrated`, and its mean, the ad's calibrated CTR. Raises BadSettings for a
+    calibration of another model, prompt or platform.
     """
     calibration.check(source, platform)
     rate = calibrated_rate(calibration, ctr(table, level=calibration.level))
@@ -224,7 +221,7 @@ def apply_calibration(
 
 
 def move_mean(chances: Floats, weights: Floats | None, mean: float) -> Floats:
-    """The probabilities (NaN: none) moved by one number of logits so that their (weighted) mean is `mean`."""
+    """Probabilities (NaN: none) moved by one number of logits to the (weighted) mean `mean`."""
     answered = ~np.isnan(chances)
     logits = logit(np.clip(chances[answered], EDGE, 1 - EDGE))
     share = None if weights is None else weights[answered]
@@ -238,7 +235,7 @@ def move_mean(chances: Floats, weights: Floats | None, mean: float) -> Floats:
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Write it as JSON. Raises StoreError."""
+    """Write as JSON. Raises StoreError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
@@ -248,7 +245,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def load_calibration(path: Path) -> Calibration:
-    """Inverse of `save_calibration`. Raises BadSettings for anything else, a newer format included."""
+    """Inverse of `save_calibration`. Raises BadSettings for other files and newer formats."""
     try:
         calibration = Calibration.model_validate_json(path.read_text())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Three curves from an ad's score to its click-through, on the logit scale: shift, Platt and isotonic."""
+"""Three curves from score to click-through on the logit scale: shift, Platt and isotonic."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from serve_app.workloads.ctr.statistics.estimate import Floats
 from serve_app.workloads.ctr.statistics.logits import empirical_logits, fit_logits
 
 Method = Literal["shift", "platt", "isotonic"]
-# Fewer ads than these leave too few degrees of freedom for the curve and the ad error both.
+# Fewer ads leave too few degrees of freedom for curve and ad error.
 FEWEST_ADS: dict[Method, int] = {"shift": 2, "platt": 5, "isotonic": 10}
 
 
 class Curve(BaseModel):
-    """logit(CTR) as a function of logit(score), linear between the `knots` and level (isotonic) or straight on
-    (shift, Platt) beyond them.
+    """logit(CTR) as a function of logit(score), linear between the `knots`, level (isotonic) or straight (shift, Platt)
+    beyond.
 
-    shift: logit + a, one number for all ads. Platt (1999): a + b·logit. Isotonic: steps that never fall, fitted by
-    pooling adjacent violators. `ad_error` is τ of `logits.py`, `df` the degrees of freedom that it rests on.
+    shift: logit + a, the same for all ads. Platt (1999): a + b·logit. Isotonic: never-falling steps by pooling adjacent
+    violators. `ad_error` is τ of `logits.py` with `df` degrees of freedom.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +43,7 @@ class Curve(BaseModel):
         return np.asarray(np.interp(x, at, level))
 
     def standard_error(self, x: Floats) -> Floats:
-        """Of the curve itself; the ad error is not in it."""
+        """The curve's own, without ad error."""
         if not self.knots:
             (a, ab), (_, b) = self.covariance
             return np.asarray(np.sqrt(np.maximum(0.0, a + 2 * ab * x + b * x**2)))
@@ -51,8 +51,8 @@ class Curve(BaseModel):
         return np.asarray(np.interp(x, at, error))
 
     def draw(self, x: Floats, rng: np.random.Generator) -> Floats:
-        """Draws of the logits of CTR for scores `x` (draws, ads): the curve's error, shared by a draw's ads, and an
-        ad error each, both with Student's t's tails."""
+        """Draws of logits of CTR for scores `x` (draws, ads): the curve's error, common to a draw's ads, and one ad
+        error each, with Student's t's tails."""
         draws, ads = x.shape
         wide = np.sqrt(self.df / rng.chisquare(self.df, (draws, 1)))
         own = self.ad_error * rng.standard_normal((draws, ads))
@@ -65,8 +65,8 @@ class Curve(BaseModel):
 
 
 def fit_curve(method: Method, x: Floats, clicks: Floats, impressions: Floats) -> Curve | None:
-    """The curve of that method through ads with logit scores `x` (ads,); None where they do not determine one, or
-    where Platt's would fall as the score rises."""
+    """The method's curve through ads with logit scores `x` (ads,); None if undetermined, or if Platt's falls with the
+    score."""
     if method == "isotonic":
         return _isotonic(x, clicks, impressions)
     ones = np.ones_like(x)
@@ -111,8 +111,7 @@ def _isotonic(x: Floats, clicks: Floats, impressions: Floats) -> Curve | None:
 
 
 def _excess(residuals: Floats, variances: Floats, df: int) -> float:
-    """τ² for which Σ residual²/(variance + τ²) is `df`, or 0. A step counts as one parameter (Meyer & Woodroofe
-    2000)."""
+    """τ² for which Σ residual²/(variance + τ²) is `df`, or 0. Steps count as one parameter (Meyer & Woodroofe 2000)."""
 
     def surplus(between: float) -> float:
         return float((residuals**2 / (variances + between)).sum()) - df

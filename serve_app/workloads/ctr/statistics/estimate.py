@@ -1,6 +1,6 @@
-"""The mean of a column of a run, with an interval that says how far another population drawn likewise may differ.
+"""The mean of a run's column, with an interval for other populations drawn likewise.
 
-Knows rows and their weights. Does not know the model's own error: no number of synthetic people shows that.
+Uses rows and weights. The model's own error is not covered, since no number of synthetic people shows it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over `rows` answered rows. None where it cannot be known: the mean without rows, the rest with one.
-
-    `df` are the degrees of freedom of Student's t for `low` and `high`.
+    """A mean over `rows` answered rows. The mean is None without rows, the rest with one. `df`: degrees of freedom of
+    Student's t for `low` and `high`.
     """
 
     rows: int
@@ -37,9 +36,8 @@ class Estimate:
 def mean_interval(values: Floats, weights: Floats | None = None, *, level: float = 0.95) -> Estimate:
     """Student's t interval of the (weighted) mean of `values`, both of shape (rows,).
 
-    Weights are sampling weights: the ratio (Hájek) estimator with its linearised variance (Cochran, "Sampling
-    techniques", 1977, chapter 6), degrees of freedom Kish's effective size (Σw)²/Σw² less one.
-    With equal weights this is the ordinary t interval.
+    Sampling weights use the ratio (Hájek) estimator with linearised variance (Cochran, "Sampling techniques", 1977,
+    chapter 6), degrees of freedom Kish's effective size (Σw)²/Σw² less one. Equal weights give the ordinary interval.
     """
     rows = len(values)
     if rows == 0:
@@ -48,7 +46,7 @@ def mean_interval(values: Floats, weights: Floats | None = None, *, level: float
     total = weights.sum()
     mean = float(weights @ values / total)
     df = float(total**2 / (weights**2).sum()) - 1
-    # With one row there is no spread; and one weight so large that it leaves none is the same.
+    # One row, or one dominating weight, leaves no spread.
     if rows == 1 or df <= 1e-9:
         return Estimate(rows, mean, None, 0.0, None, None)
     if np.all(values == values[0]):
@@ -60,11 +58,11 @@ def mean_interval(values: Floats, weights: Floats | None = None, *, level: float
 
 
 def rate_interval(values: Floats, weights: Floats | None = None, *, level: float = 0.95) -> Estimate:
-    """`mean_interval` of probabilities: Student's t interval of the mean's logit, so that it stays within 0 and 1.
+    """`mean_interval` of probabilities: Student's t interval of the mean's logit, which stays within 0 and 1.
 
-    Its half width in logits is t·se/(p(1 − p)), by the delta method, as R's survey::svyciprop(method="logit") has it.
-    Probabilities of a click are skewed: for means of 10 from Beta(0.5, 20) this interval covers the truth in 91 % of
-    4,000 samples, Student's of the mean itself, cut off at 0, in 86 %; of 200, both in 95 %.
+    Its half width in logits is t·se/(p(1 − p)), by the delta method, as in R's survey::svyciprop(method="logit"). Click
+    probabilities are skewed: for means of 10 from Beta(0.5, 20) it covers the truth in 91 % of 4,000 samples, Student's
+    of the mean, cut off at 0, in 86 %; of 200, both in 95 %.
     """
     found = mean_interval(values, weights, level=level)
     if found.mean is None or not found.se or not 0 < found.mean < 1:
@@ -75,7 +73,7 @@ def rate_interval(values: Floats, weights: Floats | None = None, *, level: float
 
 
 def difference_interval(values: Floats, weights: Floats | None = None, *, level: float = 0.95) -> Estimate:
-    """`mean_interval` of differences of probabilities. It ends at −1 and 1: the truth cannot lie beyond."""
+    """`mean_interval` of differences of probabilities, within −1 and 1."""
     found = mean_interval(values, weights, level=level)
     if found.low is None or found.high is None:
         return found
@@ -83,16 +81,14 @@ def difference_interval(values: Floats, weights: Floats | None = None, *, level:
 
 
 def column(table: pa.Table, name: str) -> Floats:
-    """A numeric column as floats, shape (rows,); NaN where a row has no value. Raises BadSettings without it."""
+    """A numeric column as floats, shape (rows,), missing as NaN. Raises BadSettings without it."""
     if name not in table.column_names:
         raise BadSettings(f"the results have no column '{name}': they have {', '.join(table.column_names)}")
     return np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def weights_of(table: pa.Table) -> Floats | None:
-    """The rows' sampling weights; None where there are none, or all are equal.
-
-    Raises BadSettings for one that is missing, negative or infinite."""
+    """The rows' sampling weights; None if absent or equal. Raises BadSettings for missing, negative or infinite."""
     if WEIGHT not in table.column_names:
         return None
     weights = column(table, WEIGHT)
@@ -103,7 +99,7 @@ def weights_of(table: pa.Table) -> Floats | None:
 
 
 def ctr(table: pa.Table, name: str = "p_click", *, level: float = 0.95) -> Estimate:
-    """Click-through of the answered rows: the mean of the probabilities in column `name`."""
+    """Click-through of answered rows: the mean of column `name`."""
     chances, weights = column(table, name), weights_of(table)
     answered = ~np.isnan(chances)
     return rate_interval(chances[answered], None if weights is None else weights[answered], level=level)

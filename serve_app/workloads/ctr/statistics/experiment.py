@@ -1,8 +1,8 @@
-"""Two or more ads on the same population: which one gets more clicks, by how much, and how sure that is.
+"""Ads on the same population: which gets more clicks, by how much, and how surely.
 
-Without a calibration, intervals and probabilities cover the draw of the population and nothing else: what the
-*model* would prefer on all people drawn likewise. With one they also cover the curve and each ad's own error
-(`calibration.py`): what the world would prefer. The second is the wider, and the one to act on.
+Without a calibration, intervals and probabilities cover only the draw of the population: what the *model* prefers on
+people drawn likewise. With one they add the curve's and each ad's error (`calibration.py`): what the world prefers. Act
+on the latter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DRAWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One ad: its CTR on the paired people, and the probability that it is the best of all."""
+    """An ad's CTR on paired people, and the probability that it is best."""
 
     ad: str
     score: Estimate
@@ -38,12 +38,11 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """`second` minus `first`. Intervals and p-values are Bonferroni-adjusted for all pairs of the experiment, so an
-    interval without 0, `p_value` ≤ alpha and `decided` are one statement; after a sequential stop there is no p-value.
+    """`second` minus `first`. Intervals and p-values are Bonferroni-adjusted for all pairs, so an interval without 0,
+    `p_value` ≤ alpha and `decided` agree. A sequential stop has no p-value.
 
-    `difference` is of the scores. With a calibration `calibrated` (difference, low, high) is of the CTRs, and
-    `win_probability` (that `second` has the higher CTR) and `decided` follow it, and the segments are of the
-    calibrated probabilities.
+    `difference` is of scores. With a calibration, `calibrated` (difference, low, high) is of CTRs; `win_probability`
+    (that `second` has the higher CTR), `decided` and segments use calibrated probabilities.
     """
 
     first: str
@@ -60,7 +59,6 @@ class Contrast:
 
     @property
     def winner(self) -> str | None:
-        """The better ad, if that is decided."""
         if not self.decided:
             return None
         return self.second if self.win_probability > 0.5 else self.first
@@ -68,7 +66,7 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The experiment's answer. `rows` people were answered under every ad, `dropped` were not."""
+    """The experiment's result. `rows` people have answers for every ad, `dropped` do not."""
 
     arms: tuple[Arm, ...]
     contrasts: tuple[Contrast, ...]
@@ -80,7 +78,7 @@ class Comparison:
 
     @property
     def winner(self) -> str | None:
-        """The ad that is decidedly better than every other one."""
+        """The ad decidedly better than all others."""
         for arm in self.arms:
             rivals = [c for c in self.contrasts if arm.ad in (c.first, c.second)]
             if all(contrast.winner == arm.ad for contrast in rivals):
@@ -108,12 +106,11 @@ def compare(
     seed: int = 0,
     look: Look | None = None,
 ) -> Comparison:
-    """Compare ads by their results (columns id, p_click, attributes; `weight` if sampled so) on one population.
+    """Compare ads by results (columns id, p_click, attributes; `weight` if sampled so) on one population.
 
-    `rows_needed` is for the observed difference, or for `smallest`, the smallest difference worth knowing. Check the
-    calibration against the runs first (`Calibration.check`). With `look`, the last one of a sequential test, the
-    differences' intervals and decisions are the confidence sequence's: an ordinary interval is wrong once the data
-    chose when to stop. Raises BadSettings as `pair_rows` does.
+    `rows_needed` is for the observed difference or `smallest`. Check the calibration first (`Calibration.check`). With
+    `look`, a sequential test's last, intervals and decisions come from the confidence sequence, because ordinary
+    intervals are wrong at a stop chosen by data. Raises BadSettings as `pair_rows` does.
     """
     paired = pair_rows(results)
     weights = paired.weights
@@ -142,7 +139,7 @@ def compare(
 def _draw_rates(
     paired: PairedRows, scores: list[Estimate], calibration: Calibration | None, draws: int, rng: np.random.Generator
 ) -> Floats:
-    """Draws of the ads' CTRs (draws, ads): means jointly Student's t, as the same people carry all of them."""
+    """Draws of CTRs (draws, ads): means jointly Student's t, since people are shared."""
     chances, weights = paired.chances, paired.weights
     share = np.full(len(chances), 1 / len(chances)) if weights is None else weights / weights.sum()
     means = share @ chances
@@ -173,7 +170,7 @@ def _contrast(
     if look is not None:
         low, high = look.intervals[names]
         decided, p_value = not low <= 0 <= high, None
-        known = np.isfinite([low, high]).all()  # else too few rows for any look
+        known = np.isfinite([low, high]).all()  # else too few rows
         ends = (max(-1.0, low), min(1.0, high)) if known else (None, None)
         found = replace(found, low=ends[0], high=ends[1])
     rates = paired.chances[:, first].mean(), paired.chances[:, second].mean()
@@ -183,7 +180,7 @@ def _contrast(
         middle, low, high = np.quantile(gaps, (0.5, alpha / 2, 1 - alpha / 2)).tolist()
         calibrated, win, decided = (middle, low, high), float((gaps > 0).mean()), not low <= 0 <= high
         rates = np.median(drawn[:, first]), np.median(drawn[:, second])
-    # Per-person spread that gives the same standard error without weights: what weighting costs is paid in rows.
+    # The spread with the same standard error without weights: weighting costs rows.
     sd = (found.se or 0.0) * len(differences) ** 0.5
     size = asked.smallest or found.mean or 0.0
     return Contrast(
@@ -196,7 +193,7 @@ def _contrast(
         decided=decided,
         rows_needed=rows_needed(sd, size, alpha=alpha, power=power) if sd else None,
         detectable=detectable(sd, len(differences), alpha=alpha, power=power),
-        # A live test counts clicks, so it needs rates of the world, which only a calibration gives.
+        # Live tests need the world's rates, from a calibration.
         impressions_needed=impressions_needed(*map(float, rates), alpha=alpha, power=power) if calibrated else None,
         segments=tuple(
             segments(paired.people, shown[second] - shown[first], level=asked.level, interval=difference_interval)
@@ -213,7 +210,7 @@ def _p_value(found: Estimate) -> float | None:
 
 
 def _win_probability(found: Estimate) -> float:
-    """That the mean over all people drawn likewise is above 0: the posterior under a flat prior, Student's t."""
+    """That the mean over people drawn likewise is above 0: Student's t posterior under a flat prior."""
     if found.mean is None or found.se is None:
         return 0.5
     if found.se == 0:

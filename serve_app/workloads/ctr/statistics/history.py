@@ -1,4 +1,4 @@
-"""Historic ads: what was shown, where, how often, and how often it was clicked. The truth that calibration needs."""
+"""Historic ads for calibration: text, platform, impressions and clicks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLE = "ad, platform, impressions, clicks"
 
 
 class HistoricAd(BaseModel):
-    """One ad that ran. Unknown keys are refused: a mistyped `click` must not read as no clicks."""
+    """An ad that ran. Unknown keys are refused, since a mistyped `click` would mean none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -33,9 +33,8 @@ class HistoricAd(BaseModel):
 
 
 def read_history(path: Path) -> list[HistoricAd]:
-    """The ads of a table (CSV and its kin, Excel) with those columns, or of a YAML or JSON list of such mappings.
-
-    Raises BadSettings that names every wrong row (from 1), so that one reading of the message mends the file.
+    """Ads of a table (CSV and similar, Excel), or of a YAML or JSON list of mappings. Raises BadSettings naming every
+    wrong row (from 1).
     """
     ads, problems = [], []
     for number, record in enumerate(_records(path), 1):
@@ -68,7 +67,7 @@ def _rows(table: Table) -> list[Any]:
     found = []
     for _, record in table.records():
         cells = table.cells(record)
-        # What cannot be read is under the key None: refused with the row's number.
+        # Key None marks unreadable cells, refused with the row number.
         found.append({"None": cells} if isinstance(cells, str) else dict(zip(table.columns, cells, strict=True)))
     return found
 
@@ -79,6 +78,6 @@ def _say(problem: Any) -> str:
 
 
 def observed_interval(clicks: int, impressions: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of an observed click-through rate."""
+    """Wilson's interval of an observed rate."""
     found = stats.binomtest(clicks, impressions).proportion_ci(level, method="wilson")
     return float(found.low), float(found.high)

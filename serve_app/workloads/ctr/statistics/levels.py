@@ -1,4 +1,4 @@
-"""The groups that an attribute divides people into: its values, cut points of a number, members of a list."""
+"""Groups of people by an attribute: values, number ranges, list members."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from serve_app.workloads.ctr.statistics.estimate import Floats, column
 
 Mask = npt.NDArray[np.bool_]
 
-# Columns of a run's results that say nothing of the person.
+# Result columns that do not describe people.
 NOT_ATTRIBUTES = RESERVED | {"p_click_calibrated", "platform"}
-# The age groups that advertising platforms report (Google Ads, Meta Ads, TikTok Ads).
+# Advertising platforms' age groups (Google Ads, Meta Ads, TikTok Ads).
 CUTS: Mapping[str, Sequence[float]] = {"age": (25, 35, 45, 55, 65)}
-# More groups than this are names, not segments; fewer numbers than this are categories.
+# More groups are names, not segments; fewer numbers are categories.
 MAX_LEVELS = 40
 MAX_CATEGORIES = 7
 NONE = "(none)"
@@ -29,7 +29,7 @@ NONE = "(none)"
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One group of an attribute: who belongs to it, shape (rows,). `None` among the values is a group too."""
+    """One group of an attribute and its members, shape (rows,). `None` is a group too."""
 
     attribute: str
     name: str
@@ -37,18 +37,16 @@ class Level:
 
 
 def attributes_of(table: pa.Table) -> list[str]:
-    """The columns that describe the person."""
     return [name for name in table.column_names if name not in NOT_ATTRIBUTES]
 
 
 def levels_of(
     table: pa.Table, attribute: str, *, cuts: Sequence[float] | None = None, known: Sequence[str] = ()
 ) -> list[Level]:
-    """The attribute's groups in their natural order; numbers are cut at `cuts`, or at CUTS, or into fifths.
+    """The attribute's groups in natural order; numbers are cut at `cuts`, else CUTS, else into fifths.
 
-    `known` are values that the population could have: those that no row has are groups too, empty ones. A list
-    column makes a group of each member, so that its groups overlap. Empty where there are more than MAX_LEVELS
-    groups, as for a name or a free text. Raises BadSettings without such a column.
+    `known` values without rows form empty groups. List members form overlapping groups. Empty for more than MAX_LEVELS
+    groups, such as names or free text. Raises BadSettings without the column.
     """
     if attribute not in table.column_names:
         raise BadSettings(f"no attribute '{attribute}': the results have {', '.join(attributes_of(table))}")
@@ -80,7 +78,7 @@ def _named(attribute: str, names: list[str], mask: Callable[[str], Mask]) -> lis
 
 
 def _sorted(values: Sequence[object]) -> list[str]:
-    # Buckets as "20-40k" go by their first number, names by the alphabet, and who has none goes last.
+    # "20-40k" sorts by its first number, names by alphabet, none last.
     names = {_name(value) for value in values}
     return sorted(names, key=lambda name: (name == NONE, _leading_number(name), name))
 

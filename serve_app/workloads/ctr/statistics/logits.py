@@ -1,9 +1,9 @@
-"""Regression of ads' click-through on the logit scale, where ads differ by more than the noise of their clicks.
+"""Regression of click-through on the logit scale, where ads differ beyond click noise.
 
-Model: clicks_a ~ Binomial(impressions_a, σ(x_a·β + u_a)), u_a ~ N(0, τ²). τ is the *ad error*: by how much the level
-of one ad differs from what its score says, however often it was shown. Fitted by penalised quasi-likelihood
-(Breslow & Clayton 1993): a random-effects meta-regression of the working logits, τ² by the moment equation of
-Paule & Mandel (1982), repeated until they agree. With τ = 0 it is logistic regression by maximum likelihood.
+Model: clicks_a ~ Binomial(impressions_a, σ(x_a·β + u_a)), u_a ~ N(0, τ²). τ is the *ad error*: an ad's difference from
+its score, whatever its impressions. Fitted by penalised quasi-likelihood (Breslow & Clayton 1993): random-effects
+meta-regression of working logits and τ² by the moment equation of Paule & Mandel (1982), until they agree. With τ = 0
+it is maximum likelihood logistic regression.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOLERANCE = 1e-6  # logits
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """`coefficients` (p,), their `covariance` (p, p), `ad_error` τ in logits and `df` = ads - p."""
+    """`coefficients` (p,), `covariance` (p, p), `ad_error` τ in logits and `df` = ads - p."""
 
     coefficients: Floats
     covariance: Floats
@@ -33,8 +33,8 @@ class Fit:
 def fit_logits(
     design: Floats, clicks: Floats, impressions: Floats, offset: Floats, *, ad_error: float | None = None
 ) -> Fit | None:
-    """Fit coefficients for `design` (ads, p), and τ unless `ad_error` gives it. None where there is no finite answer
-    (too few ads or clicks, or scores that do not differ)."""
+    """Fit coefficients for `design` (ads, p), and τ unless `ad_error` is given. None without a finite answer (too few
+    ads or clicks, or equal scores)."""
     ads, size = design.shape
     if np.linalg.matrix_rank(design) < size or not 0 < clicks.sum() < impressions.sum():
         return None
@@ -49,7 +49,7 @@ def fit_logits(
         coefficients, covariance = weighted_least_squares(working, variances + between, design)
         fixed = design @ coefficients
         before, linear = linear, offset + fixed + between / (variances + between) * (working - fixed)
-        if np.abs(linear).max() > 30:  # all of one kind of click on one side: the estimate runs away
+        if np.abs(linear).max() > 30:  # separable clicks: the estimate diverges
             return None
         if np.abs(linear - before).max() < TOLERANCE:
             break
@@ -64,7 +64,7 @@ def weighted_least_squares(values: Floats, variances: Floats, design: Floats) ->
 
 
 def moment_variance(values: Floats, variances: Floats, design: Floats) -> float:
-    """τ² for which the weighted squares of the residuals sum to their degrees of freedom, or 0 (Paule & Mandel)."""
+    """τ² whose weighted squared residuals sum to their degrees of freedom, or 0 (Paule & Mandel)."""
     df = int(design.shape[0]) - int(design.shape[1])
 
     def surplus(between: float) -> float:
@@ -81,6 +81,6 @@ def moment_variance(values: Floats, variances: Floats, design: Floats) -> float:
 
 
 def empirical_logits(clicks: Floats, impressions: Floats) -> tuple[Floats, Floats]:
-    """Logits of the observed rates and their variances, half a click added to either side (Haldane 1956)."""
+    """Logits of observed rates and variances, with half a click added per side (Haldane 1956)."""
     missed = impressions - clicks
     return np.log((clicks + 0.5) / (missed + 0.5)), 1 / (clicks + 0.5) + 1 / (missed + 0.5)

@@ -1,4 +1,4 @@
-"""The same people under two or more ads: rows joined by id, so that what one person is cancels in the differences."""
+"""Joins the same people's rows under several ads by id, so that personal effects cancel."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from serve_app.workloads.ctr.statistics.levels import attributes_of
 
 @dataclass(frozen=True, slots=True)
 class PairedRows:
-    """People answered under every ad: `chances` (rows, ads) and their attributes in the same order. `dropped` people
-    have no answer under at least one ad; they are left out of all, or the ads would be compared on different people.
+    """People answered under every ad: `chances` (rows, ads) and attributes in the same order. `dropped` people lack an
+    answer and are left out of all ads.
     """
 
     ads: tuple[str, ...]
@@ -27,7 +27,7 @@ class PairedRows:
 
     @property
     def weights(self) -> Floats | None:
-        """Sampling weights, shape (rows,), if the population has them."""
+        """Sampling weights, shape (rows,), if any."""
         return weights_of(self.people)
 
     def differences(self, first: int, second: int) -> Floats:
@@ -36,10 +36,8 @@ class PairedRows:
 
 
 def pair_rows(results: Mapping[str, pa.Table], *, value: str = "p_click") -> PairedRows:
-    """Join the ads' results, by name of the ad, on `id`; the order is the first ad's.
-
-    Raises BadSettings for fewer than two ads, for an id that occurs twice, and where no person was answered under
-    every ad: then it is not the same population.
+    """Join results by ad name on `id`, in the first ad's order. Raises BadSettings for fewer than two ads, repeated
+    ids, or no common person: then populations differ.
     """
     if len(results) < 2:
         raise BadSettings(f"{len(results)} ad(s): a comparison needs at least two")

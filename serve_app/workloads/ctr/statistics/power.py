@@ -1,4 +1,4 @@
-"""How many people it takes to tell two ads apart, and how small a difference a number of people can show."""
+"""People needed to tell two ads apart, and the detectable difference."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from serve_app.errors import BadSettings
 
 
 def rows_needed(sd: float, difference: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
-    """People for a paired two-sided t test to find `difference`, where people's differences spread by `sd`.
+    """People for a paired two-sided t test of `difference` with spread `sd`.
 
-    n = ((z₁₋α/₂ + z_power)·sd/difference)² + z₁₋α/₂²/2 (Guenther 1981, the normal approximation mended for t). None
-    for no difference: no number of people shows that.
+    n = ((z₁₋α/₂ + z_power)·sd/difference)² + z₁₋α/₂²/2 (Guenther 1981, normal approximation corrected for t). None for
+    no difference.
     """
     if difference == 0:
         return None
@@ -22,15 +22,15 @@ def rows_needed(sd: float, difference: float, *, alpha: float = 0.05, power: flo
 
 
 def detectable(sd: float, rows: int, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """Inverse of `rows_needed`: the smallest difference found with that power; None for too few rows for any."""
+    """Inverse of `rows_needed`: the smallest difference at that power; None for too few rows."""
     normal, critical = _quantiles(alpha, power)
     left = rows - critical**2 / 2
     return None if left <= 0 else normal * sd / left**0.5
 
 
 def impressions_needed(rate: float, other: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
-    """Impressions of *each* ad for a live A/B test of two click-through rates: Fleiss, Levin & Paik (2003),
-    "Statistical methods for rates and proportions", eq. 4.14. None for equal rates."""
+    """Impressions of *each* ad for a live A/B test of two rates: Fleiss, Levin & Paik (2003), "Statistical methods for
+    rates and proportions", eq. 4.14. None for equal rates."""
     if rate == other:
         return None
     critical, enough = (float(stats.norm.ppf(q)) for q in (1 - alpha / 2, power))

@@ -1,7 +1,7 @@
-"""Which groups of people differ: each group's mean with an interval, tested against all others.
+"""Which groups differ: each group's mean with an interval, tested against the others.
 
-Many groups are looked at together, so a difference is only called one at a false discovery rate (Benjamini &
-Hochberg 1995), and the extreme groups' means are also given shrunk towards the whole.
+With many groups, differences need a false discovery rate (Benjamini & Hochberg 1995), and means are also shrunk towards
+the whole.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ FALSE_DISCOVERY_RATE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A group: `people` in it, and the mean over those that were answered.
+    """A group of `people` and the mean of those answered.
 
-    `versus_rest` is its mean minus that of everybody else; `p_value` Student's test that this is 0 and `q_value` the
-    same adjusted for all segments of the call. `shrunk` is the mean drawn towards its attribute's (empirical Bayes),
-    the better guess of a small group's rate. None where too few rows were answered to say.
+    `versus_rest` is its mean minus the others'; `p_value` is Student's test of 0, `q_value` the same adjusted over all
+    segments of the call. `shrunk` is drawn towards the attribute's mean (empirical Bayes), better for small groups.
+    None with too few answers.
     """
 
     attribute: str
@@ -40,7 +40,7 @@ class Segment:
 
     @property
     def differs(self) -> bool:
-        """Whether it differs from the rest, at the false discovery rate."""
+        """Whether it differs from the rest at the false discovery rate."""
         return self.q_value is not None and self.q_value <= FALSE_DISCOVERY_RATE
 
 
@@ -54,11 +54,11 @@ def segments(
     level: float = 0.95,
     interval: Callable[..., Estimate] = rate_interval,
 ) -> list[Segment]:
-    """The segments of `table` (attributes' columns) by the mean of `values`, shape (rows,), NaN where unanswered.
+    """Segments of `table` (attribute columns) by the mean of `values`, shape (rows,), NaN where unanswered.
 
-    `values` are probabilities of a click, or, with `difference_interval` as `interval`, differences of two ads'. `cuts`
-    and `known` are by attribute; see `levels_of`. An attribute with one group, or too many, gives none. A group without
-    rows or answers is among them, with counts of 0. Raises BadSettings for an attribute that is not there.
+    `values` are click probabilities, or two ads' differences with `difference_interval` as `interval`. `cuts` and
+    `known` are by attribute (`levels_of`). An attribute with one group, or too many, gives none; empty groups have
+    counts of 0. Raises BadSettings for a missing attribute.
     """
     if len(values) != table.num_rows:
         raise BadSettings(f"{len(values)} values for {table.num_rows} rows")
@@ -84,18 +84,17 @@ def _segment(
 
 
 def student(one: Estimate, other: Estimate) -> tuple[float | None, float | None]:
-    """Difference of two independent means and the two-sided p-value of Student's t test with pooled variance.
+    """Difference of two independent means and two-sided p-value of Student's t test with pooled variance.
 
-    Pooled, as the null is that a group is people like all others. Probabilities of a click are skewed: among 12 groups
-    of 200 people that do not differ, Welch's test (after adjustment) found one that does in 10 to 23 % of 1,500
-    simulated populations, this one in 5 to 7 %.
+    Under the null a group is like all others. Click probabilities are skewed: among 12 equal groups of 200 people,
+    Welch's test (adjusted) found a difference in 10 to 23 % of 1,500 simulated populations, this one in 5 to 7 %.
     """
     if one.mean is None or other.mean is None:
         return None, None
     difference = one.mean - other.mean
     if one.se is None or other.se is None:
         return difference, None
-    # Kish's sizes, which without weights are the numbers of rows, and the variances of a row.
+    # Kish's sizes (unweighted: row counts) and row variances.
     sizes = one.df + 1, other.df + 1
     df = one.df + other.df
     variance = (one.df * one.se**2 * sizes[0] + other.df * other.se**2 * sizes[1]) / df
@@ -106,7 +105,7 @@ def student(one: Estimate, other: Estimate) -> tuple[float | None, float | None]
 
 
 def _shrink(group: list[Segment]) -> list[Segment]:
-    """Means drawn towards their common mean by se²/(se² + τ²), τ² by moments (DerSimonian & Laird 1986)."""
+    """Means shrunk to their common mean by se²/(se² + τ²), τ² by moments (DerSimonian & Laird 1986)."""
     estimates = {s.level: s.estimate for s in group}
     known = {level: (e.mean, e.se**2) for level, e in estimates.items() if e.mean is not None and e.se}
     if len(known) < 3:

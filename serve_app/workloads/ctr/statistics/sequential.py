@@ -1,14 +1,14 @@
-"""Stop an experiment as soon as it is decided, looking after every batch, with the error that one look would have.
+"""Stops an experiment once decided, looking after every batch, with the error of a single look.
 
-An ordinary interval looked at again and again excludes the truth sooner or later. A confidence *sequence* holds at
-all looks at once: the Gaussian-mixture asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy &
-Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences" (arXiv 2103.06476, section 2), for
-the mean of independent people's differences:
+An ordinary interval, looked at repeatedly, eventually excludes the truth. A confidence *sequence* holds at all looks:
+the Gaussian-mixture asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas, "Time-uniform
+central limit theory and asymptotic confidence sequences" (arXiv 2103.06476, section 2), for the mean of independent
+people's differences:
 
     mean_t ± sd_t · √( 2(tρ² + 1)/(t²ρ²) · log(√(tρ² + 1)/α) )
 
-It is asymptotic: no look is taken before `min_rows` rows. It covers the draw of the population only, not the model's
-error, and takes the rows to come in random order, unweighted: shuffle a stratified or sorted population first.
+It is asymptotic, so looks begin at `min_rows` rows. It covers the population's draw, not the model's error, and needs
+unweighted rows in random order: shuffle stratified or sorted populations.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MIN_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is known after `rows` people: per pair of ads (first, second) the interval of second minus first.
+    """The state after `rows` people: per pair (first, second) the interval of second minus first.
 
-    `winner` beats every other ad. `leaders` are the ads that none beats: the rest need no more rows. `equivalent`:
-    no pair differs by more than the indifference. `decided`: either of the two; then stop.
+    `winner` beats all others; none beats `leaders`, and the rest need no rows. `equivalent`: no pair differs beyond the
+    indifference. `decided`: either; then stop.
     """
 
     rows: int
@@ -42,16 +42,15 @@ class Look:
 
     @property
     def decided(self) -> bool:
-        """Whether more rows would change nothing that is asked."""
         return self.winner is not None or self.equivalent
 
 
 class SequentialTest:
-    """Feed it batches of paired rows (`add`); it says after each whether to stop.
+    """Takes batches of paired rows (`add`), and tells after each whether to stop.
 
-    Wrong claims, at any look and of any pair, have probability ≤ `alpha` altogether (Bonferroni over pairs). The
-    sequence is tightest at `planned_rows`. `indifference` is the difference of CTR that is not worth knowing: two ads
-    nearer than that are decided too, as equivalent; with 0 equal ads go on for ever.
+    Wrong claims, at any look and pair, have total probability ≤ `alpha` (Bonferroni over pairs). The sequence is
+    tightest at `planned_rows`. Ads closer than `indifference` in CTR are decided as equivalent; with 0, equal ads never
+    end.
     """
 
     def __init__(
@@ -78,9 +77,8 @@ class SequentialTest:
         self._squares = np.zeros(len(self._pairs))
 
     def add(self, chances: Floats) -> Look:
-        """Take `chances` (rows, ads) of people answered under every ad, in the ads' order; what is known now.
-
-        Raises BadSettings for another shape or a missing probability.
+        """Add `chances` (rows, ads) of people answered under every ad, in ad order; returns the look. Raises
+        BadSettings for another shape or missing probabilities.
         """
         if chances.ndim != 2 or chances.shape[1] != len(self._ads):
             raise BadSettings(f"rows of shape {chances.shape} for {len(self._ads)} ads")
@@ -90,7 +88,7 @@ class SequentialTest:
         return self._look()
 
     def _merge(self, differences: Floats) -> None:
-        # Chan, Golub & LeVeque (1983): means and sums of squares of two parts joined without cancellation.
+        # Chan, Golub & LeVeque (1983): joins sums of squares without cancellation.
         rows = len(differences)
         if not rows:
             return
@@ -102,7 +100,7 @@ class SequentialTest:
 
     def _look(self) -> Look:
         half = np.full(len(self._pairs), np.inf)
-        # Differences that do not vary at all are too few to tell how they vary.
+        # Constant differences do not show their spread.
         if self._rows >= self._min_rows:
             known = self._squares > 0
             half[known] = np.sqrt(self._squares[known] / self._rows) * margin(self._rows, self._rho2, self._alpha)
@@ -124,13 +122,13 @@ class SequentialTest:
 
 
 def margin(rows: int, rho2: float, alpha: float) -> float:
-    """Half width of the sequence after `rows` rows, in standard deviations."""
+    """The sequence's half width after `rows` rows, in standard deviations."""
     grown = rows * rho2 + 1
     return math.sqrt(2 * grown / (rows**2 * rho2) * math.log(math.sqrt(grown) / alpha))
 
 
 def tuning(rows: int, alpha: float) -> float:
-    """ρ² that makes the sequence about as narrow as it can be at `rows` rows: (-2 log α + log(1 - 2 log α))/rows, the
-    paper's approximation of the Lambert W function's lower branch."""
+    """ρ² that makes the sequence nearly narrowest at `rows` rows: (-2 log α + log(1 - 2 log α))/rows, the paper's
+    approximation of the Lambert W function's lower branch."""
     surprise = -2 * math.log(alpha)
     return (surprise + math.log(surprise + 1)) / rows
