@@ -1,11 +1,11 @@
-"""Label a dataset by a model's own coherence, and judge the labels. The Python API of `serve-app icm run`:
+"""Label a dataset by a model's coherence, and evaluate. The Python API of `serve-app icm run`:
 
     labelling = Labelling(testbed="reviews", batch_size=16, settings=SearchSettings(iterations=60, num_seed=4))
     with connect("http://127.0.0.1:8000") as served:
         report = labelling.run(served, Path("runs/icm"))
     print(report.finding.confidence, report.write(Path("runs/icm")))
 
-A run goes on where its folder's checkpoint is. Knows the order of things. Does not know the search nor the model.
+A run continues from its folder's checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from serve_app.workloads.icm.search.finding import Finding, conclude
 from serve_app.workloads.icm.search.runs import Run
 from serve_app.workloads.icm.search.search import Search
 
-# Settings of the search by the names that commands and checkpoints have for them.
+# Search settings by their names in commands and checkpoints.
 SEARCH = {
     "variant": "variant",
     "alpha": "alpha",
@@ -53,19 +53,19 @@ PROVIDER = {
     "requests_per_minute": "requests_per_minute",
     "tokens_per_minute": "tokens_per_minute",
 }
-# What makes a run another one; the rest may change when it goes on.
+# Changing these makes another run.
 FIXED = ("testbed", "data", "words", "variant", "alpha", "fixed_alpha", "batch_size", "num_seed", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelling:
-    """Which examples are labelled, by what search and model, and what the labels are compared with.
+    """The examples, search and model, and what labels are compared with.
 
-    `gold` is for the evaluation alone; without it the bundled data's own is taken. `words` are the label words and a
-    comma, the one for 0 first; "" takes the testbed's. `baselines` are run for `baseline_seeds` draws of `shots`
-    demonstrations. `model` is the served one, where a server has several.
+    `gold` (by default the bundled data's) is for evaluation only. `words` are the label words, separated by a comma,
+    label 0 first; "" takes the testbed's. `baselines` run for `baseline_seeds` draws of `shots` demonstrations. `model`
+    selects one of a server's.
 
-    Raises BadSettings naming the command's flag, also for files that cannot be read.
+    Raises BadSettings naming the command's flag, also for unreadable files.
     """
 
     settings: SearchSettings = field(default_factory=SearchSettings)
@@ -85,12 +85,11 @@ class Labelling:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The examples that are labelled."""
         return load(self.testbed, self.data, words=_words(self.words)).sample(self.batch_size, self.settings.seed)
 
     @cached_property
     def _gold(self) -> Gold | None:
-        """Those that were given, or the bundled data's own. Raises BadSettings where an example has none."""
+        """The given or bundled gold labels. Raises BadSettings for an example without one."""
         path = self.gold or BUNDLED / f"{self.testbed}.gold.jsonl"
         dataset = self.dataset
         if self.gold is None and (self.data or not path.is_file()):
@@ -107,10 +106,10 @@ class Labelling:
         on_step: Callable[[int, int], None] = lambda done, total: None,
         tell: Callable[[str], None] = lambda message: None,
     ) -> Report:
-        """Search, or go on with the search in `folder`; conclude; compare with gold labels where there are any.
+        """Search, or continue in `folder`; conclude; compare with any gold labels.
 
-        `on_step` is called with the iterations done and all of them. Raises BadSettings for a folder with another
-        run, ScoringFailed, StoreError.
+        `on_step` gets the done and total iterations. Raises BadSettings for a folder with another run, ScoringFailed,
+        StoreError.
         """
         started = time.monotonic()
         dataset, settings, run = self.dataset, self.settings, Run(folder, served.name)
@@ -140,7 +139,7 @@ class Labelling:
     def _judge(
         self, served: ServedModel, finding: Finding, run: Run, tell: Callable[[str], None]
     ) -> tuple[dict[str, Accuracy], Sequence[tuple[int, float, int]]]:
-        """Accuracies by method, and ICM's by iteration."""
+        """Accuracy by method, and ICM's by iteration."""
         gold = self._gold
         if gold is None:
             return {}, []
@@ -157,7 +156,7 @@ class Labelling:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """All of it as JSON has it, for a checkpoint and a report; inverse of `of`."""
+        """All settings as JSON, for checkpoints and reports; inverse of `of`."""
         provider = self.provider
         answering = {name: provider and getattr(provider, field) for name, field in PROVIDER.items()}
         return {
@@ -176,9 +175,8 @@ class Labelling:
 
     @classmethod
     def of(cls, asked: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Labelling:
-        """From what `asked` holds, the rest by default. `settings` are further ones of the search, which give way.
-
-        Raises BadSettings naming the flag.
+        """From `asked`, with defaults for the rest. It overrides `settings`, further search settings. Raises
+        BadSettings naming the flag.
         """
         searched = {**(settings or {}), **{field: asked[name] for name, field in SEARCH.items() if name in asked}}
         answering = {field: asked[name] for name, field in PROVIDER.items() if asked.get(name) not in (None, "")}
@@ -195,10 +193,8 @@ class Labelling:
 
     @classmethod
     def resume(cls, folder: Path, changed: Mapping[str, Any]) -> Labelling:
-        """The labelling of the run in `folder`, with what is `changed` (names as in `asked`).
-
-        Raises BadSettings for a change that would make it another run, and for fewer iterations than were made;
-        StoreError without a run.
+        """The labelling in `folder` with `changed` settings (names as in `asked`). Raises BadSettings for a change to
+        another run or fewer iterations than made; StoreError without a run.
         """
         checkpoint = Run(folder).load()
         for name in FIXED:
@@ -218,7 +214,6 @@ class Labelling:
 
 
 def _flag(name: str) -> str:
-    """The option of the command line."""
     spelled = {"K": "iterations", "provider_key_env": "api_key_env", "base_url": "provider"}.get(name, name)
     return f"--{spelled.replace('_', '-')}"
 
@@ -228,7 +223,7 @@ def _settings(values: Mapping[str, Any]) -> SearchSettings:
         settings = SearchSettings.model_validate(values)
     except ValidationError as error:
         raise _named(error) from error
-    _ = settings.alphas  # names an unknown variant now
+    _ = settings.alphas  # names an unknown variant
     return settings
 
 

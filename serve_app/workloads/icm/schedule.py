@@ -1,4 +1,4 @@
-"""What a search is set to: iterations, temperature, α and the random numbers of each iteration."""
+"""A search's iterations, temperature, α and random numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve_app.workloads.icm.variants import Variant, variant_of
 
 
 class SearchSettings(Frozen):
-    """Defaults are the paper's (appendix: T0 10, T_min 0.01, β 0.99, 8 seeds, up to 10 rounds of consistency fix)."""
+    """Defaults are the paper's (appendix: T0 10, T_min 0.01, β 0.99, 8 seeds, up to 10 consistency fix rounds)."""
 
     variant: str = "paper"
     iterations: int = Field(3000, ge=1)
@@ -32,42 +32,42 @@ class SearchSettings(Frozen):
 
     @property
     def rules(self) -> Variant:
-        """The variant itself. Raises BadSettings for an unknown name."""
+        """The variant. Raises BadSettings for an unknown name."""
         return variant_of(self.variant)
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """α and what it may be lowered to."""
+        """α and its lower values."""
         first = self.rules.alphas[0] if self.alpha is None else self.alpha
         return (first, *(() if self.fixed_alpha else (alpha for alpha in self.rules.alphas if alpha < first)))
 
     def temperature(self, iteration: int, accepted: int) -> float:
-        """max(T_min, T0/(1 + cooling)): line 4 of Algorithm 1. `iteration` counts from 1."""
+        """max(T_min, T0/(1 + cooling)): line 4 of Algorithm 1; `iteration` starts at 1."""
         beta = self.rules.beta if self.beta is None else self.beta
         cooled = self.initial_temperature / (1 + self.rules.cooling(beta, iteration, accepted))
         return max(self.final_temperature, cooled)
 
 
 class Draws(NamedTuple):
-    """The random numbers of one iteration, uniform in [0, 1). They depend on seed and iteration only, and so are the
-    same whatever was scored ahead, and after a resume."""
+    """One iteration's random numbers, uniform in [0, 1). They depend only on seed and iteration, not on scoring ahead
+    or resuming."""
 
     example: float
     accept: float
     pairs: tuple[float, ...]
 
 
-# One stream of random numbers for each use, so that none depends on how much another took.
+# Separate random streams per use are independent.
 STREAMS = ("", "iteration", "seeds", "places", "sample", "baseline", "shuffle")
 
 
 def stream(seed: int, use: str, number: int = 0) -> np.random.Generator:
-    """The random numbers of a seed for one use."""
+    """A seed's random numbers for one use."""
     return np.random.default_rng((seed, number, STREAMS.index(use)))
 
 
-@lru_cache(maxsize=4096)  # an iteration's are looked at again and again while others are scored ahead of it
+@lru_cache(maxsize=4096)  # reread while scoring ahead
 def draw(seed: int, iteration: int, rounds: int) -> Draws:
-    """Those of an iteration; iteration 0 is the initial labelling's."""
+    """An iteration's numbers; 0 is the initial labelling."""
     example, accept, *pairs = stream(seed, "iteration", iteration).random(2 + rounds).tolist()
     return Draws(example, accept, tuple(pairs))

@@ -1,4 +1,4 @@
-"""The paper's algorithm and, where it differs, its published code's: objective, temperature, α and consistency fix.
+"""The paper's algorithm and its published code's, which differ in objective, temperature, α and consistency fix.
 
 Wen et al. 2025 (arXiv 2506.10139), sections 2.2 and 2.3, algorithms 1 and 2; code: Jiaxin-Wen/Unsupervised-Elicitation,
 src/experiments/ICM.py.
@@ -12,19 +12,17 @@ from dataclasses import dataclass
 
 from serve_app.errors import BadSettings
 
-# Added to a probability before its logarithm is taken (the code's solution_extraction.py): one hopeless label does not
-# outweigh all others.
+# Added before the logarithm (the code's solution_extraction.py), so that one hopeless label does not dominate.
 EPSILON = 1e-5
 Logprobs = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`predictability` is P(D) of the labels (of labelled examples, in order) and their leave-one-out
-    log-probabilities. `cooling` is β·log(·) of (β, iteration from 1, accepted proposals). `alphas` are used one after
-    another, the next when too many proposals are rejected. `both_false` says whether Algorithm 2 may resolve a
-    contradiction by (0, 0),
-    `forced_fix` whether its first resolution is taken even if U falls."""
+    """`predictability` is P(D) of labels (of labelled examples, in order) and their leave-one-out log-probabilities.
+    `cooling` is β·log(·) of (β, iteration from 1, accepted proposals). `alphas` follow one another when too many
+    proposals are rejected. `both_false`: Algorithm 2 may resolve a contradiction by (0, 0). `forced_fix`: its first
+    resolution is taken even if U falls."""
 
     name: str
     predictability: Callable[[Sequence[int], Logprobs], float]
@@ -41,7 +39,7 @@ def summed_logprob(labels: Sequence[int], logprobs: Logprobs) -> float:
 
 
 def mean_margin(labels: Sequence[int], logprobs: Logprobs) -> float:
-    """The code's: mean of log p(y_i | …) − log p(other label | …); 0 of nothing."""
+    """The code's: mean of log p(y_i | …) − log p(other label | …); 0 if empty."""
     margins = [_log(pair[label]) - _log(pair[1 - label]) for label, pair in zip(labels, logprobs, strict=True)]
     return math.fsum(margins) / len(margins) if margins else 0.0
 
@@ -55,8 +53,8 @@ PAPER = Variant(
     predictability=summed_logprob,
     cooling=lambda beta, iteration, accepted: beta * math.log(iteration),
     beta=0.99,
-    # Appendix: begin with 50, lower to 20–30 if too many proposals are rejected. What is below 20 is ours, for models
-    # less sure than the paper's: an example that is added with probability 0.75 costs the sum 0.3·α, at T of 1 to 3.
+    # Appendix: begin with 50, lower to 20–30 if too many are rejected. Below 20 is ours, for less sure models: an
+    # example added with probability 0.75 costs 0.3·α, at T of 1 to 3.
     alphas=(50.0, 30.0, 20.0, 10.0, 5.0, 2.0),
     both_false=True,
     forced_fix=False,

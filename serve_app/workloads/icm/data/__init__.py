@@ -1,1 +1,1 @@
-"""Bundled testbeds, and how they were made (`compose.py`). Gold labels are in files of their own."""
+"""Bundled testbeds and their generator (`compose.py`). Gold labels are in separate files."""

@@ -1,6 +1,5 @@
-"""What reviewers say: for each subject six aspects, each as somebody who liked it and somebody who did not put it.
-
-Written by hand. The two of an aspect contradict each other: about one thing, at most one of them can be meant.
+"""Remarks on six aspects of each subject, one positive and one negative. Written by hand; the two contradict each
+other, so at most one is meant.
 """
 
 SUBJECTS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -185,7 +184,7 @@ SUBJECTS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }  # fmt: skip
 
-# Before a remark; they say nothing of how it was.
+# Neutral openings.
 OPENERS = (
     "We were there in March.", "My sister recommended it.", "This was in the summer.", "It was our second time.",
     "I went on a Tuesday.", "I had read about it before.", "A short note.", "I write this a month later.",

@@ -1,12 +1,10 @@
 """Writes the bundled testbeds: `python -m serve_app.workloads.icm.data.compose`.
 
-reviews   the remarks of `clauses.py`, 132 pairs, each used at most twice: two people disagree about one thing, so
-          exactly one of them liked it, and each says in the end how it was. Without that end the default model is right
-          about 90 of 100 at zero shots, with it about 98: this is the testbed on which it is to be seen to succeed.
-          Which of the two has key a is drawn by lot, and so says nothing of who.
-claims    numbers that a small model does not know: atomic numbers, years, sums of three-digit numbers. For each
-          question a right claim and a wrong one, in random order; whether two claims contradict each other is
-          computed from the numbers in them.
+reviews   the remarks of `clauses.py`, 132 pairs, each used at most twice: two people disagree, so exactly one liked
+          it, and each ends with a verdict. Without it the default model is right about 90 of 100 at zero shots, with
+          it about 98: ICM should succeed here. Key a goes to either at random, and so tells nothing.
+claims    numbers that a small model does not know: atomic numbers, years, sums of three-digit numbers. Each question
+          has a right and a wrong claim, in random order; contradictions are computed from the numbers.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ import msgspec
 from serve_app.workloads.icm.data.clauses import DISLIKED, LIKED, OPENERS, SUBJECTS
 
 FOLDER = Path(__file__).parent
-# Aspects of each subject that are used a second time, then with a sentence before them, so that no text is there twice.
+# Aspects used a second time, with an opening to make texts unique.
 AGAIN = (0, 2, 3, 5)
-# Symbols are left out: they would give some away. Order of the periodic table, by IUPAC.
+# In IUPAC's order; symbols would give some away.
 ELEMENTS = {
     "scandium": 21, "vanadium": 23, "gallium": 31, "germanium": 32, "rubidium": 37, "yttrium": 39, "niobium": 41,
     "technetium": 43, "rhodium": 45, "palladium": 46, "indium": 49, "antimony": 51, "tellurium": 52, "caesium": 55,
@@ -56,7 +54,7 @@ def main() -> None:
 
 
 def reviews(seed: int = 1) -> list[dict[str, Any]]:
-    """Pairs of remarks, one by somebody who liked it and one by somebody who did not."""
+    """Pairs of a positive and a negative remark."""
     rng = random.Random(seed)
     rows = []
     for subject, aspects in SUBJECTS.items():

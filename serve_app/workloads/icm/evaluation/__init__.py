@@ -1,1 +1,1 @@
-"""Labels beside gold labels and beside cheaper ways to labels. Nothing that searches imports this."""
+"""Compares labels with gold labels and baselines. The search never imports this."""

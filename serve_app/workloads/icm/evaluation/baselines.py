@@ -1,7 +1,7 @@
-"""Cheaper ways to labels on the same data and scorer: zero-shot, chat, random-label, bootstrapped and gold few-shot.
+"""Baselines on the same data and scorer: zero-shot, chat, random-label, bootstrapped and gold few-shot.
 
-Each gives a label to every example, and asks all examples in one call a round. The gold labels of the last are an
-argument; the others see none. Few-shot examples are drawn anew for each seed, and never show an example its own label.
+Each labels every example, with one call per round. Only the last gets gold labels, as an argument. Few-shot examples
+are drawn per seed and exclude the example itself.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from serve_app.workloads.icm.scoring.protocol import Scorer, Usage, ask
 from serve_app.workloads.icm.search.finding import most_probable
 
 Logprobs = Sequence[tuple[float, float]]
-# Rounds of bootstrapping after the zero-shot labels; later ones change little.
+# Bootstrapping rounds after zero-shot; more change little.
 ROUNDS = 3
 
 
 def zero_shot(dataset: Dataset, score: Scorer, usage: Usage | None = None) -> Labels:
-    """The more probable label word after the example alone."""
+    """The more probable label after the example alone."""
     return most_probable(_few_shot(dataset, score, unlabelled(len(dataset)), 0, usage))
 
 
 def chat(dataset: Dataset, score: Scorer, usage: Usage | None = None) -> Labels:
-    """The same, asked as a message to the model's chat template."""
+    """The same as a message in the model's chat template."""
     prompts = Prompts(dataset, 0)
     answers = ask(score, [prompts.chat(index) for index in range(len(dataset))], usage)
     return most_probable([answer.logprobs for answer in answers])
 
 
 def random_few_shot(dataset: Dataset, score: Scorer, *, shots: int, seed: int, usage: Usage | None = None) -> Labels:
-    """`shots` examples with random labels, half of each, as demonstrations."""
+    """`shots` demonstrations with random labels, half of each."""
     rng = stream(seed, "baseline")
     chosen = _choose(rng, len(dataset), shots)
     labels = rng.permutation([position % 2 for position in range(len(chosen))]).tolist()
@@ -48,14 +48,14 @@ def random_few_shot(dataset: Dataset, score: Scorer, *, shots: int, seed: int, u
 def gold_few_shot(
     dataset: Dataset, score: Scorer, gold: Labels, *, shots: int, seed: int, usage: Usage | None = None
 ) -> Labels:
-    """`shots` examples with their gold labels as demonstrations: what supervision of that size gives."""
+    """`shots` demonstrations with gold labels: supervision of that size."""
     return most_probable(_few_shot(dataset, score, _shown(gold, shots, seed, 0), seed, usage))
 
 
 def bootstrapped_few_shot(
     dataset: Dataset, score: Scorer, *, shots: int, seed: int, rounds: int = ROUNDS, usage: Usage | None = None
 ) -> Labels:
-    """Demonstrations with the model's own last labels, made consistent, again and again; begins with zero-shot."""
+    """Demonstrations with the model's last labels, made consistent; rounds begin with zero-shot."""
     logprobs = _few_shot(dataset, score, unlabelled(len(dataset)), seed, usage)
     for number in range(1, rounds + 1):
         shown = _shown(make_consistent(dataset, logprobs), shots, seed, number)
@@ -64,9 +64,8 @@ def bootstrapped_few_shot(
 
 
 def make_consistent(dataset: Dataset, logprobs: Logprobs) -> Labels:
-    """The most probable labels, each inconsistent pair set to its most probable consistent one, the surest pair first.
-
-    A pass over the pairs may undo what another settled; after as many passes as there are relations it stops.
+    """The most probable labels; inconsistent pairs get their most probable consistent ones, surest first. A pass may
+    undo another pair, so passes stop at the number of relations.
     """
     constraints = Constraints(dataset.relations, len(dataset))
     labels = most_probable(logprobs)

@@ -1,4 +1,4 @@
-"""ICM beside its rivals on the same examples and scorer: the accuracy table."""
+"""ICM and baselines on the same examples and scorer: the accuracy table."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ def compare(
     seeds: Sequence[int],
     skipped: Callable[[str, ServeAppError], None],
 ) -> dict[str, Accuracy]:
-    """Accuracy of each baseline; those that draw examples are run once a seed.
-
-    One that cannot be run (a model without a chat template, say) is told to `skipped` and left out of the table.
+    """Each baseline's accuracy, once per seed if it draws examples. One that cannot run (such as chat without a
+    template) goes to `skipped`.
     """
     runs: dict[str, Callable[[int], Labels]] = {
         ZERO_SHOT: lambda seed: baselines.zero_shot(dataset, score),

@@ -1,5 +1,5 @@
-"""Gold labels, and how labels compare with them. The only module of this workload that knows gold labels; nothing that
-the search imports imports it (a test reads the imports)."""
+"""Gold labels and comparisons with them. No other module of this workload knows them, and the search does not import
+this one (a test checks)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ class Gold:
 
     @classmethod
     def read(cls, path: Path) -> Gold:
-        """From JSONL, a JSON array or a table of rows with id and label, 0 or 1; what else a row has is not looked at.
-
-        Raises BadSettings with the line's number.
+        """Reads id and label, 0 or 1, from JSONL, a JSON array or a table, ignoring other fields. Raises BadSettings
+        with the line number.
         """
         labels: dict[str, int] = {}
         for number, line in read_lines(path):
             try:
-                row = msgspec.json.decode(line, type=_GoldRow, strict=False)  # cells of a table are text
+                row = msgspec.json.decode(line, type=_GoldRow, strict=False)  # tables have text cells
                 if row.label not in (0, 1):
                     raise BadSettings(f"label {row.label} is not 0 or 1")
                 labels[new_id(row.id, row.uid, number, labels)] = int(row.label)
@@ -44,7 +43,7 @@ class Gold:
         return cls(labels)
 
     def of(self, dataset: Dataset) -> Labels:
-        """The dataset's gold labels, in its order. Raises BadSettings naming an example that has none."""
+        """The dataset's gold labels, in order. Raises BadSettings naming an example without one."""
         missing = [example.id for example in dataset.examples if example.id not in self.labels]
         if missing:
             raise BadSettings(f"--gold: {len(missing)} example(s) have no gold label, the first is '{missing[0]}'")
@@ -59,8 +58,8 @@ class _GoldRow(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Share of right labels with a 95 % interval: Wilson's over examples for one labelling, Student's t over the
-    seeds' accuracies for several."""
+    """Share of right labels with a 95 % interval: Wilson's over examples for one labelling, Student's t over seeds for
+    several."""
 
     mean: float
     low: float
@@ -70,7 +69,7 @@ class Accuracy:
 
 
 def accuracy(labels: Labels, gold: Labels) -> Accuracy:
-    """Of one labelling, over the examples that have a label."""
+    """Of one labelling, over labelled examples."""
     judged = [(label, truth) for label, truth in zip(labels, gold, strict=True) if label != NONE]
     if not judged:
         raise BadSettings("no example has a label, so there is nothing to compare with gold labels")
@@ -80,7 +79,7 @@ def accuracy(labels: Labels, gold: Labels) -> Accuracy:
 
 
 def over_seeds(each: Sequence[Accuracy]) -> Accuracy:
-    """Their mean; one alone is given back as it is."""
+    """The seeds' mean; a single one unchanged."""
     if len(each) == 1:
         return each[0]
     means = [one.mean for one in each]
@@ -93,9 +92,8 @@ def over_seeds(each: Sequence[Accuracy]) -> Accuracy:
 
 
 def accuracy_by_iteration(start: Mapping[str, int], steps: Iterable[Step], gold: Gold) -> list[tuple[int, float, int]]:
-    """(iteration, accuracy of the labels so far, how many there are), for the start and each accepted change.
-
-    `start` are the labels of iteration 0, by id.
+    """(iteration, accuracy of current labels, their number) at the start and each accepted change. `start`: iteration
+    0's labels by id.
     """
     labels = dict(start)
     right = sum(gold.labels[name] == label for name, label in labels.items())

@@ -1,1 +1,1 @@
-"""What is labelled: examples, their labels, and how these constrain each other."""
+"""Examples, their labels and constraints."""

@@ -1,7 +1,5 @@
-"""What a search is given: examples, how they constrain each other, and the label words. No gold labels.
-
-Gold labels are in an object of their own (`evaluation.Gold`), read from a file of their own, which no module that the
-search imports knows.
+"""The search's input: examples, constraints and label words. Gold labels are in a separate object and file
+(`evaluation.Gold`), which the search never imports.
 """
 
 from __future__ import annotations
@@ -16,8 +14,8 @@ from serve_app.workloads.icm.schedule import stream
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """`text` is all that stands before the label, and ends without a space. Examples of one `group` are about the same
-    thing (one question, one review's subject); "" is a group of its own."""
+    """`text` is all before the label, without a final space. A `group` is about one thing (a question, a review's
+    subject); "" is its own group."""
 
     id: str
     text: str
@@ -26,9 +24,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class LabelWords:
-    """The two labels as the model writes them, label 0 first, each with the space that is before it.
-
-    Each must be one token. A chat's answer begins without a space.
+    """The two labels as the model writes them, label 0 first, with the preceding space. Each is one token; chat answers
+    begin without a space.
     """
 
     negative: str
@@ -39,18 +36,18 @@ class LabelWords:
 
     @property
     def in_text(self) -> tuple[str, str]:
-        """After a demonstration's text."""
+        """After a demonstration."""
         return self.negative, self.positive
 
     @property
     def in_chat(self) -> tuple[str, str]:
-        """At the beginning of an answer."""
+        """At an answer's start."""
         return self.negative.strip(), self.positive.strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`relations` are between indices of `examples`; `instruction` stands once, first in every prompt."""
+    """`relations` are between indices of `examples`; `instruction` begins every prompt."""
 
     name: str
     examples: tuple[Example, ...]
@@ -62,10 +59,7 @@ class Dataset:
         return len(self.examples)
 
     def sample(self, size: int, seed: int) -> Dataset:
-        """At most `size` examples: whole groups in random order, each if it still fits.
-
-        Raises BadSettings if not even one group fits.
-        """
+        """At most `size` examples: whole groups in random order while they fit. Raises BadSettings if none fits."""
         order = sorted(range(len(self)), key=lambda index: self.examples[index].group or f"\0{index}")
         groups = [list(members) for _, members in groupby(order, lambda i: self.examples[i].group or f"\0{i}")]
         chosen: list[int] = []

@@ -1,6 +1,5 @@
-"""A labelling of a dataset: one byte an example, 0 (the first label word), 1 (the second) or NONE (no label yet).
-
-Bytes, as a search remembers tens of thousands of labellings: they hash and compare at once and take their length.
+"""A labelling: one byte per example, 0 (first label word), 1 (second) or NONE. A search remembers tens of thousands,
+and bytes hash and compare fast.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ def unlabelled(count: int) -> Labels:
 
 
 def put(labels: Labels, *changes: tuple[int, int]) -> Labels:
-    """The labelling with `(index, label)` changed."""
+    """The labelling with `(index, label)` set."""
     changed = bytearray(labels)
     for index, label in changes:
         changed[index] = label
@@ -23,15 +22,15 @@ def put(labels: Labels, *changes: tuple[int, int]) -> Labels:
 
 
 def without(labels: Labels, index: int) -> Labels:
-    """D∖i: the labelling without that example's label."""
+    """D∖i: the labelling without that label."""
     return put(labels, (index, NONE))
 
 
 def labelled(labels: Labels) -> list[int]:
-    """Indices of the examples that have a label."""
+    """Indices of labelled examples."""
     return [index for index, label in enumerate(labels) if label != NONE]
 
 
 def differences(old: Labels, new: Labels) -> list[tuple[int, int]]:
-    """`(index, new label)` of the examples whose label differs."""
+    """`(index, new label)` where labels differ."""
     return [(index, label) for index, label in enumerate(new) if label != old[index]]

@@ -1,6 +1,5 @@
-"""Testbeds: the form of a task (template, label words, what makes claims consistent) and the reading of its rows.
-
-A row has no field for a gold label: one that stands in the file is not read here (`evaluation.Gold` reads it).
+"""Testbeds: a task's template, label words, consistency rule and row reader. Rows have no gold label; only
+`evaluation.Gold` reads it.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ BUNDLED = Path(str(files("serve_app.workloads.icm") / "data"))
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A row of a file. Names of the published data sets are taken too: uid, choice, consistency_id. Their
-    consistency_key is not: the published code derives it from the gold label.
+    """A row of a file. Published names are accepted: uid, choice, consistency_id, but not consistency_key, which the
+    published code derives from the gold label.
 
-    Rows of one `group` constrain each other by `key`, what they claim: without one the testbed computes it from the
-    claim, if it can.
+    Rows of one `group` constrain each other by `key`, their claim; by default the testbed computes it if it can.
     """
 
     id: str | int | None = None
@@ -49,14 +47,14 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def given_group(self) -> str:
-        """As the file has it."""
+        """From the file."""
         return str(next((given for given in (self.group, self.consistency_id) if given is not None), ""))
 
 
 @dataclass(frozen=True, slots=True)
 class Testbed:
-    """`needs` are the columns that `template` takes. `group` and `key` compute what a row has not got; rows of one
-    group with different keys are `different`, with equal ones equivalent."""
+    """`needs` are the template's columns. `group` and `key` compute missing values; in one group different keys are
+    `different`, equal ones equivalent."""
 
     name: str
     template: str
@@ -67,10 +65,10 @@ class Testbed:
     group: Callable[[Row], str] = lambda row: row.question
     key: Callable[[Row], str] = lambda row: ""
 
-    __test__ = False  # not a test case, whatever pytest thinks of the name
+    __test__ = False  # not a pytest class
 
     def example(self, row: Row, name: str) -> Example:
-        """Raises BadSettings for a row without a column that is needed."""
+        """Raises BadSettings for a missing needed column."""
         values = {"text": row.text, "question": row.question, "said": row.said}
         values |= {"choice": row.choice, "choice_2": row.choice_2}
         for column in self.needs:
@@ -86,13 +84,13 @@ CLAIM = "Question: {question}\nClaim: {said}\nI think this claim is"
 
 
 def final_answer(row: Row) -> str:
-    """The last number of the claim, without separators and trailing zeros; "" if it has none."""
+    """The claim's last number, without separators and trailing zeros, else ""."""
     numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", row.said or row.text)
     return f"{Decimal(numbers[-1].replace(',', '')).normalize():f}" if numbers else ""
 
 
 def _same_claim(row: Row) -> str:
-    """What is claimed, in other words unknown: only repetitions are recognised, so other claims must not contradict."""
+    """The text itself, so only repetitions are equal; other claims must not contradict."""
     return ""
 
 
@@ -128,10 +126,8 @@ TESTBEDS = {
 
 
 def load(name: str, data: Path | None = None, *, words: LabelWords | None = None) -> Dataset:
-    """A testbed's rows, all of them. `data` is a JSONL file or a JSON array; `reviews` and `claims` are bundled. A name
-    that is a file's is read in the form that its first row has.
-
-    Raises BadSettings that names the file and the line of a row that cannot be taken, and what is wrong with it.
+    """All rows of a testbed. `data` is a JSONL file or JSON array; `reviews` and `claims` are bundled. For a file name,
+    the first row tells the form. Raises BadSettings with file, line and reason for a bad row.
     """
     if name not in TESTBEDS and data is None and Path(name).is_file():
         data, name = Path(name), _form_of(Path(name))
@@ -164,7 +160,7 @@ def _form_of(path: Path) -> str:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """(number from 1, row). Raises BadSettings with the number of a row that is none."""
+    """(number from 1, row). Raises BadSettings with an invalid row's number."""
     for number, line in read_lines(path):
         try:
             yield number, msgspec.json.decode(line, type=Row)
@@ -173,8 +169,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, JSON) of the lines of a JSONL file, of the elements of a JSON array, or of the rows of a table
-    (CSV and its kin, Excel), whose empty cells are left out. Raises BadSettings."""
+    """(number from 1, JSON) of JSONL lines, a JSON array's elements, or table rows (CSV and similar, Excel) without
+    empty cells. Raises BadSettings."""
     if path.suffix.lower() in (*DELIMITED, *WORKBOOKS):
         return _table_lines(path)
     try:
@@ -205,7 +201,7 @@ def _table_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def new_id(given: str | int | None, uid: str | int | None, number: int, earlier: Container[str]) -> str:
-    """A row's id, or one by its place in the file, from 1. Raises BadSettings if an `earlier` row has it."""
+    """A row's id, else its position from 1. Raises BadSettings if an `earlier` row has it."""
     identity = str(next((name for name in (given, uid) if name is not None), f"row-{number}"))
     if identity in earlier:
         raise BadSettings(f"id '{identity}' is there twice: ids must differ")
@@ -215,7 +211,7 @@ def new_id(given: str | int | None, uid: str | int | None, number: int, earlier:
 def _relations(testbed: Testbed, rows: Sequence[Row], examples: Sequence[Example]) -> tuple[Relation, ...]:
     groups: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        # What is computed holds only among rows that are about the same thing by the claims themselves.
+        # Computed keys relate only rows that their claims group.
         group = example.group if row.key else testbed.group(row) or example.group
         if group:
             groups[group].append((index, row.key or testbed.key(row)))

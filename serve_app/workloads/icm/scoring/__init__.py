@@ -1,1 +1,1 @@
-"""From labelled examples to a model's log-probabilities."""
+"""Log-probabilities of labelled examples."""

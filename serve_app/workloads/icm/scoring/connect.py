@@ -1,4 +1,4 @@
-"""Which model answers a search: replicas by handle, or a server's populations, also of an external provider."""
+"""Connects a search to a model: replicas by handle, or a server's populations or external provider."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serve_app.workloads.icm.scoring.protocol import Scorer
 
 
 class ServedModel(NamedTuple):
-    """A scorer, and what answers it: the model's name ("": unknown), and whether a simulated engine has answered."""
+    """A scorer, its model's name ("": unknown), and whether a simulated engine answered."""
 
     score: Scorer
     name: str = ""
@@ -23,9 +23,8 @@ class ServedModel(NamedTuple):
 def connect(
     base_url: str, *, model: str | None = None, provider: Provider | None = None, cluster: bool = False
 ) -> Iterator[ServedModel]:
-    """The model at the server, or with `cluster` in the Ray cluster of this process.
-
-    Raises BadSettings for a provider in the cluster, ServerUnavailable, EngineFailed without replicas.
+    """The server's model, or with `cluster` the Ray cluster's of this process. Raises BadSettings for a provider in the
+    cluster, ServerUnavailable, EngineFailed without replicas.
     """
     from serve_app.client.populations import PopulationClient
     from serve_app.client.replicas import ReplicaClient

@@ -1,7 +1,6 @@
-"""One call before a search, so that what cannot work fails in a second and not after an hour.
+"""One call before a search, to fail within a second instead of an hour.
 
-It asks the longest prompt that the search may come to: it fits into the model's context, the label words are one token
-each, and log-probabilities come back.
+It scores the search's longest possible prompt, which checks context length, single-token labels and log-probabilities.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from serve_app.workloads.icm.scoring.protocol import Scorer, ask
 
 
 def preflight(dataset: Dataset, settings: SearchSettings, score: Scorer) -> str:
-    """What was seen. Raises BadSettings for label words that are not one token, ScoringFailed naming the longest row
-    where the prompt does not fit."""
+    """The result. Raises BadSettings for label words of several tokens, ScoringFailed naming the longest row if its
+    prompt does not fit."""
     prompts = Prompts(dataset, settings.seed)
     longest = prompts.longest(range(len(dataset)))
-    # All have a label; alternating ones, as one word may have more characters than the other.
+    # Both words, since one may be longer.
     labels = bytes(index % 2 for index in range(len(dataset)))
     try:
         (answer,) = ask(score, [prompts.render(question(labels, longest))])

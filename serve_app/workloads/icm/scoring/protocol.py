@@ -1,7 +1,6 @@
-"""What a search calls: prompts in, label log-probabilities out, in one call.
+"""A search's call: prompts in, label log-probabilities out.
 
-A `Scorer` is any callable; the ones that reach a model are in `scorers.py`. A row that has no answer is a `Failure`,
-never a number.
+A `Scorer` is any callable (see `scorers.py`). Rows without an answer are a `Failure`, never a number.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from serve_app.workloads.icm.scoring.prompts import Prompt, Prompts, Question, q
 
 
 class LabelLogprobs(NamedTuple):
-    """Natural log-probabilities of the two label words as the next token, label 0 first, and what they cost."""
+    """Natural log-probabilities of the two label words as next token, label 0 first, and their cost."""
 
     logprobs: tuple[float, float]
     prompt_tokens: int = 0
@@ -25,7 +24,7 @@ class LabelLogprobs(NamedTuple):
 
     @property
     def mass(self) -> float:
-        """Probability of the two words together."""
+        """Both words' probability."""
         return sum(map(math.exp, self.logprobs))
 
 
@@ -37,14 +36,14 @@ class Failure(NamedTuple):
 
 
 class Scorer(Protocol):
-    """One answer a prompt, in order, all in one call."""
+    """One answer per prompt, in order, in one call."""
 
     def __call__(self, prompts: Sequence[Prompt], /) -> Sequence[LabelLogprobs | Failure]: ...
 
 
 @dataclass(slots=True)
 class Usage:
-    """What calls cost, added up."""
+    """Total cost of calls."""
 
     calls: int = 0
     prompts: int = 0
@@ -54,11 +53,11 @@ class Usage:
 
     @property
     def cached_share(self) -> float | None:
-        """Share of prompt tokens that came from the prefix cache; None where the scorer counts no tokens."""
+        """Share of prompt tokens from the prefix cache; None if not counted."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
     def take(self) -> Usage:
-        """What was added since the last take; this one starts anew."""
+        """Usage since the last take, and reset."""
         taken = Usage(self.calls, self.prompts, self.prompt_tokens, self.cached_tokens, self.mass)
         self.calls = self.prompts = self.prompt_tokens = self.cached_tokens = 0
         self.mass = 0.0
@@ -66,7 +65,7 @@ class Usage:
 
 
 def ask(score: Scorer, prompts: Sequence[Prompt], usage: Usage | None = None) -> list[LabelLogprobs]:
-    """Score all prompts in one call. Raises ScoringFailed, naming the first row, if any has no finite answer."""
+    """Score all prompts in one call. Raises ScoringFailed naming the first row without a finite answer."""
     answers = score(prompts)
     if len(answers) != len(prompts):
         raise ScoringFailed(f"the scorer gave {len(answers)} answers to {len(prompts)} prompts")
@@ -97,7 +96,7 @@ def _explain(prompt: Prompt, failure: Failure, failed: int, count: int) -> str:
 
 
 class Unanswered(Exception):
-    """Raised when questions must be asked first; `candidates` are the labellings that they are about."""
+    """Raised for missing answers; `candidates` are the labellings concerned."""
 
     def __init__(self, questions: Iterable[Question], candidates: Sequence[Labels] = ()) -> None:
         self.questions = set(questions)
@@ -106,7 +105,7 @@ class Unanswered(Exception):
 
 @dataclass(slots=True)
 class Answers:
-    """The answered questions. Reading one that is not answered raises Unanswered; `fill` asks."""
+    """The answered questions. Reading a missing one raises Unanswered; `fill` asks."""
 
     prompts: Prompts
     score: Scorer
@@ -120,8 +119,7 @@ class Answers:
         return self.known[asked]
 
     def require(self, candidates: Sequence[Labels], ahead: Sequence[Labels] = ()) -> None:
-        """Raise Unanswered for all that is missing to know the candidates' leave-one-out probabilities, and then for
-        those of `ahead` too."""
+        """Raise Unanswered for all missing leave-one-out probabilities of the candidates, then of `ahead`."""
         if missing := self._missing(candidates):
             raise Unanswered([*missing, *self._missing(ahead)], [*candidates, *ahead])
 
@@ -130,17 +128,16 @@ class Answers:
         return [one for one in asked if one not in self.known]
 
     def leave_one_out(self, labels: Labels) -> list[tuple[float, float]]:
-        """log p(· | x_i, D∖i) of each labelled example, by index. Raises Unanswered."""
+        """log p(· | x_i, D∖i) of labelled examples by index. Raises Unanswered."""
         self.require([labels])
         return [self.known[question(labels, index)] for index in labelled(labels)]
 
     def fill(self, questions: Iterable[Question]) -> None:
-        """Ask those that are not answered, in one call. Raises ScoringFailed; nothing is kept then."""
-        # Sorted, as a set's order differs from process to process, and the order decides what a batch holds.
+        """Ask missing questions in one call. Raises ScoringFailed and then keeps nothing."""
+        # Set order varies by process and would change batches.
         asked = sorted(one for one in set(questions) if one not in self.known)
         answers = ask(self.score, [self.prompts.render(one) for one in asked], self.usage) if asked else []
         self.known.update((one, answer.logprobs) for one, answer in zip(asked, answers, strict=True))
 
     def keep(self, questions: Iterable[Question]) -> None:
-        """Forget all others."""
         self.known = {one: self.known[one] for one in questions if one in self.known}

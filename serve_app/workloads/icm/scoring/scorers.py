@@ -1,4 +1,4 @@
-"""Scorers that reach a model through the project's client: by handle inside the cluster, and over HTTP."""
+"""Scorers by the project's client: by handle in the cluster, or over HTTP."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from serve_app.spec import JobSpec
 from serve_app.workloads.icm.scoring.prompts import Prompt
 from serve_app.workloads.icm.scoring.protocol import Failure, LabelLogprobs
 
-# Part of each row's identity: change it with the prompts.
+# Part of row identity: change with prompts.
 WORKLOAD = "icm/v1"
 WORDS_FIX = "choose label words that are one token each (--words), with the space that stands before them"
 
 
 class ReplicaScorer:
-    """All prompts in one call over the replicas, from a process in the cluster; a context manager.
-
-    `client` is a `ReplicaClient`; it lives in an event loop of this scorer's own.
+    """Scores prompts in one call over the replicas, from a process in the cluster; a context manager. `client`, a
+    `ReplicaClient`, lives in this scorer's event loop.
     """
 
     def __init__(self, client: ReplicaClient) -> None:
@@ -44,11 +43,11 @@ class ReplicaScorer:
         self._loop.close()
 
     def engine(self) -> EngineInfo:
-        """What the replicas' engine says of itself. Raises EngineFailed without replicas."""
+        """The replicas' engine info. Raises EngineFailed without replicas."""
         return self._loop.run(self._client.engine())
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[LabelLogprobs | Failure]:
-        """One answer a prompt. Raises BadSettings for words that are not one token, EngineFailed without replicas."""
+        """One answer per prompt. Raises BadSettings for multi-token words, EngineFailed without replicas."""
         words = _words(prompts)
         asked = [_messages(prompt) if prompt.chat else prompt.text for prompt in prompts]
         try:
@@ -59,21 +58,21 @@ class ReplicaScorer:
 
 
 class PopulationScorer:
-    """Each call is a population of the server at `client`, deleted when it is read; so a call outlives the driver.
+    """Each call is a population of the server at `client`, deleted after reading; it survives driver restarts.
 
-    `request` are further fields of the job: `model`, `price`, and `provider`, an external OpenAI-compatible endpoint
-    with its rate limits (`spec.Provider`), which answers instead of our replicas.
+    `request` are further job fields: `model`, `price`, and `provider`, an external OpenAI-compatible endpoint with rate
+    limits (`spec.Provider`), used instead of replicas.
     """
 
     def __init__(self, client: PopulationClient, **request: Any) -> None:
         self._client = client
         self._request = request
-        self._name = f"icm-{secrets.token_hex(4)}"  # jobs of two searches must not meet
+        self._name = f"icm-{secrets.token_hex(4)}"  # keeps searches' jobs apart
         self._numbers = itertools.count(1)
-        self.simulated = False  # whether a simulated engine answered any row
+        self.simulated = False  # whether any answer was simulated
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[LabelLogprobs | Failure]:
-        """One answer a prompt. Raises BadSettings for words that are not one token, ServerUnavailable."""
+        """One answer per prompt. Raises BadSettings for multi-token words, ServerUnavailable."""
         words = _words(prompts)
         rows = [
             Row(str(number), messages=tuple(_messages(prompt))) if prompt.chat else Row(str(number), prompt=prompt.text)
@@ -94,7 +93,7 @@ class PopulationScorer:
         return [_read_outcome(outcomes.get(str(number)), words) for number in range(len(prompts))]
 
     def _forget(self, job_id: str) -> None:
-        with suppress(JobConflict):  # it is being finished; what stays is a small folder
+        with suppress(JobConflict):  # still finishing; leaves a small folder
             self._client.delete(job_id)
 
 

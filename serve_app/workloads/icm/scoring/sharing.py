@@ -1,7 +1,7 @@
-"""How much of some prompts a prefix cache can serve at most, so that a measured hit rate has something to stand beside.
+"""The share of prompts that a prefix cache can serve at most, to compare with measured hit rates.
 
-The cache modelled is vLLM's with unlimited room: whole blocks of tokens, found by all that stands before them, and at
-least one token of each prompt computed (its last block never counts if that would leave none).
+Models vLLM's cache with unlimited room: whole token blocks, found by all preceding tokens; each prompt computes at
+least one token, so its last block may not count.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """Tokens of some prompts, and those that were in the cache."""
+    """Tokens of prompts, and cached ones."""
 
     tokens: int
     cached: int
 
     @property
     def share(self) -> float:
-        """Cached share; 0 of nothing."""
+        """Cached share; 0 if empty."""
         return self.cached / self.tokens if self.tokens else 0.0
 
 
 class PrefixCache:
-    """Blocks seen so far, for one or more calls; a new one is cold."""
+    """Blocks seen in one or more calls; starts cold."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._seen: set[int] = set()
 
     def add(self, prompts: Sequence[Sequence[int]]) -> Sharing:
-        """Serve prompts (token ids), one after another; what they found in the cache."""
+        """Serve prompts (token ids) in turn; returns their cache hits."""
         found = [self._serve(prompt) for prompt in prompts]
         return Sharing(sum(map(len, prompts)), sum(found))
 

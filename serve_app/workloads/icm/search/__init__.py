@@ -1,1 +1,1 @@
-"""The search for labels, its checkpoint and what it found."""
+"""The search, its checkpoint and result."""

@@ -1,4 +1,4 @@
-"""What a search found: a label for every example, and how far the labels hold together by the model's own judgement."""
+"""A search's result: every example's label, and the labels' coherence by the model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from serve_app.workloads.icm.schedule import stream
 from serve_app.workloads.icm.scoring.prompts import question
 from serve_app.workloads.icm.search.search import Search
 
-# Confidence from which on labels are said to hold together: half-way between chance and certainty.
+# Half-way between chance and certainty.
 COHERENT = 0.75
 
 
 class Label(msgspec.Struct, frozen=True):
-    """One example's. `searched` is false for one that no accepted proposal gave a label, and that got its most
-    probable one at the end; `probability` is the label's given all others, of the two."""
+    """An example's label, with its probability (of the two) given all others. `searched` is false if predicted at the
+    end, without an accepted proposal."""
 
     id: str
     label: int
@@ -29,11 +29,10 @@ class Label(msgspec.Struct, frozen=True):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """`confidence` is the mean probability of the searched labels, each given all others; `agreement` the share of
-    them that are the most probable label. 0.5 is chance. `shuffled_confidence` is that of the same labels given to
-    other examples: what the model believes whatever it is shown. Neither says that labels are true: only that the model
-    makes one thing of them. `low` and `high` are normal 95 % bounds of the confidence over examples. `inconsistent`
-    counts the pairs among all labels, the predicted ones too."""
+    """`confidence` is the searched labels' mean probability, each given all others; `agreement` the share that are most
+    probable. 0.5 is chance. `shuffled_confidence` has the same labels on other examples: the model's belief whatever is
+    shown. All measure coherence, not truth. `low` and `high` are normal 95 % bounds of the confidence over examples.
+    `inconsistent` counts pairs among all labels, predicted ones included."""
 
     labels: tuple[Label, ...]
     confidence: float
@@ -45,16 +44,16 @@ class Finding(msgspec.Struct, frozen=True):
 
     @property
     def coherent(self) -> bool:
-        """Whether the labels hold together, and better than the same ones shuffled."""
+        """Whether labels cohere, and more than shuffled."""
         return self.low >= COHERENT and self.low > self.shuffled_confidence
 
 
 def conclude(search: Search) -> Finding:
-    """Label what the search left, and judge the whole. One call; raises ScoringFailed."""
+    """Label the rest and evaluate, in one call; raises ScoringFailed."""
     answers, labels = search.answers, search.state.current.labels
     found = labelled(labels)
     shuffled = _shuffle(labels, search.settings.seed)
-    # The labels that are missing follow from those that the search found, not from each other.
+    # Missing labels follow from found ones, not from each other.
     wanted = {question(labels, index) for index in range(len(labels))}
     answers.fill(wanted | {question(shuffled, index) for index in found})
     chances = [share(answers.logprobs(question(labels, index))) for index in range(len(labels))]
@@ -75,12 +74,12 @@ def conclude(search: Search) -> Finding:
 
 
 def share(logprobs: tuple[float, float]) -> float:
-    """Probability of label 1 among the two."""
+    """Probability of label 1 of the two."""
     return 1 / (1 + math.exp(min(700.0, logprobs[0] - logprobs[1])))
 
 
 def most_probable(logprobs: Sequence[tuple[float, float]]) -> Labels:
-    """Label of the larger log-probability."""
+    """The more probable label."""
     return bytes(int(positive > negative) for negative, positive in logprobs)
 
 

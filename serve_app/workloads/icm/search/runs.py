@@ -1,10 +1,10 @@
-"""A run's folder: the checkpoint that a search goes on from, and the trace of all its steps.
+"""A run's folder: its checkpoint, and the trace of all steps.
 
     checkpoint.json   what was asked, the state, and how long the trace was then; replaced as a whole
     trace.jsonl       one line a step; lines beyond the checkpoint's length are cut off at a resume
     results.jsonl, report.json, report.html   written at the end
 
-A kill at any instant leaves a checkpoint and the trace that belongs to it: the trace is written and synced first.
+The trace is written and synced first, so any kill leaves a matching checkpoint.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from serve_app.workloads.icm.search.search import Search
 from serve_app.workloads.icm.search.state import State, Step
 
 CHECKPOINT, TRACE = "checkpoint.json", "trace.jsonl"
-# What may differ when a run goes on: it changes how long it goes and what is scored ahead, not the chain.
+# May change on resume: length and scoring ahead do not alter the chain.
 FREE = frozenset({"iterations", "speculate"})
-# A checkpoint is also written after so many steps that asked the model nothing.
+# Steps without model calls before a checkpoint.
 QUIET_STEPS = 100
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """`asked` are the command's own arguments, for a resume; `dataset` is a hash of examples and relations; `start` are
-    the labels that iteration 0 made, by id. `alphas` and `model` are those that the chain was made with."""
+    """`asked` are the command's arguments for a resume; `dataset` hashes examples and relations; `start` are iteration
+    0's labels by id. `alphas` and `model` made the chain."""
 
     settings: dict[str, Any]
     dataset: str
@@ -46,17 +46,17 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class Run:
-    """A folder with at most one run, by `model`, however that is named ("": unknown). Raises StoreError where it cannot
-    be read or written."""
+    """A folder with at most one run, by `model` in any naming ("": unknown). Raises StoreError if it cannot be read or
+    written."""
 
     def __init__(self, folder: Path, model: str = "") -> None:
         self.folder = folder
         self.model = model
-        # What the checkpoint answers for; lines beyond are of a run that was cut off.
+        # Lines beyond the checkpoint's are of an interrupted run.
         self._trace_bytes = 0
 
     def load(self) -> Checkpoint:
-        """What to go on from. Raises StoreError without one, or when it is none of ours."""
+        """The checkpoint to continue. Raises StoreError if missing or foreign."""
         path = self.folder / CHECKPOINT
         try:
             return msgspec.json.decode(path.read_bytes(), type=Checkpoint)
@@ -68,9 +68,8 @@ class Run:
             raise StoreError(f"--resume: {path} cannot be read: {error}") from error
 
     def begin(self, settings: SearchSettings, dataset: Dataset) -> State | None:
-        """The state to go on from, or None in a new folder.
-
-        Raises BadSettings naming the setting in which the folder's run differs, or if its data do.
+        """The state to continue from, None in a new folder. Raises BadSettings naming the setting that differs from the
+        folder's run, or for other data.
         """
         if not self.begun:
             return None
@@ -98,12 +97,12 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether there is a run to continue."""
         return (self.folder / CHECKPOINT).exists()
 
     def follow(self, search: Search, asked: dict[str, Any]) -> Iterator[Step]:
-        """The search's steps, each written down; a checkpoint before the first one, after each call of the model, at
-        the end, and when a caller stops or an error comes between."""
+        """Record the search's steps, with a checkpoint before the first, after each model call, at the end, and when
+        the caller stops or an error occurs."""
         start = self._start(search)
         if not self.begun:
             self._save(search, [], asked, start)
@@ -118,7 +117,7 @@ class Run:
                     waiting = []
                 yield step
         finally:
-            if search.state.iteration == followed:  # else interrupted between a step and its line: it is done again
+            if search.state.iteration == followed:  # an interrupted step is repeated
                 self._save(search, waiting, asked, start)
 
     def steps(self) -> list[Step]:
@@ -157,7 +156,7 @@ class Run:
             raise StoreError(f"--out: cannot write {self.folder}: {error.strerror or error}") from error
 
     def _cut_trace(self) -> None:
-        """To what the checkpoint answers for: a save that was interrupted may have written more."""
+        """To the checkpoint's length: an interrupted save may leave more."""
         try:
             with open(self.folder / TRACE, "ab") as trace:
                 if trace.tell() < self._trace_bytes:
@@ -168,6 +167,6 @@ class Run:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A hash of all that the search sees of it, 32 hex digits."""
+    """Hash of the search's data, 32 hex digits."""
     seen = (dataset.instruction, dataset.words, dataset.examples, dataset.relations)
     return hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:32]

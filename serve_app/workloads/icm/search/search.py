@@ -1,20 +1,20 @@
-"""Internal coherence maximisation: Algorithm 1 of Wen et al. 2025, a simulated annealing over labellings.
+"""Internal coherence maximisation: Algorithm 1 of Wen et al. 2025, simulated annealing over labellings.
 
     U(D) = α·P(D) − I(D)          P: how well each label follows from the others, I: inconsistent pairs
 
-Knows examples, relations and a scorer. Knows no gold labels: a `Dataset` has none.
+Uses examples, relations and a scorer; a `Dataset` has no gold labels.
 
-An iteration is a function of the present state, its own random numbers (drawn from seed and number of the iteration)
-and of answered questions. What it needs and is not answered stops it (`Unanswered`), is asked in one call together with
-what is likely to be needed next, and the iteration begins again. Asking ahead keeps the chain's law, and indeed its
-path: answers are only looked up, a question's answer does not depend on when it is asked, and neither do the random
-numbers; so the chain takes the same steps whether it finds more answers than it asked for or none. Asked ahead are
+An iteration depends on the state, random numbers (of seed and iteration) and answered questions. A missing answer stops
+it (`Unanswered`); it is asked in one call with likely later questions, and the iteration restarts. Asking ahead keeps
+the chain's path, because answers and random numbers do not depend on when they are asked. Asked ahead are
+
 - the resolutions of the pairs that the consistency fix tries next if the first one's do not make U grow,
-- the labels of the next examples that have none, if this proposal is accepted and if it is rejected (those of labelled
-  examples are the leave-one-out answers of the labelling, and so are there),
-- the next proposals themselves as if all before them were rejected (`speculate`), which late in the annealing most are;
-  they are of use up to the first that is accepted.
-So an iteration is one call, even where it needs the proposal's label, then its U, then U of each resolution.
+- the next unlabelled examples' labels, after accepting or rejecting this proposal (labelled examples have their
+  leave-one-out answers),
+- the next proposals if all before them are rejected (`speculate`), as most are late in the annealing; they serve up to
+  the first accepted one.
+
+So an iteration takes one call, even if it needs the proposal's label, its U, and U of each resolution.
 """
 
 from __future__ import annotations
@@ -35,18 +35,17 @@ from serve_app.workloads.icm.scoring.prompts import Prompts, Question, question
 from serve_app.workloads.icm.scoring.protocol import Answers, Scorer, Unanswered
 from serve_app.workloads.icm.search.state import Evaluated, State, Step
 
-# How many iterations to look ahead for those that will need questions: most change nothing, and need none.
+# Iterations to search ahead for questions; most need none.
 LOOK_AHEAD = 64
-# Labels asked ahead for each labelling, a prompt each: a proposal that was rejected before takes no call, and so none
-# in which the next label could be asked.
+# Labels asked per labelling, a prompt each: a repeated proposal makes no call in which to ask later ones.
 LABELS_AHEAD = 4
-# Pairs of which the resolutions are asked with those of the first: mostly none of them makes U grow.
+# Pairs whose resolutions are asked with the first's, as most fail.
 PAIRS_AHEAD = 3
 
 
 class Search:
-    """Iterate over it for the steps; `state` is what to keep for going on. Raises BadSettings for fewer examples than
-    seeds, ScoringFailed when a prompt has no answer; the state is then the one before."""
+    """Iterate for the steps; `state` is for resuming. Raises BadSettings for fewer examples than seeds, ScoringFailed
+    for a prompt without an answer, with the previous state kept."""
 
     def __init__(self, dataset: Dataset, settings: SearchSettings, score: Scorer, state: State | None = None) -> None:
         if settings.num_seed > len(dataset):
@@ -64,7 +63,7 @@ class Search:
 
     @property
     def state(self) -> State:
-        """The present state; the first time, the initial labelling is made and scored."""
+        """The state; the first call makes and scores the initial labelling."""
         if self._state is None:
             self._state = State(0, self._initial())
             self._forget()
@@ -77,8 +76,6 @@ class Search:
                 self._forget()
             yield step
 
-    # ---- one iteration -------------------------------------------------------------------------------------------
-
     def _step(self, state: State) -> tuple[State, Step]:
         while True:
             try:
@@ -89,26 +86,26 @@ class Search:
         return self._decide(state, index, label, proposed)
 
     def _propose(self, state: State) -> tuple[int, int, Evaluated]:
-        """Lines 5 to 8: an example, its most probable label given all others, consistency. Raises Unanswered."""
+        """Lines 5 to 8: an example, its most probable label, consistency. Raises Unanswered."""
         draws = self._draws(state.iteration + 1)
         labels = state.current.labels
         index = self._sample(labels, draws)
         negative, positive = self.answers.logprobs(question(labels, index))
         label = int(positive > negative)
         forced = self._rules.forced_fix
-        # What is not changed may still be made consistent, in the paper; the published code goes on.
+        # The published code skips unchanged labels; the paper may still fix them.
         if labels[index] == label and (forced or not state.current.inconsistent):
             return index, label, state.current
         proposed = put(labels, (index, label))
         return index, label, self._fix(proposed, state.current, self._alpha(state), draws, forced=forced)
 
     def _decide(self, state: State, index: int, label: int, proposed: Evaluated) -> tuple[State, Step]:
-        """Lines 9 to 13: accept if U grows, or else with probability exp(Δ/T)."""
+        """Lines 9 to 13: accept if U grows, else with probability exp(Δ/T)."""
         iteration = state.iteration + 1
         alpha = self._alpha(state)
         delta = self.utility(proposed, alpha) - self.utility(state.current, alpha)
         temperature = self.settings.temperature(iteration, state.accepted)
-        # min: exp of a large gain would overflow, and is a certain acceptance anyway.
+        # min: large gains would overflow.
         accepted = self._draws(iteration).accept < math.exp(min(0.0, delta / temperature))
         changes = differences(state.current.labels, proposed.labels)
         after = proposed if accepted else state.current
@@ -135,7 +132,7 @@ class Search:
         )
 
     def _count(self, state: State, accepted: bool, changed: bool) -> State:
-        """Acceptances and rejections of proposals that would change something; they decide about α."""
+        """Count accepted and rejected changes, which decide about α."""
         if not changed:
             return state
         recent = (*state.recent, not accepted)[-self.settings.rejection_window :]
@@ -145,10 +142,8 @@ class Search:
             level, recent = level + 1, ()
         return msgspec.structs.replace(state, accepted=state.accepted + accepted, alpha_level=level, recent=recent)
 
-    # ---- its parts -----------------------------------------------------------------------------------------------
-
     def _initial(self) -> Evaluated:
-        """Line 1 and 2: `num_seed` random examples with random labels, made consistent."""
+        """Lines 1 and 2: `num_seed` random examples with random labels, made consistent."""
         rng = stream(self.settings.seed, "seeds")
         chosen = rng.permutation(len(self.dataset))[: self.settings.num_seed].tolist()
         labels = put(
@@ -162,11 +157,11 @@ class Search:
                 self.answers.fill(missing.questions | self._next_labels(missing.candidates, 1))
 
     def _sample(self, labels: Labels, draws: Draws) -> int:
-        """Line 5: unlabelled examples whose group has labelled ones weigh `group_weight`, all others 1."""
+        """Line 5: unlabelled examples in partly labelled groups weigh `group_weight`, others 1."""
         return _drawn(self._weights(labels), draws)
 
     def _weights(self, labels: Labels) -> list[float]:
-        """Sums of the examples' weights, up to each of them."""
+        """Cumulative example weights."""
         begun = {self._groups[index] for index in labelled(labels)} - {""}
         heavy = self.settings.group_weight
         weights = (
@@ -176,11 +171,10 @@ class Search:
         return list(accumulate(weights))
 
     def _fix(self, labels: Labels, before: Evaluated, alpha: float, draws: Draws, *, forced: bool) -> Evaluated:
-        """Algorithm 2: resolve inconsistent pairs in random order, each in the best way, as long as U does not fall;
-        `forced` takes the first resolution even so.
+        """Algorithm 2: resolve inconsistent pairs in random order, each the best way, while U does not fall; `forced`
+        takes the first resolution anyway.
 
-        Raises Unanswered; the labelling, its first pair's resolutions and those of the pairs that come next if these
-        fail are asked together.
+        Raises Unanswered for the labelling, the first pair's resolutions and those of the next pairs together.
         """
         failed: set[Relation] = set()
         for number in range(len(draws.pairs)):
@@ -198,14 +192,14 @@ class Search:
         return self._evaluate(labels, before)
 
     def _resolutions(self, labels: Labels, pair: Relation) -> list[Labels]:
-        """The labellings that agree with the relation, and are otherwise the same."""
+        """Labellings that satisfy the relation, otherwise unchanged."""
         allowed = CONSISTENT[pair.kind]
         if pair.kind == "contradiction" and not self._rules.both_false:
             allowed = tuple(option for option in allowed if option != (0, 0))
         return [put(labels, (pair.first, first), (pair.second, second)) for first, second in allowed]
 
     def _evaluate(self, labels: Labels, before: Evaluated) -> Evaluated:
-        """P's terms and I, counted from `before`. Raises Unanswered."""
+        """P's terms, and I counted from `before`. Raises Unanswered."""
         changed = [index for index, _ in differences(before.labels, labels)]
         inconsistent = self._constraints.count_after(before.inconsistent, before.labels, labels, changed)
         return Evaluated(labels, tuple(self.answers.leave_one_out(labels)), inconsistent)
@@ -224,10 +218,8 @@ class Search:
     def _draws(self, iteration: int) -> Draws:
         return draw(self.settings.seed, iteration, self.settings.fix_rounds)
 
-    # ---- asking ahead --------------------------------------------------------------------------------------------
-
     def _ahead(self, state: State, candidates: Sequence[Labels]) -> set[Question]:
-        """What the next iterations will ask, if this one accepts a candidate or rejects."""
+        """Likely questions of the next iterations, on acceptance or rejection."""
         questions = self._next_labels([*candidates, state.current.labels], state.iteration + 2)
         width, state = self._width(state), self._rejected(state, changed=True)
         last = min(state.iteration + LOOK_AHEAD, self.settings.iterations)
@@ -242,17 +234,17 @@ class Search:
         return questions
 
     def _rejected(self, state: State, changed: bool) -> State:
-        """The state if the next proposal is rejected."""
+        """The state after a rejection."""
         return self._count(msgspec.structs.replace(state, iteration=state.iteration + 1), False, changed)
 
     def _width(self, state: State) -> int:
-        """How many later proposals are worth scoring: as many as are rejected in a row, at the recent rate."""
+        """Later proposals worth scoring: the expected run of rejections at the recent rate."""
         accepted = state.recent.count(False)
         expected = len(state.recent) if not accepted else state.recent.count(True) // accepted
         return min(self.settings.speculate, expected)
 
     def _next_labels(self, candidates: Sequence[Labels], iteration: int) -> set[Question]:
-        """Of each labelling, the labels of the first examples without one that are drawn from `iteration` on."""
+        """Labels of the first unlabelled examples drawn from `iteration` on, per labelling."""
         ahead = range(iteration, min(iteration + LOOK_AHEAD, self.settings.iterations + 1))
         questions = set()
         for labels in candidates:
@@ -263,17 +255,17 @@ class Search:
         return questions
 
     def _forget(self) -> None:
-        """Only questions about the present labelling can be asked again."""
+        """Only questions about the current labelling recur."""
         labels = self.state.current.labels
         self.answers.keep(question(labels, index) for index in range(len(labels)))
 
 
 def _in_turn(pairs: Sequence[Relation], draws: Sequence[float]) -> list[Relation]:
-    """The pairs that are drawn, each from those that are left."""
+    """The drawn pairs, without replacement."""
     left = list(pairs)
     return [left.pop(int(drawn * len(left))) for drawn in draws[: len(pairs)]]
 
 
 def _drawn(weights: Sequence[float], draws: Draws) -> int:
-    """The index that was drawn, by the sums of weights."""
+    """The index drawn by cumulative weights."""
     return min(bisect(weights, draws.example * weights[-1]), len(weights) - 1)

@@ -1,4 +1,4 @@
-"""Where a search is, and what one of its steps did."""
+"""A search's state and steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from serve_app.workloads.icm.examples.labels import Labels
 
 
 class Evaluated(msgspec.Struct, frozen=True):
-    """A labelling, its leave-one-out log-probabilities (of labelled examples, by index) and I(D)."""
+    """A labelling, its leave-one-out log-probabilities (labelled examples, by index) and I(D)."""
 
     labels: Labels
     logprobs: tuple[tuple[float, float], ...]
@@ -16,7 +16,7 @@ class Evaluated(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """Where a search is after `iteration`. `recent` says of the last proposals whether each was rejected."""
+    """The state after `iteration`. `recent`: which last proposals were rejected."""
 
     iteration: int
     current: Evaluated
@@ -26,9 +26,8 @@ class State(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One line of the trace: what was proposed, and what became of it.
-
-    `changes` are [example id, label]; `utility` is U after the step, under its `alpha`; tokens are of the calls made.
+    """One line of the trace: a proposal and its outcome. `changes` are [example id, label]; `utility` is U after the
+    step, under its `alpha`; tokens are of its calls.
     """
 
     iteration: int
@@ -50,5 +49,5 @@ class Step(msgspec.Struct, frozen=True):
     label_mass: float | None = None
 
     def without_costs(self) -> Step:
-        """What the chain did: the same whatever was scored ahead, and after a resume."""
+        """The chain's part, unaffected by scoring ahead and resuming."""
         return msgspec.structs.replace(self, calls=0, prompts=0, prompt_tokens=0, cached_tokens=0, label_mass=None)
