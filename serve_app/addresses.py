@@ -1,9 +1,9 @@
-"""Which addresses a job may lead this machine to.
+"""Which addresses a job may make this machine connect to.
 
-A job names URLs, of its source or of a provider, and this machine reaches what the job's sender may not: itself, its
-network, its cloud's metadata service (server-side request forgery, CWE-918). So a job gets only to public addresses,
-and to places that the operator named. What counts is the address that is connected to: a name may lead elsewhere at
-each look-up, and a server may redirect. Knows addresses and URLs. Does not know who connects.
+A job names URLs of sources and providers. This machine reaches addresses that the job's sender may not: itself, its
+network, the cloud's metadata service (server-side request forgery, CWE-918). Jobs may use public addresses and places
+named by the operator. The connected address counts: DNS answers change, and servers redirect. Does not know who
+connects.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 Place = tuple[str, int]
 PORTS = {"http": 80, "https": 443}
-# They give whoever asks this machine's credentials: AWS (also ECS and EKS), GCP, Azure, Alibaba, Oracle.
+# They hand out this machine's credentials: AWS (also ECS and EKS), GCP, Azure, Alibaba, Oracle.
 METADATA = frozenset(
     map(
         ip_address,
@@ -24,25 +24,25 @@ METADATA = frozenset(
          "192.0.0.192"),
     )
 )  # fmt: skip
-# Of addresses that a translator makes IPv4 (RFC 6052).
+# Translates to IPv4 (RFC 6052).
 NAT64 = IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Public addresses, and all but METADATA of `places`, host and port, which the operator named in `setting`."""
+    """Public addresses, and `places` (host, port) named by the operator in `setting`, except METADATA."""
 
     places: frozenset[Place] = frozenset()
     setting: str = "source_urls"
 
     @classmethod
     def of(cls, urls: Iterable[str], setting: str) -> Reach:
-        """That of URLs which the operator named; those without a host of their own, as s3://, add nothing."""
+        """Reach of the operator's URLs; those without a host, such as s3://, add nothing."""
         split = [urlsplit(url) for url in urls]
         return cls(frozenset(place_of(url) for url in split if url.scheme.lower() in PORTS), setting)
 
     def refusal(self, host: str, port: int, address: str) -> str:
-        """Why `address`, which `host` has led to, may not be connected to; "" if it may."""
+        """Why connecting to `address`, resolved from `host`, is refused; "" if allowed."""
         ip = _innermost(address)
         shown = host if host == address else f"{host} ({address})"
         if ip in METADATA:
@@ -52,22 +52,20 @@ class Reach:
         return f"{shown} is no public address: the operator can allow it in the driver's `{self.setting}`"
 
     def refusal_of_url(self, url: str) -> str:
-        """The same for a URL that has an address in place of a name; "" for a name, which is looked up later."""
+        """The same for a URL with an address as host; "" for a name, which is resolved later."""
         host, port = place_of(urlsplit(url))
         return self.refusal(host, port, host) if is_address(host) else ""
 
 
-# What a job reaches where the operator named nothing.
 PUBLIC = Reach()
 
 
 def place_of(url: SplitResult) -> Place:
-    """The host, in small letters, and the port of a URL. Raises ValueError for a port that is none."""
+    """A URL's lower-case host and port. Raises ValueError for an invalid port."""
     return _plain(url.hostname or ""), url.port or PORTS.get(url.scheme.lower(), 0)
 
 
 def is_address(host: str) -> bool:
-    """Whether it is an address, in the usual form, and no name."""
     try:
         ip_address(host.partition("%")[0])
     except ValueError:
@@ -76,9 +74,9 @@ def is_address(host: str) -> bool:
 
 
 def is_below(url: str, above: str) -> bool:
-    """Whether `url` is `above` or lies in it as in a folder.
+    """Whether `url` is `above` or below it.
 
-    Queries of http(s) do not matter, as they may be signatures; others say where a store is, and must be the same.
+    Queries of http(s) may be signatures and are ignored. Other queries locate a store and must be equal.
     """
     one, other = urlsplit(url), urlsplit(above)
     web = one.scheme.lower() in PORTS
@@ -99,7 +97,7 @@ def _plain(host: str) -> str:
 
 
 def _innermost(address: str) -> IPv4Address | IPv6Address:
-    """The address, or the IPv4 one that it stands for."""
+    """The address, or the IPv4 address embedded in it."""
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         if inner := ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1]):

@@ -1,24 +1,24 @@
-"""Every error this project raises.
+"""All errors of this project.
 
-    ServeAppError
-    ├── BadSettings           a field of config.yaml, of a command or of a request is wrong
-    │   ├── UnknownOption     an option that the engine does not have
-    │   ├── PromptTooLong     a prompt has more tokens than max_prompt_tokens
-    │   └── ModelNotFound     the model's folder or name does not lead to a model
-    ├── NotEnoughMemory       the replica would not fit on this machine
-    ├── EngineFailed          the engine died or hangs; the replica must be replaced
-    ├── ReplicaLost           the replica's process or node is gone, mostly by a cause outside of it
-    ├── StoreError            a run's folder cannot be read or written
-    │   ├── FileChanged       another process has replaced a file since it was read
-    │   └── JobNotFound       no job of that id in the store
-    │       └── NoSuchFile    no OpenAI file of that id in the store
-    ├── JobConflict           the job is not in a state that allows the request
-    │   └── TakenOver         another driver has begun to run it
-    ├── ScoringFailed         a row that a search cannot do without has no answer
-    └── ServerUnavailable     the server does not answer, or answered with an error
+ServeAppError
+├── BadSettings           invalid field of config.yaml, a command or a request
+│   ├── UnknownOption     unknown engine option
+│   ├── PromptTooLong     more tokens than max_prompt_tokens
+│   └── ModelNotFound     no model by this folder or name
+├── NotEnoughMemory       the replica does not fit on this machine
+├── EngineFailed          the engine died or hangs; the replica must be replaced
+├── ReplicaLost           the replica's process or node is gone, mostly by an outside cause
+├── StoreError            a run's folder cannot be read or written
+│   ├── FileChanged       another process replaced the file
+│   └── JobNotFound       no such job in the store
+│       └── NoSuchFile    no such OpenAI file in the store
+├── JobConflict           the job's state does not allow the request
+│   └── TakenOver         another driver runs it now
+├── ScoringFailed         a row that a search needs has no answer
+└── ServerUnavailable     the server does not answer, or answered with an error
 
-All of them carry one message that names what is wrong and how to mend it, and pickle as they are, since
-they cross Ray's process boundaries. A row that fails is no error here: it is an outcome (schema.py).
+Each has one message that names the fault and the fix, and pickles unchanged for Ray. A failed row is not an error but
+an outcome (schema.py).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class ServeAppError(Exception):
 
 
 class BadSettings(ServeAppError, ValueError):
-    """Raised when a field of a settings file, a command or a request is wrong.
+    """Raised when a field of settings, a command or a request is wrong.
 
-    `field` is its name, with dots where it is nested, and the text begins with it. None where no one field is wrong.
+    `field` is its dotted name, which begins the message; None without a single field at fault.
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
@@ -43,9 +43,9 @@ class BadSettings(ServeAppError, ValueError):
 
     @classmethod
     def of_fields(cls, errors: Iterable[Mapping[str, Any]], *above: str) -> BadSettings:
-        """From pydantic's `errors()`: where a value is wrong (`above` stands before), and why; five at most.
+        """From pydantic's `errors()`: at most five faults with place (prefixed by `above`) and reason.
 
-        The place is given without `body`, `query` and `path`; that of the first is the `field`.
+        Places omit `body`, `query` and `path`.
         """
         found = []
         for error in errors:
@@ -60,23 +60,23 @@ class UnknownOption(BadSettings):
 
 
 class PromptTooLong(BadSettings):
-    """Raised when a prompt of an HTTP request has more tokens than max_prompt_tokens."""
+    """Raised when a prompt has more tokens than max_prompt_tokens."""
 
 
 class ModelNotFound(BadSettings):
-    """Raised when the model's folder or name does not lead to a model."""
+    """Raised when a folder or name does not lead to a model."""
 
 
 class NotEnoughMemory(ServeAppError):
-    """Raised when weights and KV cache of a replica do not fit into the memory that is free."""
+    """Raised when a replica's weights and KV cache exceed free memory."""
 
 
 class EngineFailed(ServeAppError):
-    """Raised when the engine died, hangs or was shut down; its replica must be replaced."""
+    """Raised when the engine died, hangs or was shut down."""
 
 
 class ReplicaLost(ServeAppError):
-    """Raised when a replica's process or node is gone, or is being stopped, with a call open on it."""
+    """Raised when a replica's process or node is lost or stopped during a call."""
 
 
 class StoreError(ServeAppError):
@@ -84,23 +84,23 @@ class StoreError(ServeAppError):
 
 
 class FileChanged(StoreError):
-    """Raised when a file that was to be replaced is not as it was seen: another process has written it meanwhile."""
+    """Raised when another process replaced a file since it was read."""
 
 
 class JobNotFound(StoreError):
-    """Raised when the store holds no job of that id."""
+    """Raised when the store has no job of that id."""
 
 
 class NoSuchFile(JobNotFound):
-    """Raised when the store holds no OpenAI file of that id, or no longer."""
+    """Raised when the store has no OpenAI file of that id."""
 
 
 class JobConflict(ServeAppError):
-    """Raised when a job's state does not allow what was asked (running twice, resuming a finished job)."""
+    """Raised when a job's state does not allow a request (running twice, resuming a finished job)."""
 
 
 class TakenOver(JobConflict):
-    """Raised when another driver has begun to run what this one ran: its state is the other one's to write."""
+    """Raised when another driver runs the job now: only that one may write its state."""
 
 
 class ServerUnavailable(ServeAppError):
@@ -108,4 +108,4 @@ class ServerUnavailable(ServeAppError):
 
 
 class ScoringFailed(ServeAppError):
-    """Raised when a search asked for a label's probability and got none: it stops there and can be resumed."""
+    """Raised when a label's probability is missing. The search stops and can be resumed."""

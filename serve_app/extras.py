@@ -1,4 +1,4 @@
-"""Packages that not everybody needs, each with the extra of pyproject.toml that brings it."""
+"""Optional packages, each with its extra in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ USES = {PLOTS: "reports draw their charts", OPENAI: "`serve-app check` asks a se
 
 
 def require(extra: str) -> None:
-    """Raise BadSettings, which says how to install it, unless the package of an extra is there. Imports nothing."""
+    """Raise BadSettings with the install command unless the extra's package is installed. Imports nothing."""
     if importlib.util.find_spec(PACKAGES[extra]) is None:
         raise missing(extra)
 
 
 def missing(extra: str) -> BadSettings:
-    """The error of somebody who needs an extra and has not installed it."""
+    """The error for a missing extra."""
     return BadSettings(
         f"{PACKAGES[extra]} is not installed, with which {USES[extra]}: pip install 'serve-app[{extra}]'"
     )

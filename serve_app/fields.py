@@ -1,6 +1,6 @@
-"""Fields of what people write: models that refuse those they do not know, and name the nearest that they do.
+"""Models that reject unknown fields and suggest the nearest known one.
 
-Knows pydantic. Does not know which models there are.
+Knows pydantic. Does not know the models.
 """
 
 from __future__ import annotations
@@ -15,36 +15,33 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ErrorType
 
-# Our types of errors, with the whole message as `text` in their context.
+# The context's `text` is the whole message.
 UNKNOWN_FIELD, UNKNOWN_VALUE = "unknown_field", "unknown_value"
 _BUILT_IN = frozenset(get_args(ErrorType))
 _CHOICE = re.compile(r"'((?:[^'\\]|\\.)*)'|(-?[\w.]+)(?=,| or |$)")
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """The name of `known` that somebody who wrote `name` may have meant; "" where none is near.
-
-    Upper and lower case, hyphens and underscores are the same.
-    """
+    """The nearest of `known`, or "". Ignores case, hyphens and underscores."""
     spellings = {_plain(one): one for one in sorted(known, reverse=True)}
     near = difflib.get_close_matches(_plain(name), spellings, n=1) if isinstance(name, str) else []
     return spellings[near[0]] if near else ""
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, to be put behind a message; "" where nothing is near."""
+    """`; did you mean 'x'?`, to append to a message; "" without a near name."""
     near = nearest(name, known)
     return f"; did you mean '{near}'?" if near else ""
 
 
 def choices(error: Any) -> list[str]:
-    """What pydantic's error of a Literal or an Enum would have accepted, as text."""
+    """The values that pydantic's error of a Literal or an Enum lists."""
     expected = str((error.get("ctx") or {}).get("expected", ""))
     return [text or number for text, number in _CHOICE.findall(expected)]
 
 
 class Frozen(BaseModel):
-    """A model whose errors name the nearest field or value, wherever they are shown: config files, options, HTTP."""
+    """A model whose errors name the nearest field or value, in config files, options and HTTP alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -59,7 +56,7 @@ class Frozen(BaseModel):
 
 
 def _hinted(model: type[BaseModel], error: Any) -> InitErrorDetails:
-    """An error of `model` or of a model in it, which was here before."""
+    """The error, from `model` or a nested one, with a hint."""
     kind: Any = error["type"]
     context = error.get("ctx") or {}
     if kind == "extra_forbidden":
@@ -77,12 +74,12 @@ def _hinted(model: type[BaseModel], error: Any) -> InitErrorDetails:
 
 
 def names(model: type[BaseModel]) -> list[str]:
-    """Of the fields that a document may give, by their aliases where they have some."""
+    """Field names or aliases."""
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def meant(name: Any, model: type[BaseModel]) -> str:
-    """`; did you mean 'x'?` or `; it belongs in 'y'`, for a field that `model` does not have; "" where none is near."""
+    """`; did you mean 'x'?` or `; it belongs in 'y'` for a field that `model` lacks; "" without a near name."""
     homes = [
         outer
         for outer, field in model.model_fields.items()
@@ -95,7 +92,7 @@ def meant(name: Any, model: type[BaseModel]) -> str:
 
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a value of this type may be, or hold in a list."""
+    """The models that a type allows, directly or in a list."""
     return [
         kind
         for member in members(annotation)
@@ -106,7 +103,7 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
 
 
 def members(annotation: Any) -> Iterator[Any]:
-    """Of a union; a type alone is its own only member."""
+    """Members of a union, or the type itself."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from members(get_args(annotation)[0])

@@ -1,7 +1,6 @@
-"""What is wrong in a document that somebody wrote, each with its place in it.
+"""Finds mistakes in a document, each with its place.
 
-Turns pydantic's errors into sentences, and finds what models that ignore unknown fields, as Ray Serve's do, accept
-in silence.
+Turns pydantic's errors into sentences, and finds what lenient models, such as Ray Serve's, silently ignore.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from serve_app.fields import UNKNOWN_FIELD, UNKNOWN_VALUE, choices, did_you_mean
 
 Path = tuple[str | int, ...]
 
-# pydantic's types of errors, as "must be …, not 3".
+# pydantic's error types, as "must be …, not 3".
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -35,17 +34,17 @@ _LIMITS = {
     "less_than_equal": ("at most", "le"),
     "less_than": ("less than", "lt"),
 }
-# What `silent` finds by itself.
+# Covered by `silent`.
 _SILENT = (UNKNOWN_FIELD, "extra_forbidden", "invalid_key")
 _UNREADABLE = "cannot be read:"
 _VAGUE = ("must be", _UNREADABLE)
-# So many choices are listed; of more only the nearest is named.
+# Beyond this many choices only the nearest is named.
 MOST_CHOICES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """`problem` continues a sentence that begins with the place ("must be …"), or is one of its own."""
+    """`problem` continues a sentence after the place ("must be …"), or is a sentence."""
 
     path: Path
     problem: str
@@ -57,7 +56,7 @@ class Mistake:
         return f"{dotted(self.path)}{' ' if goes_on else ': '}{self.problem}"
 
     def below(self, path: Path) -> Mistake:
-        """The same, in a document that has this one at `path`."""
+        """The same mistake in a larger document with this one at `path`."""
         return Mistake((*path, *self.path), self.problem)
 
 
@@ -68,19 +67,18 @@ def dotted(path: Path) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as YAML has it, cut where it is long."""
+    """As YAML, truncated if long."""
     text = {None: "empty", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else (
         "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value))  # fmt: skip
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def unknown_field(name: object, model: type[BaseModel]) -> str:
-    """What is wrong with a field that `model` does not have, and which was meant."""
     return f"there is no field of this name{meant(name, model) or _some(names(model))}"
 
 
 def unknown_choice(value: Any, known: Iterable[str]) -> str:
-    """The same for one of a list of values."""
+    """The same for a value outside a list."""
     known = list(known)
     near = did_you_mean(value, known)
     if len(known) <= MOST_CHOICES:
@@ -93,8 +91,9 @@ def _some(known: list[str]) -> str:
 
 
 def from_pydantic(error: ValidationError, document: Any) -> list[Mistake]:
-    """One for each place of `document`: of a union's several complaints one sentence is made. Not unknown fields, which
-    are `silent`'s to find."""
+    """One mistake for each place of `document`; a union's complaints become one sentence. Leaves unknown fields to
+    `silent`.
+    """
     found: dict[Path, list[Any]] = {}
     for one in error.errors(include_url=False):
         if one["type"] in _SILENT:
@@ -104,7 +103,7 @@ def from_pydantic(error: ValidationError, document: Any) -> list[Mistake]:
 
 
 def _path(error: Any, document: Any) -> Path:
-    """Where in the document; pydantic's `loc` also has the members of unions."""
+    """The place in the document; pydantic's `loc` also has union members."""
     path: list[str | int] = []
     for part in error["loc"]:
         if (isinstance(document, dict) and part in document) or (
@@ -120,7 +119,7 @@ def _path(error: Any, document: Any) -> Path:
 
 
 def _named(message: str, fields: Mapping[Any, Any]) -> list[str]:
-    """The field that a complaint about several is about: the one that it names first."""
+    """The first field named by a complaint about several."""
     at = {name: re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", message) for name in map(str, fields)}
     found = sorted((match.start(), name) for name, match in at.items() if match)
     return [name for _, name in found[:1]]
@@ -134,7 +133,7 @@ def _sentence(errors: list[Any]) -> str:
 
 
 def _expected(error: Any) -> str:
-    """What should have been there; "" where that is not all that there is to say."""
+    """The expected value; "" if the message needs more."""
     kind, context = error["type"], error.get("ctx") or {}
     if kind in _LIMITS:
         words, name = _LIMITS[kind]
@@ -158,10 +157,10 @@ def _statement(error: Any) -> str:
 
 
 def silent(model: type[BaseModel], document: Any, path: Path = ()) -> Iterator[Mistake]:
-    """What `model` accepts in `document` and nobody can have meant.
+    """What `model` silently accepts in `document` but nobody can mean.
 
-    That is fields which it does not have, at any depth; true or false as a number; and, where it would take any
-    mapping in place of a model, what that model says.
+    Unknown fields at any depth, true or false as a number, and, for models that accept any mapping, the model's own
+    errors.
     """
     if not isinstance(document, dict):
         return
@@ -178,10 +177,10 @@ def silent(model: type[BaseModel], document: Any, path: Path = ()) -> Iterator[M
         if isinstance(value, bool) and bool not in kinds and {int, float} & {*kinds}:
             what = _KINDS["float" if float in kinds else "int"]
             yield Mistake(here, f"must be {what}, not {shown(value)}")
-        # Where any mapping would do in place of a model, what the model says counts too.
+        # Any mapping is allowed; the model's errors count too.
         loose = any(kind is dict or get_origin(kind) is dict for kind in kinds)
         for inner, place, one in _models_at(kinds, value, here):
-            if not isinstance(one, dict):  # Serve's validators fall over it
+            if not isinstance(one, dict):  # Serve's validators fail on it
                 yield Mistake(place, f"must be {_KINDS['model']}, not {shown(one)}")
                 continue
             yield from silent(inner, one, place)
@@ -190,7 +189,7 @@ def silent(model: type[BaseModel], document: Any, path: Path = ()) -> Iterator[M
 
 
 def _models_at(kinds: list[Any], value: Any, path: Path) -> Iterator[tuple[type[BaseModel], Path, Any]]:
-    """What in `value` should be a model, by the members of its field's type: itself, or what it has in a list."""
+    """Values that should be models, by the field's types: `value` itself or its list entries."""
     for kind in kinds:
         if get_origin(kind) in (list, tuple) and isinstance(value, list):
             items = list(members(get_args(kind)[0]))
@@ -202,7 +201,7 @@ def _models_at(kinds: list[Any], value: Any, path: Path) -> Iterator[tuple[type[
 
 
 def mistakes(model: type[BaseModel], document: Any, path: Path = ()) -> list[Mistake]:
-    """All that is wrong in `document`, which is at `path` of a larger one and should be a `model`."""
+    """All mistakes in `document`, at `path` of a larger one, as a `model`."""
     first: dict[Path, Mistake] = {}
     for one in (*silent(model, document, path), *checked(model, document, path)):
         first.setdefault(one.path, one)
@@ -210,19 +209,19 @@ def mistakes(model: type[BaseModel], document: Any, path: Path = ()) -> list[Mis
 
 
 def sharpest(found: Iterable[Mistake]) -> list[Mistake]:
-    """Without doubles, and without what only says that a field is wrong in which another mistake is."""
+    """Without duplicates, and without outer mistakes that only repeat inner ones."""
     found = list(dict.fromkeys(found))
-    # As of `a name or a mapping`: it says that a mapping is no name, and what is wrong in the mapping.
+    # `a name or a mapping` gives two errors: it is no name, and the mapping's own.
     outer = {one.path[:end] for one in found for end in range(len(one.path))}
     return [one for one in found if one.path not in outer or not one.problem.startswith(_VAGUE)]
 
 
 def checked(model: type[BaseModel], document: Any, path: Path = ()) -> list[Mistake]:
-    """What `model` refuses in `document`, which is at `path`; not what `silent` finds."""
+    """What `model` rejects; not what `silent` finds."""
     try:
         model.model_validate(document)
     except ValidationError as error:
         return [one.below(path) for one in from_pydantic(error, document)]
-    except Exception as error:  # of a validator: Serve's import what a field names
+    except Exception as error:  # Serve's validators import what a field names
         return [Mistake(path, f"{_UNREADABLE} {type(error).__name__}: {error}")]
     return []

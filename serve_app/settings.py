@@ -1,7 +1,7 @@
-"""Settings: frozen models that *are* the Serve application arguments in config.yaml, config.gpu.yaml and k8s/.
+"""Settings: frozen models of the Serve application arguments in config.yaml, config.gpu.yaml and k8s/.
 
-An unknown key is an error. The engine's own options keep vLLM's names and are checked against the
-installed vLLM by `engine/options.py`.
+Unknown keys are errors. `engine/options.py` checks the engine's options, under vLLM's names, against the installed
+vLLM.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ DRIVER_DEPLOYMENT = "Driver"
 FILES_APP = "files"
 BATCHES_APP = "batches"
 MODELS_APP = "models"
-# The key that our own clients and checks send, if the server asks for one.
+# The key of our own clients and checks.
 API_KEY_ENV = "SERVE_APP_API_KEY"
-# vLLM's priority of a health probe: lower goes first, so it does not wait behind anything.
+# vLLM's priority of health probes; lower goes first.
 PROBE_PRIORITY = -1000
-# Of populations, the first and the last: online requests have 0 and go before all of them.
+# Priorities of populations, first and last. Online requests have 0.
 POPULATION_PRIORITIES = (1, 1000)
-# `owned_by` of a model that a simulated engine serves.
+# `owned_by` of simulated models.
 SIMULATED_OWNER = "simulated"
-# Where vLLM's `additional_config` has SharingSettings, which our scheduler in EngineCore's process reads.
+# The key in vLLM's `additional_config` that our scheduler in EngineCore's process reads.
 SHARING_KEY = "serve_app_sharing"
-# Known external providers: (base_url, environment variable that holds the key), as their documentation has them.
+# (base_url, environment variable with the key), from the providers' documentation.
 PROVIDERS = {
     "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
     "deepseek": ("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
@@ -40,12 +40,10 @@ PROVIDERS = {
 
 
 def api_key() -> str:
-    """This process's key; "" if it has none."""
     return os.environ.get(API_KEY_ENV, "")
 
 
 def api_key_headers() -> dict[str, str]:
-    """What a request of our own carries."""
     return {"authorization": f"Bearer {api_key()}"} if api_key() else {}
 
 
@@ -75,10 +73,9 @@ class HealthSettings(Frozen):
 
 
 class SharingSettings(Frozen):
-    """What populations get of an engine that answers online requests too; see `engine/scheduler.py`.
+    """The share of populations on an engine that also answers online requests; see `engine/scheduler.py`.
 
-    Obeyed where the engine's `scheduler_cls` is not given; all but `max_step_s` where its `scheduling_policy` is
-    `priority`.
+    Applies unless the engine's `scheduler_cls` is set; all but `max_step_s` need the `scheduling_policy` `priority`.
     """
 
     population_step_tokens: int | None = Field(64, ge=0, description="population tokens in a step while online "
@@ -92,7 +89,7 @@ class SharingSettings(Frozen):
 
 
 class ShardingSettings(Frozen):
-    """When and how a list of prompts in one `/v1/completions` call is cut; see `serving/requests/sharding.py`."""
+    """How a list of prompts in one `/v1/completions` call is split; see `serving/requests/sharding.py`."""
 
     threshold: int | None = Field(32, ge=1, description="lists of more prompts are spread; null: none is")
     piece_prompts: int = Field(8, ge=1, description="least number of prompts in a piece")
@@ -102,12 +99,12 @@ class ShardingSettings(Frozen):
                               "ones alone. Keep it well below max_ongoing_requests")  # fmt: skip
 
     def piece_size(self, prompts: int, replicas: int) -> int:
-        """Prompts of a piece: half of a replica's share is open at the start, the rest goes to whoever is free."""
+        """Prompts of a piece. Half of a replica's share is open at the start; free replicas take the rest."""
         return max(self.piece_prompts, -(-prompts // (2 * self.open_pieces * replicas)))
 
 
 class RoutingSettings(Frozen):
-    """Which replica takes a request of a session; see `serving/router.py`."""
+    """Which replica takes a session's request; see `serving/router.py`."""
 
     session_affinity: bool = Field(True, description="requests with the same x-session-id go to the same replica; "
                                    "false: load alone decides")  # fmt: skip
@@ -119,7 +116,7 @@ class RoutingSettings(Frozen):
 
 
 class AccessSettings(Frozen):
-    """Who may use an application's HTTP routes, and how much of it; see `serving/gate` (`middleware.py`, `keys.py`)."""
+    """Who may use an application's HTTP routes, with which limits; see `serving/gate` (`middleware.py`, `keys.py`)."""
 
     key_files: tuple[str, ...] = Field((), description="files of API keys (`serve-app keys`), relative to where Serve "
                                        "was started; none: no key is needed")  # fmt: skip
@@ -146,7 +143,7 @@ class AccessSettings(Frozen):
 
 
 class ControlAccessSettings(AccessSettings):
-    """The same for the driver's routes, where files are uploaded, and jobs are asked for by many."""
+    """The same for the driver's routes, with file uploads and many status requests."""
 
     open_paths: tuple[str, ...] = Field((), description="paths below the route prefix that may be read without a key")
     max_body_bytes: int | None = Field(16 * 2**30, ge=1, description="largest request body; null: no limit")
@@ -156,8 +153,8 @@ class ControlAccessSettings(AccessSettings):
 class ReplicaSettings(Frozen):
     """Arguments of the `replicas` application.
 
-    `engine` holds any option of vLLM's AsyncEngineArgs and of its OpenAI front end, by vLLM's own names.
-    `model` in it may also name a prepared model (`smollm2-135m-instruct`).
+    `engine` takes any option of vLLM's AsyncEngineArgs and OpenAI front end, by vLLM's names. `model` may also name a
+    prepared model (`smollm2-135m-instruct`).
     """
 
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's options, with underscores")
@@ -173,7 +170,7 @@ class ReplicaSettings(Frozen):
 
 
 class ServedApplication(Frozen):
-    """An application of `serve_app.serving.apps:replicas` in the same config file."""
+    """A `serve_app.serving.apps:replicas` application in the same config file."""
 
     name: str = Field(min_length=1, description="the application's name")
     models: tuple[str, ...] = Field((), description="its models' names, known also while none of its replicas runs; "
@@ -201,7 +198,7 @@ class ModelsSettings(Frozen):
 
 
 class DispatchSizes(Frozen):
-    """How rows are handed to replicas: the part of `DriverSettings` that dispatch knows (`dispatch.pool`)."""
+    """How rows are sent to replicas: the part of `DriverSettings` for `dispatch.pool`."""
 
     chunk_rows: int = Field(64, ge=1, description="rows sent to a replica in one call")
     min_chunk_rows: int = Field(4, ge=1, description="size to which chunks shrink near the end of a job")
@@ -217,9 +214,9 @@ class DispatchSizes(Frozen):
 class DriverSettings(DispatchSizes):
     """Arguments of the `populations` application.
 
-    `chunk_rows` rows go to a replica in one call, and up to a window of rows is open to each replica, so that some
-    queue while others compute. Both are small on purpose: what is lost with a replica is at most a window, and 8×64
-    beat 1×512 by half in throughput (ray#52634). The window starts at `window_rows` and follows the engine's queue.
+    One call sends `chunk_rows` rows. Each replica has up to a window of open rows, so some queue while others compute.
+    Both are small: a lost replica loses at most a window, and 8×64 had 50% more throughput than 1×512 (ray#52634). The
+    window starts at `window_rows` and follows the engine's queue.
     """
 
     replicas: str = Field(REPLICAS_APP, description="the `replicas` application whose replicas answer rows")
@@ -250,12 +247,12 @@ class DriverSettings(DispatchSizes):
 
     @property
     def source_reach(self) -> Reach:
-        """Where web servers of sources may be."""
+        """Allowed web servers of sources."""
         return Reach.of(self.source_urls, "source_urls")
 
     @property
     def provider_reach(self) -> Reach:
-        """Where providers may be."""
+        """Allowed providers."""
         return Reach.of((*self.provider_urls, *self.provider_keys.values()), "provider_urls")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The command line. Wires everything; nothing imports it. A command imports the heavy libraries that it needs."""
+"""The command line. Nothing imports it; commands import heavy libraries when run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def options(
 
 for command in (ctr.demo, up.up, server.init, server.serve, server.validate, server.check):
     app.command()(command)
-app.command("icm-preset", hidden=True)(icm.preset)  # its name before `icm preset`
+app.command("icm-preset", hidden=True)(icm.preset)  # must precede `icm preset`
 app.add_typer(ctr.app, name="ctr")
 app.add_typer(icm.app, name="icm")
 app.add_typer(population.app, name="population")
@@ -47,7 +47,7 @@ app.add_typer(k8s.app, name="k8s")
 
 
 def main() -> None:
-    """Entry point: our own errors are one line, not a traceback."""
+    """Entry point. Prints our own errors on one line, without a traceback."""
     try:
         app()
     except ServeAppError as error:

@@ -1,7 +1,7 @@
-"""What the commands share: where the server is, how to print, and one grammar: `serve-app GROUP COMMAND --kebab-case`.
+"""What commands share, and the grammar `serve-app GROUP COMMAND --kebab-case`.
 
-Older spellings still work and are not shown: underscores for hyphens, renamed options (`spelling`), and a group without
-a command (`DefaultGroup`).
+Hidden older spellings still work: underscores, renamed options (`spelling`), and a group without a command
+(`DefaultGroup`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ CONFIG_HELP = "Serve config file; if not given, ./config.yaml, or else the one t
 BaseUrl = Annotated[str, typer.Option("--base-url", envvar="SERVE_APP_BASE_URL", help="Where the server is.")]
 Json = Annotated[bool, typer.Option("--json", "-q", help="Print only the JSON line, no progress and no notes.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the report in a browser.")]
-INTERRUPTED = 130  # what shells give for SIGINT
+INTERRUPTED = 130  # the shells' code for SIGINT
 
 
 def connect(base_url: str) -> PopulationClient:
-    """The client of a server that answers. Raises ServerUnavailable, before what is slow is imported."""
+    """The client of a running server. Raises ServerUnavailable before slow imports."""
     from serve_app.client.populations import PopulationClient
 
     client = PopulationClient(base_url)
@@ -44,7 +44,7 @@ def connect(base_url: str) -> PopulationClient:
 
 @contextmanager
 def stops(message: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C ends the command, after `message` has told, and done, what is to be."""
+    """On Ctrl-C print `message()` and end the command."""
     try:
         yield
     except KeyboardInterrupt:
@@ -54,9 +54,9 @@ def stops(message: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def goes_on_without_us(job_id: str, base_url: str, results: str = "population results") -> Iterator[None]:
-    """While a job is followed: Ctrl-C ends the command, says that the job goes on, and how to come back to it.
+    """On Ctrl-C end the command and print how to return to the running job.
 
-    `results` is the command that gets this job's results.
+    `results` is the command for its results.
     """
     try:
         yield
@@ -74,12 +74,12 @@ def goes_on_without_us(job_id: str, base_url: str, results: str = "population re
 
 
 def config_file(given: Path | None) -> Path:
-    """What `serve_app.serving.launch.default` finds; a line says so where that is the package's own file."""
+    """The config file; prints a line for the package's own."""
     from serve_app.serving.launch.default import find_config, packaged_config
 
     found = find_config(given)
     if given is None and found == packaged_config():
-        # Not to stdout, where a command may print nothing but JSON.
+        # stdout may be JSON only.
         Console(stderr=True, soft_wrap=True).print(
             f"no config.yaml here: taking {found}, which comes with the package (`serve-app init` copies it here)",
             markup=False,
@@ -89,7 +89,7 @@ def config_file(given: Path | None) -> Path:
 
 
 def spelling(renamed: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Context settings by which `--batch_size` is read as `--batch-size`, and `renamed` options (old: new) as new."""
+    """Context settings for underscores, and for `renamed` options (old: new)."""
     names = renamed or {}
 
     def normal(name: str) -> str:
@@ -100,15 +100,15 @@ def spelling(renamed: Mapping[str, str] | None = None) -> dict[str, Any]:
 
 
 class DefaultGroup(TyperGroup):
-    """A group whose `default` command takes the arguments that name no command, as in `serve-app ctr --ad X`.
+    """Arguments without a command go to `default`, as in `serve-app ctr --ad X`.
 
-    Options before another command are refused: they would be the default's, which does not run.
+    Options before another command are refused.
     """
 
     default = ""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments of a command, the default's name put first where none is named."""
+        """The arguments, with the default's name first if no command is named."""
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             default = self.commands[self.default]
             reading = {"parent": ctx, "resilient_parsing": True, "allow_extra_args": True}
@@ -122,12 +122,11 @@ class DefaultGroup(TyperGroup):
 
 
 def default_group(default: str) -> type[DefaultGroup]:
-    """`DefaultGroup` with that default."""
     return type("Group", (DefaultGroup,), {"default": default})
 
 
 def given(context: typer.Context) -> dict[str, str]:
-    """The parameters that were given, not left to their defaults, each with its flag."""
+    """Explicitly given parameters, each with its flag."""
     return {
         str(parameter.name): parameter.opts[0]
         for parameter in context.command.params
@@ -142,7 +141,6 @@ def refuse(context: typer.Context, *, besides: set[str], why: str) -> None:
 
 
 def tell_files(paths: Iterable[Path], output: Console, *, open_page: bool) -> None:
-    """Say what was written; with `open_page` show the page among it."""
     written = list(paths)
     output.print("results: " + ", ".join(map(str, written)), markup=False)
     for page in written:
@@ -151,13 +149,12 @@ def tell_files(paths: Iterable[Path], output: Console, *, open_page: bool) -> No
 
 
 def output_of(as_json: bool) -> Console:
-    """Where a command writes for people: nowhere, with --json."""
+    """Silent with --json."""
     return Console(stderr=True, quiet=True) if as_json else console
 
 
 def print_whole(table: Table) -> None:
-    """Print a table with nothing cut off: a terminal that is too narrow has cells folded, the first column's last of
-    all; elsewhere lines are as long as they need."""
+    """Print a table without truncation. A narrow terminal folds cells, the first column last."""
     for column in table.columns:
         column.overflow = "fold"
     wanted = Measurement.get(console, console.options.update(max_width=100_000), table).maximum

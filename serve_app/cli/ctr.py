@@ -1,4 +1,4 @@
-"""Click-through prediction: on a running server, and as a demo that starts its own."""
+"""Click-through prediction on a running server, and a demo that starts its own."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ Ad = Annotated[str, typer.Option("--ad", help="Text of the ad.")]
 Platform = Annotated[str, typer.Option("--ad-platform", help="facebook, tiktok, amazon, or one of --platforms.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the population.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the runs; results go to a folder named by the job id.")]
-# Dollars for a replica's hour.
+# Dollars.
 REPLICA_HOUR = 0.10
 
 
-# `--batch-size` was the name of `--batch-rows`.
+# Renamed from `--batch-size` to `--batch-rows`.
 @app.command(context_settings=spelling({"batch-size": "batch-rows"}))
 def predict(
     context: typer.Context,
@@ -165,7 +165,7 @@ def demo(
     started = time.monotonic()
     output = output_of(as_json)
     study = make_study(ad=ad, platform=ad_platform, size=population_size, seed=seed)
-    extras.require(extras.PLOTS)  # now, as the report comes last
+    extras.require(extras.PLOTS)  # early: the report is last
     check_store(out)
     log = out / "serve.log"
     path = config_file(config)
@@ -189,14 +189,14 @@ def demo(
 
 
 def setup_seconds() -> float | None:
-    """What `make setup` took when it last installed something; None where something else set this up."""
+    """Seconds of the last installing `make setup`; None without one."""
     with suppress(OSError, ValueError, KeyError):
         return float(json.loads((Path(sys.prefix) / "setup.json").read_text())["setup_s"])
     return None
 
 
 def say_people(study: Study, output: Console) -> None:
-    """How a file of people was read, and one of them as the model will see it."""
+    """Print how a people file was read, with an example."""
     if (summary := study.people_summary) is not None:
         first = next(person for person in study.people if person.error is None)
         output.print(f"{study.profiles and study.profiles.path} {summary.text}", markup=False, highlight=False)
@@ -214,7 +214,7 @@ def run_study(
     open_page: bool = False,
     **job: Any,
 ) -> dict[str, Any]:
-    """Submit the study, or resume a job with its own; follow it, write its report and print it; the figures."""
+    """Submit or resume the study's job, follow it, and write and print its report; return the figures."""
     from serve_app.client.progress import JobProgress
     from serve_app.serving.launch.config import check_store
     from serve_app.workloads.ctr.report import figures
@@ -253,7 +253,7 @@ def _bias_line(figures: dict[str, Any]) -> str:
 
 
 def finish(report: dict[str, Any], started: float, **more: Any) -> None:
-    """Print the JSON line, with `more` in it. Raises ServerUnavailable unless everybody has an answer."""
+    """Print the JSON line, with `more` in it. Raises ServerUnavailable if answers are missing."""
     keys = ("rows", "ok", "failed", "people", "answered", "replicas", "tp", "rows_per_s", "ctr", "ctr_raw",
             "cached_token_share", "label_swap_bias_before", "label_swap_bias_after")  # fmt: skip
     line = {key: report[key] for key in keys if key in report}
@@ -261,7 +261,7 @@ def finish(report: dict[str, Any], started: float, **more: Any) -> None:
     if report["simulated"]:
         line["simulated"] = True
     print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
-    if report["state"] == "completed_with_failures":  # which is the end: nothing is left to resume
+    if report["state"] == "completed_with_failures":  # final: nothing to resume
         raise ServerUnavailable(
             f"job {report['job_id']}: {report['invalid']:,} rows could not be asked and {report['failed']:,} have no "
             "answer; the results say why, row by row"

@@ -1,4 +1,4 @@
-"""`serve-app ctr calibrate`: from historic ads and their observed click-through to a file that later runs apply."""
+"""`serve-app ctr calibrate`: a calibration from historic ads."""
 
 from __future__ import annotations
 

@@ -86,7 +86,6 @@ def compare(
 
 
 def as_table(result: CompareResult) -> Table:
-    """The comparison for a terminal."""
     found = result.comparison
     verdict = f"{found.winner} wins" if found.winner else "undecided"
     covers = "people drawn, calibration and ad error" if found.calibrated else "people drawn, not the model's error"

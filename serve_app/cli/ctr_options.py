@@ -1,4 +1,4 @@
-"""From options of `serve-app ctr`, each of them text, to what a study takes."""
+"""Options of `serve-app ctr` as a study's fields."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def cancelled(client: PopulationClient, status: JobStatus | None) -> str:
-    """Cancel the job of a study of several, which nobody would go on with; in words what is left."""
+    """Cancel the job, one of several in a study; describe what remains."""
     from serve_app.errors import JobConflict
 
     if status is None:
         return "no job was submitted"
-    with suppress(JobConflict):  # it has just ended
+    with suppress(JobConflict):  # already ended
         client.cancel(status.id)
     return f"job {status.id} is cancelled; what has an answer stays (serve-app population list)"
 
 
 def platform_context(platform: str, context: str, platforms: Path | None) -> str:
-    """The platform in the user's words; "" for one that comes with the package. Raises BadSettings."""
+    """The user's own platform context; "" for a packaged platform. Raises BadSettings."""
     if context or platforms is None:
         return context
     from serve_app.workloads.ctr.asking.prompts import PLATFORMS, read_platforms
@@ -40,7 +40,7 @@ def platform_context(platform: str, context: str, platforms: Path | None) -> str
 
 
 def bank_name(bank: str, persona: str) -> str:
-    """`--bank`, or the bank that `--persona` is short for. Raises BadSettings."""
+    """`--bank`, or the bank of `--persona`. Raises BadSettings."""
     if bank and persona:
         raise BadSettings("--persona: names a bank that comes with the package; leave it out with --bank")
     if persona not in ("", "default", "rich"):
@@ -51,7 +51,7 @@ def bank_name(bank: str, persona: str) -> str:
 def profile_file(
     path: Path | None, mapped: list[str], id_column: str, weights: str, describe: str, require: list[str]
 ) -> ProfileFile | None:
-    """What `--profiles` and its companions say. Raises BadSettings."""
+    """The value of `--profiles` and related options. Raises BadSettings."""
     from serve_app.workloads.ctr.people.profile_file import ProfileFile
 
     if path is None:
@@ -71,17 +71,17 @@ def profile_file(
 
 
 def make_study(**fields: Any) -> Study:
-    """The study that the options say, its people included. Raises BadSettings before anything starts."""
+    """The study with its people. Raises BadSettings before anything starts."""
     from serve_app.workloads.ctr.study import Study
 
     study = Study(**fields)
     if not study.streamed:
-        study.people  # noqa: B018  # reads a file, draws a sample: raises
+        study.people  # noqa: B018  # reads and samples: may raise
     return study
 
 
 def read_calibration(path: Path | None, study: Study | None) -> Calibration | None:
-    """The file of --calibration. Raises BadSettings if it cannot be the study's."""
+    """The file of --calibration. Raises BadSettings if it does not fit the study."""
     from serve_app.workloads.ctr.statistics.calibration import load_calibration
 
     if path is None:

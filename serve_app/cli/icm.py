@@ -1,4 +1,4 @@
-"""`serve-app icm`: labels by internal coherence on a running server; and the serving presets that go with it."""
+"""`serve-app icm`: labels by internal coherence, and serving presets for it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=default_group("run"), help="Label data by a model's own coherence (Wen et al. 2025).")
 
 PRESETS = {"8B": "llama-3.1-8b", "70B": "llama-3.1-70b", "405B": "llama-3.1-405b"}
-# Parameters that a run's checkpoint has by another name, and those that it does not have.
+# Renamed or missing in a run's checkpoint.
 ASKED = {"iterations": "K", "api_key_env": "provider_key_env"}
 RATES = ("requests_per_minute", "tokens_per_minute")
 NOT_ASKED = {"resume", "out", "cluster", "as_json", "open_page", "base_url", "provider"}
@@ -87,7 +87,7 @@ def run(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Label a dataset by the model's own coherence, without any given label (Wen et al. 2025)."""
-    extras.require(extras.PLOTS)  # now, as the report comes last
+    extras.require(extras.PLOTS)  # early: the report is last
     if not cluster:
         connect_server(base_url)
     from serve_app.workloads.icm.labelling import Labelling
@@ -132,7 +132,7 @@ def run(
 
 @app.command()
 def preset(size: Annotated[str, typer.Argument(help="8B, 70B or 405B.")]) -> None:
-    """Print the Serve config file that goes with ICM on a model of that size."""
+    """Print the Serve config file for ICM on a model of that size."""
     if size not in PRESETS:
         raise BadSettings(f"there is no preset '{size}': use one of {', '.join(PRESETS)}")
     presets = files("serve_app.workloads.icm") / "presets"
@@ -140,7 +140,6 @@ def preset(size: Annotated[str, typer.Argument(help="8B, 70B or 405B.")]) -> Non
 
 
 def as_table(report: Report) -> Table:
-    """The accuracies and what the model itself makes of the labels."""
     finding = report.finding
     verdict = "they hold together" if finding.coherent else "THEY DO NOT HOLD TOGETHER"
     mark = " (SIMULATED ENGINE)" if report.simulated else ""

@@ -19,7 +19,7 @@ DEFAULT_VALUES = Path("k8s/values.yaml")
 
 @app.callback()
 def _group() -> None:
-    """Rendering, checked by the rules of serve_app.k8s.rules."""
+    """Render manifests, checked by the rules of serve_app.k8s.rules."""
 
 
 @app.command()
@@ -63,7 +63,7 @@ def render(
     ] = None,
     values: ValuesFile = DEFAULT_VALUES,
 ) -> None:
-    """Print the manifests of a preset, or write an installation that kubectl, Argo CD and Flux apply as it stands."""
+    """Print the manifests of a preset, or write an installation for kubectl, Argo CD or Flux."""
     from serve_app.errors import BadSettings
     from serve_app.k8s import render as rendering
     from serve_app.k8s.ray_service import yaml_text

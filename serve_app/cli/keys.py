@@ -1,4 +1,4 @@
-"""`serve-app keys`: make, list and revoke API keys in a key file. A running server reads it again by itself."""
+"""`serve-app keys`: create, list and revoke API keys in a key file. Running servers reload it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def create(
     scope: Annotated[list[str] | None, typer.Option(help="inference or populations; default: all.")] = None,
     expires: Annotated[str | None, typer.Option(help="Date and time with zone, as 2027-01-31T00:00:00Z.")] = None,
 ) -> None:
-    """Make a key and print it, this once: the file has only its hash."""
+    """Create a key and print it once; the file has only its hash."""
     from serve_app.serving.gate.key_file import create_key
     from serve_app.serving.gate.keys import Scope
 
@@ -71,7 +71,7 @@ def list_keys(file: KeyFile, as_json: Json = False) -> None:
 
 @app.command()
 def revoke(name: Name, file: KeyFile) -> None:
-    """Disable a key; servers heed it within seconds."""
+    """Disable a key; servers notice within seconds."""
     from serve_app.serving.gate.key_file import revoke_key
 
     revoke_key(file, name)

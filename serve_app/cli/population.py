@@ -136,7 +136,7 @@ def jobs(
     as_json: Json = False,
     base_url: BaseUrl = DEFAULT_URL,
 ) -> None:
-    """All jobs, newest first; those of one comparison or calibration in one line."""
+    """All jobs, newest first; a comparison's or calibration's in one line."""
     found = _client(base_url).list()
     if as_json:
         print(json.dumps([job.model_dump(mode="json") for job in found]))
@@ -174,7 +174,7 @@ def results(
             sys.stdout.buffer.write(block)
         return
     try:
-        with atomic_write(out) as file:  # what was there stays until all of the new is
+        with atomic_write(out) as file:  # keeps the old file until all is written
             file.writelines(blocks)
     except OSError as error:
         raise BadSettings(f"--out {out}: {error.strerror or error}") from error
@@ -182,7 +182,7 @@ def results(
 
 @app.command()
 def cancel(job_id: Job, as_json: Json = False, base_url: BaseUrl = DEFAULT_URL) -> None:
-    """Stop a job; what is committed stays."""
+    """Stop a job; committed outcomes stay."""
     _show(_client(base_url).cancel(job_id), as_json)
 
 
@@ -206,7 +206,7 @@ def _client(base_url: str) -> PopulationClient:
 
 
 def _say_table(path: Path, output: Console) -> None:
-    """How a local table will be read; nothing of other files. Raises BadSettings before anything is sent."""
+    """Print how a local table is read; nothing for other files. Raises BadSettings before sending."""
     from serve_app.tables.table import DELIMITED, WORKBOOKS, read_table
 
     if path.suffix.lower() not in (*DELIMITED, *WORKBOOKS):

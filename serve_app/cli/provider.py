@@ -1,4 +1,4 @@
-"""Who answers: our own replicas, or an external OpenAI-compatible provider. The same options for every command."""
+"""Provider options of every command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serve_app.errors import BadSettings
 from serve_app.settings import PROVIDERS
 
 OWN = "own"
-# Older names of these options, for `common.spelling`.
+# Older option names, for `common.spelling`.
 RENAMED = {"provider-url": "provider", "provider-model": "model", "provider-key-env": "api-key-env"}
 
 ProviderName = Annotated[
@@ -27,9 +27,9 @@ TokensPerMinute = Annotated[float | None, typer.Option("--tokens-per-minute", he
 
 
 def job_fields(provider: str, model: str, **limits: Any) -> dict[str, Any]:
-    """The fields `model` or `provider` of a job. `limits` are fields of `spec.Provider`; None is its default.
+    """The job field `model` or `provider`. `limits` are fields of `spec.Provider`.
 
-    Raises BadSettings for a provider that is neither known nor an address, and options that do not go together.
+    Raises BadSettings for an unknown provider and for conflicting options.
     """
     given = {name: value for name, value in limits.items() if value is not None}
     if provider == OWN:
@@ -44,7 +44,7 @@ def job_fields(provider: str, model: str, **limits: Any) -> dict[str, Any]:
 
 
 def address(provider: str) -> tuple[str, str]:
-    """A provider's base URL and, of a known one, the variable with its key. Raises BadSettings."""
+    """A provider's base URL, and a known one's key variable. Raises BadSettings."""
     if provider not in PROVIDERS and not provider.startswith(("http://", "https://")):
         raise BadSettings(
             f"--provider '{provider}' is unknown: use {OWN}, {', '.join(PROVIDERS)}, or an address such as "
@@ -56,8 +56,7 @@ def address(provider: str) -> tuple[str, str]:
 def price_fields(
     external: bool, replica_hour: float | None, input_price: float | None, output_price: float | None
 ) -> dict[str, Any]:
-    """The field `price` of a job, if it has any. Own replicas cost time, a provider tokens: raises BadSettings for the
-    price of what is not used."""
+    """The job field `price`, if any. Raises BadSettings for an unused price: replicas cost time, providers tokens."""
     tokens = {"input_per_million_tokens": input_price, "output_per_million_tokens": output_price}
     said = {name: value for name, value in tokens.items() if value is not None}
     if external and replica_hour is not None:

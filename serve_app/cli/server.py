@@ -1,4 +1,4 @@
-"""Commands around a server: start it, check its config file, check that it works."""
+"""Commands that start and check a server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Config = Annotated[Path | None, typer.Argument(help=CONFIG_HELP)]
 
 
 def serve(config: Config = None) -> None:
-    """Check a config file, then become `serve run` on it. Ctrl-C stops everything."""
+    """Check a config file, then run `serve run` on it. Ctrl-C stops everything."""
     from serve_app.serving.launch.config import ServeConfig
     from serve_app.serving.launch.local import serve_environment
 
@@ -43,7 +43,7 @@ def validate(config: Config = None) -> None:
 
     path = config_file(config)
     settings = ServeConfig.load(path)
-    settings.check(port=False)  # the server itself may be running
+    settings.check(port=False)  # the server may be running
     print_notes(settings)
     console.print(f"{path}: {settings.replicas} replica(s), {settings.base_url}", markup=False)
 
@@ -52,7 +52,7 @@ def init(
     config: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("config.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Write the config file that comes with the package, to be changed and served."""
+    """Write the packaged config file, to be changed and served."""
     from serve_app.serving.launch.default import write_config
 
     write_config(config, force=force)
@@ -60,7 +60,6 @@ def init(
 
 
 def print_notes(settings: ServeConfig, output: Console = console) -> None:
-    """What the user should know of this config file on this machine."""
     for note in settings.notes():
         output.print(f"note: {note}", markup=False, highlight=False)
 

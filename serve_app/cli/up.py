@@ -1,4 +1,4 @@
-"""`serve-app up`: a server on this machine, from start to Ctrl-C."""
+"""`serve-app up`: a server on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def up(
     simulated: Annotated[bool, typer.Option("--simulated", help="No model: made-up answers.")] = False,
     log: Annotated[Path, typer.Option(help="File for what Ray, Serve and the engines print.")] = Path("runs/serve.log"),
 ) -> None:
-    """Start a server, wait until it is ready, and say how to use it. Ctrl-C stops it."""
+    """Start a server, wait until it is ready, and print how to use it. Ctrl-C stops it."""
     from serve_app.serving.launch.config import ServeConfig
     from serve_app.serving.launch.local import local_server
     from serve_app.serving.launch.simulated import write_simulated
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # supervisors send SIGTERM
     path = config_file(config)
     if simulated:
         path = write_simulated(path, log.with_name("simulated.yaml"))
@@ -51,7 +51,7 @@ def up(
 
 
 class WaitLines:
-    """What a start says while one waits: on a terminal one line that changes, elsewhere a line each time."""
+    """One changing line on a terminal, separate lines elsewhere."""
 
     def __init__(self) -> None:
         self._status = console.status("starting") if console.is_terminal else None
@@ -65,20 +65,18 @@ class WaitLines:
         self.stop()
 
     def say(self, line: str) -> None:
-        """Show the line."""
         if self._status is not None:
             self._status.update(escape(line))
         else:
             console.print(f"  {line}", markup=False, highlight=False)
 
     def stop(self) -> None:
-        """The changing line goes."""
         if self._status is not None:
             self._status.stop()
 
 
 def engine_line(engine: EngineConfig) -> str:
-    """Which replicas load what: "2 replicas of SmolLM2 (tensor parallel 2)"."""
+    """As in "2 replicas of SmolLM2 (tensor parallel 2)"."""
     options = engine.settings.engine
     plural = "" if engine.replicas == 1 else "s"
     if engine.settings.simulated is not None:
@@ -88,7 +86,7 @@ def engine_line(engine: EngineConfig) -> str:
 
 
 def ready_text(settings: ServeConfig) -> str:
-    """Where the server is, a request to try, and what to do next."""
+    """The server's address, an example request, and next steps."""
     url, engine = settings.base_url, settings.engines[0]
     body = json.dumps({"model": engine.models[0], "messages": [{"role": "user", "content": "Say hello."}]})
     where = "" if url == DEFAULT_URL else f" --base-url {url}"

@@ -1,1 +1,1 @@
-"""The calling side: how workloads and commands reach the driver."""
+"""Clients of the driver, for workloads and commands."""

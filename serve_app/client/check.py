@@ -1,4 +1,4 @@
-"""Verifies a running server, one step after another, as a stock OpenAI client sees it."""
+"""Verifies a running server step by step."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import httpx
 from serve_app import extras
 from serve_app.settings import SIMULATED_OWNER, api_key, api_key_headers
 
-# Long enough to fill several blocks of the prefix cache, and unlike any other prompt.
+# Fills several blocks of the prefix cache.
 REPEATED = "serve-app check " + "counts one, two, three, four, five, six, seven, eight, nine, ten; " * 12
-# Each try may reach another replica, whose cache has not seen the prompt.
+# Each try may reach a replica with an empty cache.
 CACHE_TRIES = 8
 
 
 class _Problem(Exception):
-    """Raised when a step finds something wrong; its message says what to look at."""
+    """Raised when a step fails."""
 
 
 def run_checks(base_url: str, replicas: int = 1) -> Iterator[tuple[str, str | None, str]]:
-    """Yield (step, problem or None, what was seen). Stops after a step that makes the rest pointless.
+    """Yield (step, problem or None, what was seen). A failed step may end the checks.
 
-    Raises BadSettings where the extra `openai` is not installed.
+    Raises BadSettings without the extra `openai`.
     """
     extras.require(extras.OPENAI)
     checks = _Checks(base_url.rstrip("/").removesuffix("/v1"), replicas)
@@ -51,7 +51,7 @@ class _Checks:
         self._model = ""
 
     def steps(self) -> list[tuple[str, Callable[[], str], bool]]:
-        """(name, step, whether the steps after it need it)."""
+        """(name, step, whether later steps need it)."""
         return [
             ("reachable", self.reachable, True),
             ("model listed", self.model_listed, True),
@@ -73,7 +73,7 @@ class _Checks:
         return self._base_url
 
     def _why_not(self) -> str:
-        """What the driver knows of replicas that do not answer."""
+        """The driver's reason for missing replicas."""
         try:
             answer = httpx.get(
                 f"{self._base_url}/v1/populations/replicas", timeout=30, headers=api_key_headers()

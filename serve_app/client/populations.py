@@ -16,7 +16,7 @@ from serve_app.settings import api_key_headers
 from serve_app.spec import JobSpec, JobStatus
 
 POLL_S = 0.5
-# A driver that restarts answers again, and goes on with its jobs, within this time.
+# A restarted driver answers within this time.
 PATIENCE_S = 60.0
 ERRORS: dict[int, type[ServeAppError]] = {404: JobNotFound, 409: JobConflict, 400: BadSettings, 422: BadSettings}
 
@@ -31,18 +31,18 @@ class PopulationClient:
         )
 
     def ping(self) -> None:
-        """Raises ServerUnavailable at once where nobody answers, before anything is prepared for it."""
+        """Raises ServerUnavailable at once if nobody answers."""
         try:
             self._http.get(f"{self.base_url}/-/healthz")
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
 
     def submit(self, spec: JobSpec) -> str:
-        """Queue a population; the job's id. Raises BadSettings that names the wrong field."""
+        """Queue a population; returns the job's id. Raises BadSettings that names the field."""
         return str(self._call("POST", "/", content=_to_json(spec), headers=_JSON)["id"])
 
     def upload(self, spec: JobSpec) -> str:
-        """Queue the rows of a file on this machine, the spec's `source`, which is sent along; the job's id."""
+        """Queue the rows of a local file, the spec's `source`; returns the job's id."""
         path = Path(spec.source)
         try:
             with open(path, "rb") as file:
@@ -52,31 +52,30 @@ class PopulationClient:
             raise BadSettings(f"{path}: {error.strerror or error}") from error
 
     def replicas(self) -> list[ReplicaInfo]:
-        """The replicas that can work now."""
         return msgspec.convert(self._call("GET", "/replicas")["data"], list[ReplicaInfo])
 
     def list(self) -> list[JobStatus]:
-        """All jobs, newest first."""
+        """Newest first."""
         return [JobStatus.model_validate(job) for job in self._call("GET", "/")["data"]]
 
     def status(self, job_id: str) -> JobStatus:
-        """The job's state, counts and figures. Raises JobNotFound."""
+        """Raises JobNotFound."""
         return JobStatus.model_validate(self._call("GET", f"/{job_id}"))
 
     def resume(self, job_id: str) -> JobStatus:
-        """Run what has no outcome. Raises JobNotFound."""
+        """Run rows without an outcome. Raises JobNotFound."""
         return JobStatus.model_validate(self._call("POST", f"/{job_id}/resume"))
 
     def cancel(self, job_id: str) -> JobStatus:
-        """Stop the job; what is committed stays. Raises JobNotFound, or JobConflict when it is not running."""
+        """Outcomes stay. Raises JobNotFound, or JobConflict if it is not running."""
         return JobStatus.model_validate(self._call("POST", f"/{job_id}/cancel"))
 
     def delete(self, job_id: str) -> None:
-        """Remove the job and its results. Raises JobNotFound, or JobConflict while it runs."""
+        """Remove job and results. Raises JobNotFound, or JobConflict while it runs."""
         self._call("DELETE", f"/{job_id}")
 
     def wait(self, job_id: str, on_status: Callable[[JobStatus], None] = lambda status: None) -> JobStatus:
-        """Follow the job to its end, whatever that is; the last status."""
+        """Follow the job to its end; returns the last status."""
         last_answer = time.monotonic()
         while True:
             try:
@@ -92,14 +91,14 @@ class PopulationClient:
             time.sleep(POLL_S)
 
     def outcomes(self, job_id: str, *, after: int = 0) -> Iterator[Outcome]:
-        """Committed outcomes but the first `after`, also while the job runs."""
+        """Outcomes after the first `after`, also while the job runs."""
         rest = b""
         for block in self.results(job_id, "jsonl", after=after):
             *lines, rest = (rest + block).split(b"\n")
             yield from map(Outcome.from_json, lines)
 
     def results(self, job_id: str, form: str = "jsonl", *, after: int = 0, inputs: bool = False) -> Iterator[bytes]:
-        """The same as bytes of a JSONL, CSV or Parquet file; with `inputs` beside the data's own columns."""
+        """The outcomes as JSONL, CSV or Parquet bytes; with `inputs` beside the data's own columns."""
         asked: dict[str, str | int | bool] = {"format": form, "after": after, "inputs": inputs}
         try:
             with self._http.stream("GET", f"/{job_id}/results", params=asked) as response:
@@ -127,7 +126,7 @@ class PopulationClient:
 
 
 def _to_json(spec: JobSpec) -> str:
-    """What was said of it; the server has its own defaults."""
+    """Only explicit fields, since the server has its own defaults."""
     return spec.model_dump_json(exclude_unset=True)
 
 

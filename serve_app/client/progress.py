@@ -1,4 +1,4 @@
-"""A job's progress: a bar that stays, messages below it; a plain line now and then where there is no terminal."""
+"""Shows a job's progress as a bar, or without a terminal as occasional lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class JobProgress:
         self._bar = _Bar(
             BarColumn(bar_width=20), TextColumn("{task.fields[line]}"), console=console, disable=not console.is_terminal
         )
-        self.status: JobStatus | None = None  # the last one
+        self.status: JobStatus | None = None
         self._task = self._bar.add_task("", total=None, line="")
         self._last_line = ""
         self._last_line_at = 0.0
@@ -38,7 +38,6 @@ class JobProgress:
         self._bar.__exit__(kind, error, trace)
 
     def __call__(self, status: JobStatus) -> None:
-        """Show the status."""
         self.status = status
         line, below = progress_line(status), details_line(status)
         self._bar.below = below
@@ -54,8 +53,6 @@ class JobProgress:
 
 
 class _Bar(Progress):
-    """A bar with a line below it."""
-
     below = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -77,7 +74,7 @@ def progress_line(status: JobStatus) -> str:
 
 
 def details_line(status: JobStatus) -> str:
-    """Rows without an answer, replicas, and what the driver says."""
+    """Missing rows, replicas, and the driver's message."""
     parts = []
     if unanswered := status.failed + status.invalid:
         parts.append(f"{unanswered:,} without an answer")
@@ -87,7 +84,7 @@ def details_line(status: JobStatus) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people: "45 s", "12 min", "3 h 05 min"."""
+    """As "45 s", "12 min" or "3 h 05 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

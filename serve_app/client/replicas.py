@@ -1,7 +1,6 @@
-"""Calls from inside the cluster, for callers that iterate: prompts in, answers out, in order, nothing written down.
+"""In-cluster client for iterative callers: prompts in, answers out, in order; nothing is stored.
 
-The same dispatch as a durable job's, in the caller's own event loop: chunks go straight to the replicas by handle.
-A prompt is plain text, or the messages of a chat.
+Dispatches as durable jobs do, in the caller's event loop. A prompt is plain text or chat messages.
 
     async with ReplicaClient.connect() as client:
         answers = await client.score(prompts, labels=["True", "False"])
@@ -22,17 +21,17 @@ from serve_app.schema import Chunk, Completion, EngineInfo, Row, Sampling
 from serve_app.settings import REPLICAS_APP
 
 Prompt = str | Sequence[Mapping[str, str]]
-# Between online requests (0) and durable jobs (10): somebody waits for these.
+# Between online requests (0) and durable jobs (10).
 PRIORITY = 5
 
 
 class ReplicaClient:
-    """Async context manager. Any number of calls may run at once; rows of calls of one kind share chunks."""
+    """Async context manager. Concurrent calls of one kind share chunks."""
 
     def __init__(
         self, pool: ReplicaPool, *, settings: DispatchSettings | None = None, renderer: Renderer | None = None
     ) -> None:
-        # A call's rows are few and all known: small chunks at its end would save nothing.
+        # Rows are few and known: smaller last chunks save nothing.
         self._dispatcher = Dispatcher(pool, settings or DispatchSettings(min_chunk_rows=32))
         self._renderer = renderer
         self._engine: EngineInfo | None = None
@@ -42,7 +41,7 @@ class ReplicaClient:
     def connect(
         cls, address: str = "auto", *, app: str = REPLICAS_APP, settings: DispatchSettings | None = None
     ) -> ReplicaClient:
-        """A client of an application's replicas in the Ray cluster at `address`.
+        """Connect to an application's replicas in the Ray cluster at `address`.
 
         Raises ConnectionError without a cluster.
         """
@@ -62,7 +61,7 @@ class ReplicaClient:
         await self._dispatcher.__aexit__(*raised)
 
     async def engine(self) -> EngineInfo:
-        """What a replica's engine says of itself: model, tensor-parallel size, whether it is simulated.
+        """A replica's model, tensor-parallel size, and whether it is simulated.
 
         Raises EngineFailed without replicas.
         """
@@ -71,10 +70,10 @@ class ReplicaClient:
     async def score(
         self, prompts: Sequence[Prompt], labels: Sequence[str], *, priority: int = PRIORITY
     ) -> list[Completion]:
-        """One completion a prompt, in order; `label_logprobs` are the labels' exact log-probabilities as next token.
+        """One completion a prompt, in order; `label_logprobs` are exact log-probabilities of the labels as next token.
 
-        A prompt without an answer has status `invalid` or `failed` and an error. Raises BadSettings for labels that
-        are not one token each, EngineFailed when there are no replicas.
+        A prompt without an answer has status `invalid` or `failed` and an error. Raises BadSettings if a label is not
+        one token, EngineFailed without replicas.
         """
         renderer = await self._prepared()
         return await self._run(prompts, Chunk(0, (), renderer.label_ids(labels), priority=priority))
@@ -82,7 +81,7 @@ class ReplicaClient:
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling | None = None, *, priority: int = PRIORITY
     ) -> list[Completion]:
-        """One completion a prompt, in order, with the generated `text`. Errors are as in `score`."""
+        """One completion a prompt, in order, with `text`. Errors as in `score`."""
         return await self._run(prompts, Chunk(0, (), (), sampling or Sampling(), priority))
 
     async def _prepared(self) -> Renderer:
@@ -112,7 +111,7 @@ class ReplicaClient:
                 for result in results:
                     answers[result.key] = result.completion
         except EngineFailed:
-            self._renderer = None  # another model may be served when the caller tries again
+            self._renderer = None  # the model may change before a retry
             raise
         finally:
             stream.close()

@@ -1,1 +1,1 @@
-"""From k8s/values.yaml to Kubernetes manifests, and the rules that they have to keep."""
+"""Builds Kubernetes manifests from k8s/values.yaml and checks them against rules."""

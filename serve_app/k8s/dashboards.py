@@ -1,4 +1,4 @@
-"""Grafana's dashboards, from tables of panels: what is asked of Prometheus, and in which unit it is shown."""
+"""Grafana dashboards from tables of panels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 12, 8  # of 24 columns
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One graph or figure. `queries` maps legends to PromQL; units are Grafana's names."""
+    """`queries` maps legends to PromQL; units are Grafana's names."""
 
     title: str
     queries: dict[str, str]
@@ -21,7 +21,7 @@ class Panel:
 
 
 def quantiles(metric: str) -> dict[str, str]:
-    """p50, p95 and p99 of a histogram of vLLM's. Means would be of Ray's sums, which are not exact."""
+    """p50, p95 and p99 of a vLLM histogram. No means: Ray's sums are not exact."""
     by = f"sum by (le) (rate(ray_vllm_{metric}_bucket{{{PICK}}}[$__rate_interval]))"
     return {f"p{q}": f"histogram_quantile(0.{q}, {by})" for q in (50, 95, 99)}
 
@@ -126,7 +126,6 @@ DASHBOARDS = {"serve-app": ("serve_app: server", SERVER), "populations": ("serve
 
 
 def dashboard(name: str) -> str:
-    """The JSON that Grafana takes."""
     title, panels = DASHBOARDS[name]
     document = {
         "uid": f"serve-app-{name}",
@@ -145,7 +144,7 @@ def dashboard(name: str) -> str:
 def _variables() -> list[dict[str, Any]]:
     source = {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
     space = {"name": "namespace", "type": "textbox", "query": "serve-app", "label": "Namespace"}
-    # Yours: prices differ by region, contract and day (cluster/cost.sh asks AWS for the list prices).
+    # Prices differ by region and contract (cluster/cost.sh asks AWS for list prices).
     price = {"name": "usd_per_gpu_hour", "type": "textbox", "query": "1", "label": "USD a GPU and hour"}
     return [source, space, price]
 

@@ -1,7 +1,7 @@
-"""Evaluation workers of kernel generation: one GPU each, as they run code that a model wrote.
+"""Evaluation workers for kernel generation, with one GPU each, since they run code written by a model.
 
-What they run is `EVALUATOR`, which comes with the kernels workload. Their queue is a Redis of its own
-(installation/templates/kernels.yaml): the cluster's must not be within reach of such code.
+They run the kernels workload's `EVALUATOR`. Their queue is a separate Redis (installation/templates/kernels.yaml), as
+untrusted code must not reach the cluster's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EVALUATOR = ["serve-app", "kernels", "evaluate"]
 
 
 def evaluators(values: Values, preset: Preset) -> list[Manifest]:
-    """Their queue, and a Deployment of as many as the preset has replicas at most."""
+    """The queue and the workers: as many as the preset's maximum of replicas."""
     shm, mount = shm_volume(4)
     evaluator = container(
         values, preset, "evaluator", resources=gpu_resources(values, preset, 1), mounts=(mount,),
@@ -43,7 +43,7 @@ def evaluators(values: Values, preset: Preset) -> list[Manifest]:
         values, [evaluator], account=WORKER_ACCOUNT, priority=POPULATION, volumes=(shm,),
         **gpu_placement(preset, "spot"),
     )  # fmt: skip
-    # A candidate takes seconds, and the queue gives it to another worker.
+    # A candidate takes seconds. The queue gives it to another worker.
     spec["terminationGracePeriodSeconds"] = 60
     return [
         *from_template(values, "kernels"),

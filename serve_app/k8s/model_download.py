@@ -1,4 +1,4 @@
-"""A Job that brings a preset's weights to the shared file system, once, before any GPU is paid for."""
+"""A Job that downloads a preset's weights before any GPU node starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PART = "model-download"
 
 
 def model_download(values: Values, preset: Preset) -> list[Manifest]:
-    """The Job; none for a model that is in the image."""
+    """The Job; none for a model in the image."""
     if preset.revision is None:
         return []
     data, mounts = data_volume(values, writable=DATA)
@@ -42,7 +42,7 @@ def model_download(values: Values, preset: Preset) -> list[Manifest]:
         volumes=(data,),
         restartPolicy="OnFailure",
     )
-    spec["terminationGracePeriodSeconds"] = 30  # what is half there is gone on with
+    spec["terminationGracePeriodSeconds"] = 30  # an interrupted download resumes
     template = {"metadata": {"labels": labels(values, PART)}, "spec": spec}
     return [
         {
@@ -50,9 +50,9 @@ def model_download(values: Values, preset: Preset) -> list[Manifest]:
             "kind": "Job",
             "metadata": metadata(values, _name(values, preset, template), PART),
             "spec": {
-                "backoffLimit": 20,  # each goes on where the last one stopped
+                "backoffLimit": 20,  # each retry resumes
                 "activeDeadlineSeconds": 6 * 3600,
-                # It stays when it is done: GitOps tools would make one that is gone anew.
+                # No TTL: GitOps tools would recreate a deleted Job.
                 "template": template,
             },
         }
@@ -60,7 +60,7 @@ def model_download(values: Values, preset: Preset) -> list[Manifest]:
 
 
 def _name(values: Values, preset: Preset, template: Manifest) -> str:
-    """A Job cannot be changed once it is there: another revision, image or argument is another name."""
+    """Has a hash, as Jobs are immutable: a new revision, image or argument is a new Job."""
     end = f"-{digest(template)}"
     model = preset.model.rpartition("/")[2].lower().replace(".", "-").replace("_", "-")
     return f"{values.named('download')}-{model}"[: 63 - len(end)].rstrip("-") + end

@@ -1,8 +1,6 @@
-"""Karpenter's node pools: for each GPU type one that buys on demand, for online replicas, and one that takes spot; and
-one without GPUs, for what the system's nodes have no room for.
+"""Karpenter node pools: on-demand and spot for each GPU type, and one of CPUs.
 
-The labels of pods' node selectors come from here, so that they are the same under Karpenter and under EKS Auto Mode,
-which name the properties of instances differently.
+Karpenter and EKS Auto Mode name instance properties differently; the labels defined here are the same under both.
 """
 
 from __future__ import annotations
@@ -10,17 +8,17 @@ from __future__ import annotations
 from serve_app.k8s.pods import CAPACITY_NODE_LABEL, GPU_NODE_LABEL, GPU_RESOURCE, Manifest
 from serve_app.k8s.values import Gpu, Values
 
-# (prefix of instance labels, node class) of who provisions.
+# (prefix of instance labels, node class) of each provisioner.
 KARPENTER = ("karpenter.k8s.aws", {"group": "karpenter.k8s.aws", "kind": "EC2NodeClass", "name": "gpu"})
 AUTO_MODE = ("eks.amazonaws.com", {"group": "eks.amazonaws.com", "kind": "NodeClass", "name": "gpu"})
-# A bound on what a mistake costs: GPUs of one pool, and cores of the one without.
+# Cost limits: GPUs of one GPU pool, cores of the CPU pool.
 MAX_GPUS, MAX_CPUS = 64, 128
-# Of EC2. A second cluster during an upgrade, or a population's, has a head and a control pod: 8 cores and 26 GiB.
+# EC2. During an upgrade the second head and control pod need 8 cores and 26 GiB.
 CPU_FAMILIES = ("m7i", "m7i-flex", "m6i")
 
 
 def node_pools(values: Values, *, auto_mode: bool = False) -> list[Manifest]:
-    """Two NodePools for each GPU type; and one of CPUs, which EKS Auto Mode has of its own (general-purpose)."""
+    """Two NodePools for each GPU type, and a CPU pool unless EKS Auto Mode has its own (general-purpose)."""
     pools = [
         node_pool(name, gpu, capacity, auto_mode=auto_mode)
         for name, gpu in values.gpus.items()
@@ -30,7 +28,7 @@ def node_pools(values: Values, *, auto_mode: bool = False) -> list[Manifest]:
 
 
 def cpu_pool() -> Manifest:
-    """On demand: heads and drivers are here. No taint, so whatever else finds no room may come too."""
+    """On-demand, for heads and drivers. Without a taint, so other pods may use it."""
     return {
         "apiVersion": "karpenter.sh/v1",
         "kind": "NodePool",
@@ -72,18 +70,18 @@ def node_pool(name: str, gpu: Gpu, capacity: str, *, auto_mode: bool) -> Manifes
                     "taints": [{"key": GPU_RESOURCE, "value": "true", "effect": "NoSchedule"}],
                     "requirements": [
                         _requirement(f"{prefix}/instance-family", *gpu.instance_families),
-                        # A population takes what is cheap, and on demand only where no spot is left.
+                        # Populations prefer spot and fall back to on-demand.
                         _requirement(
                             "karpenter.sh/capacity-type", *(("spot", "on-demand") if spot else ("on-demand",))
                         ),
                         _requirement("kubernetes.io/arch", "amd64"),
                     ],
                     "expireAfter": "336h",
-                    "terminationGracePeriod": "1h",  # above any drain, so that nodes do end
+                    "terminationGracePeriod": "1h",  # longer than any drain
                 },
             },
             "disruption": {
-                # Moving a replica for a cheaper node costs its prefix cache and minutes: only empty nodes go.
+                # Only empty nodes: a moved replica loses its prefix cache.
                 "consolidationPolicy": "WhenEmpty",
                 "consolidateAfter": "5m",
                 "budgets": [{"nodes": "1"}],

@@ -1,7 +1,6 @@
-"""The Ray cluster of a RayService or RayJob: a head without devices, workers by GPU type, and control pods.
+"""The Ray cluster of a RayService or RayJob: a head without GPUs, workers by GPU type, and control pods.
 
-The operator (KubeRay 1.7) adds to each Ray pod what it needs: probes, /dev/shm, ports' environment, the token. What is
-said here is what it cannot know.
+KubeRay 1.7 adds probes, /dev/shm, port variables and the token.
 """
 
 from __future__ import annotations
@@ -38,18 +37,18 @@ HEAD_PORTS = {
 }  # fmt: skip
 WORKER_PORTS = {"serve": 8000, "metrics": 8080}
 HEAD, REPLICA, CONTROL = "head", "replica", "control"
-# SIGTERM alone would stop Ray at once: this tells Ray to move the replicas elsewhere and waits for their streams.
+# SIGTERM alone stops Ray at once; this waits for open streams.
 DRAIN = {"preStop": {"exec": {"command": ["python3", "-m", "serve_app.serving.drain"]}}}
 
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """What a cluster is for. `prefix` is of its pods' parts: a server's budgets and policies leave others alone."""
+    """`prefix` starts the names of the pods' parts, so a server's budgets and policies select only its own."""
 
     prefix: str
-    capacity: Literal["on-demand", "spot"]  # that the replicas' nodes are bought as
-    priority: str  # of replicas
-    serves: bool  # people, so it has keys, and outlives its head
+    capacity: Literal["on-demand", "spot"]
+    priority: str
+    serves: bool  # has keys and outlives its head
 
     def labels(self, values: Values, part: str) -> dict[str, str]:
         return labels(values, self.prefix + part)
@@ -66,7 +65,7 @@ def ray_cluster(values: Values, preset: Preset, purpose: Purpose = SERVER) -> Ma
         groups.append(control_group(values, preset, purpose))
     return {
         "rayVersion": ray_version(),
-        # A token of its own for each cluster, in a Secret that the operator makes. Serve's HTTP port has our keys.
+        # The operator makes the token. Serve's HTTP port uses our keys.
         "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
@@ -82,14 +81,14 @@ def ray_cluster(values: Values, preset: Preset, purpose: Purpose = SERVER) -> Ma
 
 
 def fault_tolerance(values: Values) -> Manifest:
-    """The cluster outlives its head: Serve goes on. What must outlive a population's head is in the store."""
+    """GCS fault tolerance: Serve survives the head. A population's state is in its store instead."""
     password = {"valueFrom": {"secretKeyRef": {"name": values.named(REDIS_SECRET), "key": "password"}}}
     address = values.redis.address or f"redis://{values.named('redis')}:6379"
     return {"gcsFaultToleranceOptions": {"redisAddress": address, "redisPassword": password}}
 
 
 def environment(values: Values) -> dict[str, str]:
-    """Of every Ray process; `serve_app.serving.launch.local.serve_environment` sets the same on one machine."""
+    """Variables of every Ray process. `serve_app.serving.launch.local.serve_environment` sets them on one machine."""
     return {
         "HOME": HOME,
         "RAY_SERVE_HAPROXY_BINARY_PATH": "/opt/venv/bin/serve-app-haproxy",
@@ -97,19 +96,19 @@ def environment(values: Values) -> dict[str, str]:
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
         "RAY_worker_niceness": "0",
-        # A hung engine does not end in order: without this its replacement waits a whole drain for its GPUs.
+        # Otherwise the replacement of a hung engine waits a whole drain for its GPUs.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(2 * values.drain_s),
         "SERVE_APP_DRAIN_S": str(values.drain_s),
-        # vLLM looks for a free port from here on; by default it may find Serve's.
+        # vLLM searches for a free port from here; its default range may include Serve's port.
         "VLLM_PORT": "20000",
-        "HF_HUB_OFFLINE": "1",  # weights are on the volume or in the image
+        "HF_HUB_OFFLINE": "1",  # weights are local
     }
 
 
 def head_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
-    """GCS, dashboard, Serve's controller and the autoscaler; no replica, so nothing of it can take the head down."""
-    writable = _writable(values, purpose) if preset.gpu is None else None  # else the driver is not here
+    """GCS, dashboard, Serve controller and autoscaler. No replica, which could take the head down."""
+    writable = _writable(values, purpose) if preset.gpu is None else None  # else the driver is elsewhere
     volumes, mounts = _volumes(values, purpose, writable)
     resources = same_resources(2, 8) if preset.gpu else burstable_resources(2, 3)
     head = container(
@@ -117,8 +116,8 @@ def head_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
         ports=container_ports(HEAD_PORTS),
     )  # fmt: skip
     spec = pod(values, [head], account=HEAD_ACCOUNT, priority=ONLINE, volumes=volumes)
-    spec["automountServiceAccountToken"] = True  # the autoscaler's, with the role that the operator binds
-    # Not worth a PodDisruptionBudget, which for a single pod would block its node for ever.
+    spec["automountServiceAccountToken"] = True  # the autoscaler's; the operator binds its role
+    # A PodDisruptionBudget for a single pod would block drains forever.
     annotations = {"karpenter.sh/do-not-disrupt": "true"}
     return {
         "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
@@ -127,7 +126,7 @@ def head_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
 
 
 def replica_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
-    """On GPUs one replica a pod, which has exactly its GPUs. On CPU all in one pod, where they can share out cores."""
+    """On GPUs one replica a pod. On CPU one pod for all replicas, which share its cores."""
     volumes, mounts = _volumes(values, purpose, "" if preset.gpu else _writable(values, purpose))
     bounds = {"replicas": preset.replicas.min, "minReplicas": preset.replicas.min, "maxReplicas": preset.replicas.max}
     if preset.gpu:
@@ -135,7 +134,7 @@ def replica_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
         pods_labels = purpose.labels(values, REPLICA)
         placement = {**gpu_placement(preset, purpose.capacity), "topologySpreadConstraints": spread(pods_labels)}
     else:
-        # A rank takes a core, and 1.5 GiB with its part of the cache; the rest is for Ray, Serve and the driver.
+        # A core and 1.5 GiB a rank with its cache, plus Ray, Serve and the driver.
         ranks = preset.tensor_parallel * preset.replicas.max
         resources = burstable_resources(ranks, 2 + 2 * ranks)
         placement = {"affinity": beside_head(values, purpose)} if values.shares_node else {}
@@ -154,19 +153,19 @@ def replica_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
 
 
 def control_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
-    """Driver, files and batches, on nodes without GPU; the only pods that write to the store."""
+    """Driver, files and batches, on CPU nodes. Only these pods write to the store."""
     volumes, mounts = _volumes(values, purpose, _writable(values, purpose))
     worker = container(
         values, preset, "ray-worker", resources=same_resources(4, 16), mounts=mounts,
         environment=environment(values), ports=container_ports(WORKER_PORTS), lifecycle=DRAIN,
     )  # fmt: skip
-    # Not the population's priority: a server's upgrade would take the driver's node, and all replicas would wait.
+    # Not the population's priority: a server's upgrade could preempt the driver and stop all replicas.
     spec = pod(values, [worker], account=STORE_ACCOUNT, priority=ONLINE, volumes=volumes)
     return {
         "groupName": CONTROL,
         "replicas": 1,
         "minReplicas": 1,
-        "maxReplicas": 2,  # while one is drained
+        "maxReplicas": 2,  # during a drain
         "labels": CONTROL_LABEL,
         "rayStartParams": {"num-gpus": "0"},
         "template": {"metadata": {"labels": purpose.labels(values, CONTROL)}, "spec": spec},
@@ -174,21 +173,21 @@ def control_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
 
 
 def beside_head(values: Values, purpose: Purpose) -> Manifest:
-    """On the head's node: a ReadWriteOnce claim can be mounted nowhere else."""
+    """A ReadWriteOnce claim needs the head's node."""
     head = {"matchLabels": purpose.labels(values, HEAD)}
     term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": head}
     return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
 def _writable(values: Values, purpose: Purpose) -> str:
-    """What the driver's pods may write: a server's all, a population's its own folder."""
+    """A server's driver may write all of it, a population's its own folder."""
     return DATA if purpose.serves else values.population_store
 
 
 def _volumes(
     values: Values, purpose: Purpose, writable: str | None
 ) -> tuple[tuple[Manifest, ...], tuple[Manifest, ...]]:
-    """(volumes, mounts): the keys, where there are people, and data, unless `writable` is None."""
+    """(volumes, mounts): keys for servers, and data unless `writable` is None."""
     volumes: tuple[Manifest, ...] = ()
     mounts: tuple[Manifest, ...] = ()
     if purpose.serves:

@@ -1,4 +1,4 @@
-"""RayJobs: a cluster for one population, gone when it is done; and one engine over several nodes."""
+"""RayJobs: a temporary cluster for one population, and one engine over several nodes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ from serve_app.settings import BATCHES_APP
 
 POPULATION = "population"
 CONFIG_FOLDER = "/etc/serve-app/population"
-# The job's id is of what is asked, so that a second try finds what the first one committed and goes on, and another
-# population is another job.
+# The id is a hash of the request: a retry resumes, and another population is another job.
 RUN_POPULATION = f"""\
 set -eu
 serve run --non-blocking {CONFIG_FOLDER}/serve.yaml
@@ -45,9 +44,9 @@ EFA_REASON = "NCCL registers memory with the network adapters (IPC_LOCK)"
 
 
 def population_job(values: Values, preset: Preset) -> list[Manifest]:
-    """RayJob and its ConfigMap: replicas on spot nodes, which may go at any time, as outcomes are committed.
+    """RayJob and ConfigMap. Replicas run on spot nodes; committed outcomes survive a lost node.
 
-    Nobody but the job reaches its server, which listens on loopback and has no keys.
+    Its server listens on loopback and has no keys, so only the job reaches it.
     """
     job_id = population_id(values, preset)
     name = values.named(job_id)
@@ -75,7 +74,7 @@ def population_job(values: Values, preset: Preset) -> list[Manifest]:
                 "entrypoint": f"bash {CONFIG_FOLDER}/run.sh",
                 "runtimeEnvYAML": yaml_text({"env_vars": {"JOB_ID": job_id}}),
                 "submissionMode": "K8sJobMode",
-                "backoffLimit": 2,  # clusters; within one, the driver and Serve recover by themselves
+                "backoffLimit": 2,  # new clusters
                 "shutdownAfterJobFinishes": True,
                 "ttlSecondsAfterFinished": 300,
                 "activeDeadlineSeconds": values.deadline_s,
@@ -87,13 +86,13 @@ def population_job(values: Values, preset: Preset) -> list[Manifest]:
 
 
 def population_id(values: Values, preset: Preset) -> str:
-    """The population's own `job_id`, or one of what is asked of which model: a RayJob that is done is not run again."""
+    """The population's `job_id`, or a hash of request and model. A finished RayJob does not run again."""
     asked = [values.population, preset.model_path, preset.engine]
     return str(values.population.get("job_id") or f"{POPULATION}-{digest(asked)}")
 
 
 def population_config(values: Values, preset: Preset, job_id: str) -> Manifest:
-    """The Serve config: on loopback, without keys, and with a store that no other driver has."""
+    """The Serve config: loopback, no keys, and a store that no other driver uses."""
     store = f"{values.population_store.rstrip('/')}/{job_id}"
     document = serve_config(values.model_copy(update={"store": store}), preset)
     document["http_options"]["host"] = "127.0.0.1"
@@ -104,9 +103,9 @@ def population_config(values: Values, preset: Preset, job_id: str) -> Manifest:
 
 
 def multi_node(values: Values, preset: Preset) -> list[Manifest]:
-    """One vLLM over `pipeline_parallel` nodes by its Ray executor: the head has the first one's GPUs.
+    """One vLLM over `pipeline_parallel` nodes, by the Ray executor. The head has the first node's GPUs.
 
-    It is no replica of ours, whose workers are its own children and so on one node: populations reach it as a provider.
+    Not a replica, whose workers share one node: populations use it as an external provider.
     """
     nodes = preset.pipeline_parallel
     (replicas,) = [app for app in serve_config(values, preset)["applications"] if app["route_prefix"] == "/"]
@@ -116,7 +115,7 @@ def multi_node(values: Values, preset: Preset) -> list[Manifest]:
         "distributed_executor_backend": "ray",
         "host": "0.0.0.0",
     }
-    del options["enable_prompt_tokens_details"], options["scheduling_policy"]  # of populations' replicas
+    del options["enable_prompt_tokens_details"], options["scheduling_policy"]  # only for populations
     return [
         {
             "apiVersion": "ray.io/v1",
@@ -127,7 +126,7 @@ def multi_node(values: Values, preset: Preset) -> list[Manifest]:
                 "submissionMode": "K8sJobMode",
                 "backoffLimit": 3,
                 "shutdownAfterJobFinishes": True,
-                "activeDeadlineSeconds": values.deadline_s,  # no GPU is forgotten
+                "activeDeadlineSeconds": values.deadline_s,  # frees forgotten GPUs
                 "submitterPodTemplate": submitter(values, preset, MULTI_NODE),
                 "rayClusterSpec": {
                     "rayVersion": ray_version(),
@@ -159,12 +158,12 @@ def multi_node(values: Values, preset: Preset) -> list[Manifest]:
 
 
 def multi_node_template(values: Values, preset: Preset, name: str, part: str) -> Manifest:
-    """A pod that has a whole node: its GPUs and its network adapters, by which the stages talk."""
+    """A pod that takes a whole node with its network adapters."""
     gpu = values.gpus[preset.gpu or ""]
     data, mounts = data_volume(values)
     resources = gpu_resources(values, preset, preset.tensor_parallel)
     if gpu.efa:
-        # Pinned memory of the adapters, which EKS's images for EFA reserve.
+        # Pinned memory, reserved by EKS's EFA images.
         for amounts in resources.values():
             amounts |= {"vpc.amazonaws.com/efa": str(gpu.efa), "hugepages-2Mi": "10Gi"}
     ray = container(
@@ -178,8 +177,8 @@ def multi_node_template(values: Values, preset: Preset, name: str, part: str) ->
             secret_variable(values, "VLLM_API_KEY", VLLM_SECRET, "api-key"),
         ],
     )  # fmt: skip
-    # NCCL registers memory with the adapter, beyond the 64 KiB that a process may lock without. Pod Security `baseline`
-    # refuses this: such an installation has a namespace of its own, with `pod_security: privileged`.
+    # NCCL locks more memory than the default 64 KiB. Pod Security `baseline` refuses this; the namespace needs
+    # `pod_security: privileged`.
     ray["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
     spec = pod(
         values,
@@ -189,7 +188,7 @@ def multi_node_template(values: Values, preset: Preset, name: str, part: str) ->
         volumes=(data,),
         **gpu_placement(preset, "on-demand"),
     )
-    # One placement group of the network: stages that are far apart wait for each other.
+    # One placement group: stages that are far apart wait for each other.
     component = {**labels(values), "app.kubernetes.io/component": MULTI_NODE}
     spec["affinity"] = {
         "podAffinity": {
@@ -206,7 +205,7 @@ def multi_node_template(values: Values, preset: Preset, name: str, part: str) ->
 
 
 def submitter(values: Values, preset: Preset, of: str) -> Manifest:
-    """The pod that submits the entrypoint and follows its log: our image, as it must have the same Ray."""
+    """Submits the entrypoint and follows its log. Uses our image, since Ray's version must match."""
     submit = container(values, preset, "ray-job-submitter", resources=same_resources(1, 1))
     spec = pod(values, [submit], account=WORKER_ACCOUNT, priority=ONLINE, restartPolicy="Never")
     spec["terminationGracePeriodSeconds"] = 30

@@ -1,4 +1,4 @@
-"""The server: a RayService, and a budget that lets nodes be drained one replica at a time."""
+"""The server: a RayService and its PodDisruptionBudget."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from serve_app.k8s.values import Preset, Values
 
 
 def ray_service(values: Values, preset: Preset) -> list[Manifest]:
-    """RayService and PodDisruptionBudget."""
     service = {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
         "metadata": metadata(values, values.name, "server", **{"ray.io/initializing-timeout": f"{REPLICA_WAIT_S}s"}),
         "spec": {
             "serveConfigV2": yaml_text(serve_config(values, preset)),
-            # NewCluster needs the same nodes once more, which come where nodes are bought. Where they do not, an
-            # upgrade is a deletion, which is at least no upgrade that hangs.
+            # NewCluster needs twice the nodes. Where no nodes can be bought the upgrade would hang, so the user deletes
+            # the old cluster.
             "upgradeStrategy": {"type": "NewCluster" if preset.gpu else "None"},
-            "rayClusterDeletionDelaySeconds": values.drain_s,  # the old cluster's open streams
+            "rayClusterDeletionDelaySeconds": values.drain_s,  # old cluster's open streams
             "excludeHeadPodFromServeSvc": True,
             "rayClusterConfig": ray_cluster(values, preset),
         },
@@ -32,10 +31,10 @@ def ray_service(values: Values, preset: Preset) -> list[Manifest]:
 
 
 def disruption_budget(values: Values, preset: Preset) -> list[Manifest]:
-    """All but one online replica stay. An integer: what is relative needs a scale that Ray's pods have not."""
+    """One online replica may be evicted. An integer: percentages need a scale subresource, which Ray's pods lack."""
     stay = preset.replicas.min - 1
     if preset.gpu is None or stay < 1:
-        return []  # for a single pod it would block the drain for ever
+        return []  # would block a single pod's drain forever
     return [
         {
             "apiVersion": "policy/v1",
@@ -51,5 +50,4 @@ def disruption_budget(values: Values, preset: Preset) -> list[Manifest]:
 
 
 def yaml_text(document: Any) -> str:
-    """YAML in the order given."""
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)

@@ -1,4 +1,4 @@
-"""What is rendered: one way to run a preset, a whole installation as a folder, and the repository's own files."""
+"""Renders one way to run a preset, an installation, or the repository's generated files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ Build = Callable[[Values, Preset], list[Manifest]]
 
 
 def server(values: Values, preset: Preset) -> list[Manifest]:
-    """What serves a preset: a RayService, or for one engine over several nodes a RayJob; and the weights' download."""
+    """A RayService, or for several nodes a RayJob, and the weights' download."""
     return [*model_download(values, preset), *(multi_node if preset.multi_node else ray_service)(values, preset)]
 
 
-# The ways to run a preset.
 WAYS: dict[str, Build] = {
     "server": server,
     "download": model_download,
@@ -45,7 +44,7 @@ WAYS: dict[str, Build] = {
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """A folder of k8s/overlays: an installation that its values.yaml describes."""
+    """A folder of k8s/overlays."""
 
     name: str
 
@@ -59,21 +58,21 @@ class Overlay:
 
 OVERLAYS = tuple(map(Overlay, ("local", "eks", "multi-node", "vllm-job", "vllm", "population", "kernels")))
 NODE_POOLS = {Path("cluster/eks/node-pools.yaml"): False, Path("cluster/eks/auto-mode/node-pools.yaml"): True}
-# Plain manifests and a kustomization of them, which kubectl, Argo CD and Flux apply as it stands.
+# Plain manifests with a kustomization, for kubectl, Argo CD and Flux.
 KUSTOMIZATION: Manifest = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
 
 
 def render(values: Values, way: str, preset_name: str) -> str:
-    """The manifests of one way to run one preset, checked by our rules.
+    """Checked manifests of one way to run one preset.
 
-    Raises BadSettings for a way or preset that there is not, that do not go together, or that break a rule.
+    Raises BadSettings for an unknown way or preset, an invalid combination, or a broken rule.
     """
     manifests = checked(f"preset {preset_name}", build(values, way, preset_name), whole=False)
     return text(manifests, f"serve-app k8s render --way {way} --preset {preset_name}")
 
 
 def build(values: Values, way: str, preset_name: str) -> list[Manifest]:
-    """The objects. Raises BadSettings for a way and a preset that do not go together."""
+    """The objects. Raises BadSettings if way and preset do not go together."""
     preset = values.preset(preset_name)
     if way not in WAYS:
         raise BadSettings(f"--way '{way}' is unknown: use one of {', '.join(WAYS)}")
@@ -87,9 +86,9 @@ def build(values: Values, way: str, preset_name: str) -> list[Manifest]:
 
 
 def installation(values: Values) -> dict[str, str]:
-    """The files of a folder that is applied as it stands, by name: everything that `run` names, and its ground.
+    """An installation's files by name: everything in `run`, and the base.
 
-    Raises BadSettings as `render`, and for what only the whole shows: a name that nothing has, a way that is shut.
+    Raises BadSettings as `render` does, and for missing references and blocked network paths.
     """
     parts: dict[str, list[Manifest]] = {"base": base(values)} if values.base else {}
     parts |= {way: build(values, way, preset) for way, preset in values.run.items()}
@@ -106,21 +105,20 @@ def installation(values: Values) -> dict[str, str]:
 
 
 def monitors(values: Values, everything: list[Manifest]) -> list[Manifest]:
-    """PodMonitors of the pods that there are."""
     pods = [template.labels for template in templates(everything)]
     found = from_template(values, "monitors")
     return [one for one in found if any(selects(one["spec"]["selector"], labels) for labels in pods)]
 
 
 def checked(what: str, manifests: list[Manifest], *, whole: bool) -> list[Manifest]:
-    """The same. Raises BadSettings with every rule that they break."""
+    """The manifests. Raises BadSettings with every broken rule."""
     if problems := list(check(manifests, whole=whole)):
         raise BadSettings(f"{what}: " + "; ".join(map(str, problems)))
     return manifests
 
 
 def rendered_files(values: Values, root: Path = Path()) -> dict[Path, str]:
-    """Each committed file that is made from values, relative to the repository's root, and its text."""
+    """Each generated file, by path relative to the repository's root."""
     files = {Path("k8s/values.schema.json"): json_schema()}
     ground = {"base.yaml": base(values), "kustomization.yaml": [{**KUSTOMIZATION, "resources": ["base.yaml"]}]}
     files[Path("k8s/monitoring/monitors.yaml")] = text(from_template(values, "monitors"), OUT)
@@ -138,7 +136,7 @@ OUT = "serve-app k8s render"
 
 
 def text(manifests: list[Manifest], command: str) -> str:
-    """YAML documents under a line that says where they come from."""
+    """YAML documents below the command that made them."""
     head = f"# Made by `{command}`: edit the values, not this.\n"
     return head + "---\n".join(
         yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120) for manifest in manifests
@@ -146,7 +144,7 @@ def text(manifests: list[Manifest], command: str) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Text of several lines as a block, and everything written out: no anchors."""
+    """Multi-line text as blocks; no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,7 +1,7 @@
-"""serveConfigV2: a preset's Serve config file, made from config.yaml or config.gpu.yaml by the settings models.
+"""serveConfigV2: a preset's Serve config, made from config.yaml or config.gpu.yaml.
 
-What differs from a machine of one's own: the model, its parallelism and replicas; addresses, keys and store; how long
-replicas drain; and where the deployments without a GPU run.
+Unlike on a single machine it sets model, parallelism, replicas, addresses, keys, store and drain time, and where
+deployments without a GPU run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from serve_app.settings import (
 
 HTTP_PORT = 8000
 CHECKOUT = Path(__file__).parents[2]
-# A mounted secret, which `serve-app keys` writes.
+# Mounted; written by `serve-app keys`.
 KEY_FILE = "/etc/serve-app/keys/keys.yaml"
-# Ray's label of the nodes that run what needs no GPU, where there are GPUs; else it could land on theirs.
-# Not the pods' serve-app/part: KubeRay lays a group's Ray labels over those of its pods.
+# Keeps deployments without GPUs off GPU nodes. Not serve-app/part: KubeRay overwrites pod labels with Ray's.
 CONTROL_LABEL = {"serve-app/role": "control"}
-# Buying a node, pulling the image and loading weights; two nodes of them take longer.
+# To buy a node, pull the image and load weights; two nodes take longer.
 REPLICA_WAIT_S = 2700
 SETTINGS: dict[str, type[Frozen]] = {
     REPLICAS_APP: ReplicaSettings,
@@ -42,9 +41,9 @@ SETTINGS: dict[str, type[Frozen]] = {
 
 
 def serve_config(values: Values, preset: Preset, root: Path = Path()) -> dict[str, Any]:
-    """The document. Raises BadSettings, naming the application, for what the settings refuse."""
+    """The document. Raises BadSettings that names the application."""
     document = _config_file(preset, root)
-    # EveryNode: KubeRay's readiness probe asks each worker's own proxy, and traffic goes to the ready ones.
+    # EveryNode: KubeRay's readiness probe asks each worker's own proxy, and ready ones get traffic.
     document["proxy_location"] = "EveryNode"
     document["http_options"] = {**document["http_options"], "host": "0.0.0.0", "port": HTTP_PORT}
     for application in document["applications"]:
@@ -58,13 +57,13 @@ def serve_config(values: Values, preset: Preset, root: Path = Path()) -> dict[st
 
 
 def actor_resources(preset: Preset, gpu: Gpu | None) -> dict[str, int]:
-    """What one replica takes: its tensor-parallel workers are its children, so the actor holds all their devices."""
+    """One replica's resources. Its actor holds all devices, since tensor-parallel workers are child processes."""
     ranks = preset.tensor_parallel
     return {"num_cpus": ranks} if gpu is None else {"num_cpus": ranks * gpu.cpus - 1, "num_gpus": ranks}
 
 
 def _config_file(preset: Preset, root: Path) -> dict[str, Any]:
-    """Of the folder that one is in, else of this checkout."""
+    """The Serve config from the current folder, else from this checkout."""
     for folder in (root, CHECKOUT):
         if (folder / preset.config).is_file():
             document: dict[str, Any] = yaml.safe_load((folder / preset.config).read_text())
@@ -85,7 +84,7 @@ def _set_replicas(application: dict[str, Any], values: Values, preset: Preset) -
     if preset.replicas.fixed:
         deployment["num_replicas"] = preset.replicas.min
         return
-    # Nodes come for it, so an update starts all new replicas beside the old ones.
+    # Nodes are bought, so all new replicas start at once.
     deployment["max_surge_percent"] = 100
     deployment["autoscaling_config"] = {
         "min_replicas": preset.replicas.min,

@@ -1,7 +1,7 @@
-"""vLLM alone, without Ray and without the driver: the same image, weights and options.
+"""vLLM without Ray and the driver: same image, weights and options.
 
-A Job with a Service for an evening with one GPU, and a Deployment for a plain TP=2 server. Populations reach
-either as an external provider.
+A Job with a Service for a few hours on one GPU, and a Deployment for a plain TP=2 server. Populations use either as an
+external provider.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from serve_app.k8s.pods import (
 from serve_app.k8s.serve_config import HTTP_PORT, serve_config
 from serve_app.k8s.values import Preset, Values, digest
 
-START_TIMEOUT_S = 1800  # loading 140 GB and compiling
+START_TIMEOUT_S = 1800  # to load 140 GB and compile
 
 
 def vllm_job(values: Values, preset: Preset) -> list[Manifest]:
-    """One engine until it is deleted, or four hours are over, so that no GPU is forgotten."""
+    """One engine, until it is deleted or four hours have passed."""
     part, spec = "vllm-job", vllm_pod(values, preset)
     spec["restartPolicy"] = "OnFailure"
     job: Manifest = {
@@ -46,13 +46,13 @@ def vllm_job(values: Values, preset: Preset) -> list[Manifest]:
             "template": {"metadata": {"labels": labels(values, part)}, "spec": spec},
         },
     }
-    # A Job cannot be changed once it is there: another image or option is another name, and the Service takes both.
+    # Jobs are immutable: a new option needs a new name. The Service selects both.
     job["metadata"] = metadata(values, f"{values.named(part)}-{digest(job['spec'])}", part)
     return [job, service(values, part)]
 
 
 def vllm_deployment(values: Values, preset: Preset) -> list[Manifest]:
-    """As many engines as the preset has at least, replaced one by one without a GPU more."""
+    """The preset's minimum number of engines, replaced one at a time without an extra GPU."""
     part, count = "vllm", max(1, preset.replicas.min)
     spec, ours = vllm_pod(values, preset), labels(values, part)
     spec["topologySpreadConstraints"] = spread(ours)
@@ -73,7 +73,7 @@ def vllm_deployment(values: Values, preset: Preset) -> list[Manifest]:
         "kind": "PodDisruptionBudget",
         "metadata": metadata(values, values.named(part), part),
         "spec": {
-            "maxUnavailable": 1,  # a Deployment has the scale that Ray's pods lack
+            "maxUnavailable": 1,  # unlike Ray's pods, it has a scale subresource
             "selector": {"matchLabels": ours},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
@@ -82,7 +82,7 @@ def vllm_deployment(values: Values, preset: Preset) -> list[Manifest]:
 
 
 def vllm_pod(values: Values, preset: Preset) -> Manifest:
-    """`vllm serve` with the options that the replicas have; its key comes from a Secret by vLLM's own variable."""
+    """`vllm serve` with the replicas' options; the key is a Secret in vLLM's variable."""
     gpu = values.gpus[preset.gpu or ""]
     data, data_mounts = data_volume(values)
     shm, shm_mount = shm_volume(max(2, gpu.pod_memory_gib * preset.tensor_parallel // 4))
@@ -102,7 +102,7 @@ def vllm_pod(values: Values, preset: Preset) -> Manifest:
         startupProbe={**health, "periodSeconds": 10, "failureThreshold": START_TIMEOUT_S // 10},
         readinessProbe={**health, "periodSeconds": 5, "failureThreshold": 2},
         livenessProbe={**health, "periodSeconds": 15, "failureThreshold": 4},
-        # Out of the Service first, then SIGTERM, on which vLLM finishes what it has.
+        # Leave the Service first; on SIGTERM vLLM finishes its requests.
         lifecycle={"preStop": {"exec": {"command": ["sleep", "15"]}}},
     )  # fmt: skip
     return pod(
@@ -112,7 +112,7 @@ def vllm_pod(values: Values, preset: Preset) -> Manifest:
 
 
 def flags(options: dict[str, Any]) -> list[str]:
-    """vLLM's options as arguments of `vllm serve`; the model comes first, without a name."""
+    """vLLM's options as arguments of `vllm serve`; the model is positional and first."""
     found = [str(options["model"]), f"--port={HTTP_PORT}"]
     for name, value in options.items():
         flag = name.replace("_", "-")
@@ -126,7 +126,7 @@ def flags(options: dict[str, Any]) -> list[str]:
 
 
 def service(values: Values, part: str) -> Manifest:
-    """In the cluster only: what comes from outside passes an ingress."""
+    """A cluster-internal Service: outside traffic passes an ingress."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

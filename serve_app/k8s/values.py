@@ -1,7 +1,6 @@
-"""The values: one file that says what an installation is. All else is derived from it.
+"""The values file, which describes an installation.
 
-Knows presets, GPU types, images and names. Does not know manifests. A file need only have what differs from the
-defaults (`DEFAULTS`); how it is laid over them is `_lay_over`.
+Knows presets, GPU types, images and names. Does not know manifests. `_lay_over` merges a file over `DEFAULTS`.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from serve_app.errors import BadSettings
 from serve_app.fields import Frozen
 
 DEFAULTS = Path(__file__).with_name("installation") / "values.yaml"
-VALUES = Path("k8s/values.yaml")  # the same file, where a person looks for it
-# The volume claim, and in it the weights that `models.download` brings.
+VALUES = Path("k8s/values.yaml")  # in a checkout
+# The volume claim's mount, with the downloaded weights.
 DATA = "/data"
 MODELS = f"{DATA}/models"
-# Laid over field by field; other mappings are one value, as what they say belongs together.
+# Merged by field; other mappings are replaced.
 LAID_OVER = ("images", "storage", "redis", "ingress", "gpus", "presets")
-LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"  # DNS-1035, as KubeRay wants names
+LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"  # DNS-1035, required by KubeRay
 Way = Literal["server", "download", "vllm", "vllm-job", "population", "kernels"]
 
 
@@ -42,7 +41,6 @@ class Images(Frozen):
     pull_secrets: tuple[str, ...] = Field((), description="names of Secrets in the namespace")
 
     def serving(self, target: Literal["cpu", "cuda"]) -> str:
-        """The serving image with its tag or digest."""
         image = f"{self.registry}/{getattr(self, target)}".lstrip("/")
         pinned = "@" in image or ":" in image.rpartition("/")[2]
         return image if pinned else f"{image}:{version('serve-app')}-{target}"
@@ -61,7 +59,7 @@ class Storage(Frozen):
 
 
 class Redis(Frozen):
-    """What a restarted head remembers the cluster by."""
+    """Where a restarted head finds the cluster's state."""
 
     address: str | None = Field(
         None,
@@ -84,7 +82,7 @@ class Ingress(Frozen):
 
 
 class Gpu(Frozen):
-    """A type of GPU, and what a pod is given for each that it has."""
+    """A type of GPU, and a pod's resources for each GPU."""
 
     memory_gib: int = Field(ge=1, description="of one GPU")
     instance_families: tuple[str, ...] = Field(min_length=1, description="of EC2, as g6")
@@ -111,7 +109,7 @@ class Replicas(Frozen):
 
 
 class Preset(Frozen):
-    """A model on hardware that it fits."""
+    """A model and its hardware."""
 
     config: Path = Field(description="Serve config file, from the values file's folder or the repository's root")
     model: str = Field(min_length=1, description="prepared model, or hub name")
@@ -134,7 +132,7 @@ class Preset(Frozen):
 
     @property
     def model_path(self) -> str:
-        """What vLLM is told to load: the pre-downloaded folder, or the name of a model that is in the image."""
+        """The `model` option for vLLM: the downloaded folder, or the name of a model in the image."""
         return f"{MODELS}/{self.model}/{self.revision}" if self.revision else self.model
 
 
@@ -180,48 +178,45 @@ class Values(Frozen):
 
     @classmethod
     def load(cls, path: Path = VALUES) -> Values:
-        """The file laid over the defaults. Raises BadSettings that names the field."""
-        mine = {} if path == VALUES and not path.exists() else _read(path)  # no clone: the package has the defaults
+        """The file merged over the defaults. Raises BadSettings that names the field."""
+        mine = {} if path == VALUES and not path.exists() else _read(path)  # no checkout: defaults
         try:
             return cls.model_validate(_lay_over(_read(DEFAULTS), _with_configs_beside(path, mine)))
         except ValidationError as error:
             raise BadSettings("; ".join(_problem(path, one) for one in error.errors()[:5])) from error
 
     def preset(self, name: str) -> Preset:
-        """Raises BadSettings, naming those that there are."""
+        """Raises BadSettings that lists the known presets."""
         if name not in self.presets:
             raise BadSettings(f"--preset '{name}' is unknown: use one of {', '.join(self.presets)}")
         return self.presets[name]
 
     def gpu(self, preset: Preset) -> Gpu | None:
-        """The GPU type of a preset; None for one on CPU."""
+        """None on CPU."""
         return self.gpus[preset.gpu] if preset.gpu else None
 
     def image(self, preset: Preset) -> str:
-        """The serving image with its tag."""
         return self.images.serving("cuda" if preset.gpu else "cpu")
 
     def named(self, part: str) -> str:
-        """Name of an object in the namespace."""
         return f"{self.name}-{part}"
 
     def cluster_named(self, part: str) -> str:
-        """Name of an object that belongs to no namespace: other installations have the same part."""
+        """A cluster-scoped name, unique among installations."""
         return f"{self.name if self.name == self.namespace else f'{self.namespace}.{self.name}'}-{part}"
 
     @property
     def claim(self) -> str:
-        """The volume claim's name."""
         return self.storage.claim or self.named("data")
 
     @property
     def shares_node(self) -> bool:
-        """Whether all pods that mount the claim must be on one node."""
+        """Whether all pods with the claim need one node."""
         return self.storage.access == "ReadWriteOnce"
 
     @property
     def has_ray_service(self) -> bool:
-        """Whether there is a server whose replicas Ray Serve keeps, and a head that has to remember them."""
+        """Whether Ray Serve keeps the replicas, so the head needs fault tolerance."""
         return "server" in self.run and not self.presets[self.run["server"]].multi_node
 
     @property
@@ -229,7 +224,7 @@ class Values(Frozen):
         return "://" not in self.store
 
 
-# What the fields of a part are, for hints.
+# For hints.
 PARTS: dict[str, type[Frozen]] = {
     "images": Images,
     "storage": Storage,
@@ -241,17 +236,16 @@ PARTS: dict[str, type[Frozen]] = {
 
 
 def digest(document: Any) -> str:
-    """Eight hex digits that another document would not have: for names of what cannot be changed once it is there."""
+    """Eight hex digits, for names of immutable objects."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def ray_version() -> str:
-    """The pinned Ray, which the image has too."""
     return version("ray")
 
 
 def json_schema() -> str:
-    """JSON schema of a values file, in which every field may be left out."""
+    """JSON schema of a values file. Every field is optional."""
     schema = Values.model_json_schema()
     for part in (schema, *(schema["$defs"][name] for name in ("Images", "Storage", "Redis", "Ingress"))):
         part.pop("required", None)
@@ -274,7 +268,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _with_configs_beside(path: Path, mine: dict[str, Any]) -> dict[str, Any]:
-    """Presets' Serve config files that are beside the values file, by their whole path."""
+    """Full paths for Serve config files beside the values file."""
     for preset in (mine.get("presets") or {}).values():
         if isinstance(preset, dict) and (beside := path.parent / str(preset.get("config"))).is_file():
             preset["config"] = beside

@@ -1,9 +1,9 @@
-"""What the API server and KubeRay's operator make of a Ray object, so that we write it in that form from the start.
+"""Normalizes Ray objects to the form that the API server and KubeRay's operator write back.
 
-To add its finalizer the operator reads the whole object into Go's types and updates it. Fields that come back in
-another form are then the operator's: the next server-side apply conflicts, and GitOps tools see drift. The forms are
-those of KubeRay 1.7.0 (`ray-operator/apis/ray/v1`), of its CRDs' defaults and of Kubernetes' `resource.Quantity`.
-Not known here: defaults of volumes that we do not use (tests/k8s/test_write_back.py asks the CRDs for the others).
+To add its finalizer the operator reads and updates the whole object. It then owns every field whose form changed: the
+next server-side apply conflicts, and GitOps tools report drift. Forms are those of KubeRay 1.7.0
+(`ray-operator/apis/ray/v1`), its CRDs' defaults and Kubernetes' `resource.Quantity`. Defaults of unused volume types
+are missing (tests/k8s/test_write_back.py checks the others).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from math import ceil
 from typing import Any
 
 Manifest = dict[str, Any]
-# Where each Ray kind has its RayClusterSpec; "" is the spec itself.
+# "" is the spec itself.
 CLUSTER_FIELDS = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec", "RayCluster": ""}
 DECIMAL = {"n": -3, "u": -2, "m": -1, "": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}  # powers of 1000
 BINARY = {"": 0, "Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5, "Ei": 6}  # powers of 1024
@@ -24,7 +24,7 @@ _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([KMGTPE]i)|([numkMGTPE])|
 
 GROUP_DEFAULTS = {"replicas": 0, "minReplicas": 0, "maxReplicas": 2**31 - 1, "numOfHosts": 1, "priority": 0}
 SPEC_DEFAULTS = {"RayJob": {"submissionMode": "K8sJobMode", "backoffLimit": 0, "ttlSecondsAfterFinished": 0}}
-# Plain `bool`, `string` and `int` fields with omitempty go when they are false, "" and 0; pointers stay.
+# Fields with omitempty are dropped when false, "" or 0.
 PLAIN_BOOLS = {
     "readOnly", "hostNetwork", "hostPID", "hostIPC", "stdin", "stdinOnce", "tty",
 }  # fmt: skip
@@ -32,16 +32,16 @@ PLAIN_INTS = {
     "initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold", "hostPort",
     "entrypointNumCpus", "entrypointNumGpus",
 }  # fmt: skip
-# Maps from names to values: they go when they are empty, and their values are nobody's fields.
+# Free-form maps are dropped when empty.
 MAPS = {"labels", "annotations", "nodeSelector", "matchLabels", "headServiceAnnotations", "rayStartParams"}
 QUANTITY_MAPS = {"requests", "limits", "overhead"}
 QUANTITIES = {"sizeLimit", "divisor"}
 
 
 def written_back(manifest: Manifest) -> Manifest:
-    """The object after the operator's first update; others than Ray's as they are.
+    """The object after the operator's first update; objects of other kinds unchanged.
 
-    Raises ValueError for what is no quantity.
+    Raises ValueError for an invalid quantity.
     """
     if manifest.get("kind") not in CLUSTER_FIELDS:
         return manifest
@@ -66,7 +66,7 @@ def written_back(manifest: Manifest) -> Manifest:
 
 
 def differences(written: Any, back: Any, place: str = "") -> Iterator[str]:
-    """Places, as spec.a[0].b, at which the two differ."""
+    """Paths, such as spec.a[0].b, at which the two differ."""
     if isinstance(written, dict) and isinstance(back, dict):
         for key in [*written, *(key for key in back if key not in written)]:
             here = f"{place}.{key}" if place else str(key)
@@ -82,7 +82,7 @@ def differences(written: Any, back: Any, place: str = "") -> Iterator[str]:
 
 
 def canonical_quantity(value: Any) -> str:
-    """As Kubernetes writes it: the largest unit without a fraction. Raises ValueError for what is none."""
+    """Kubernetes' canonical form: the largest unit without a fraction. Raises ValueError for an invalid quantity."""
     if (match := _QUANTITY.fullmatch(str(value))) is None:
         raise ValueError(f"'{value}' is no quantity")
     number, binary, decimal, exponent = match.groups()
@@ -101,13 +101,13 @@ def _in_units(amount: Fraction, base: int, units: dict[str, int]) -> str:
     if not amount:
         return "0"
     smallest = Fraction(base) ** min(units.values())
-    amount = ceil(amount / smallest) * smallest  # what is finer is rounded up
+    amount = ceil(amount / smallest) * smallest  # rounded up
     unit = max((u for u in units if amount % Fraction(base) ** units[u] == 0), key=units.__getitem__)
     return f"{amount / Fraction(base) ** units[unit]}{unit}"
 
 
 def _write_template(template: Manifest) -> None:
-    """What Go's PodTemplateSpec has and YAML may leave out."""
+    """Adds what Go's PodTemplateSpec always has."""
     template.setdefault("metadata", {})
     spec = template.get("spec") or {}
     for container in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:

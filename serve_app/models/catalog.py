@@ -1,4 +1,4 @@
-"""From the name of a model in the settings to where its weights are."""
+"""Resolves model names in the settings to weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from serve_app.errors import BadSettings, ModelNotFound
 from serve_app.models import default
 
-# Of one weight, by vLLM's and PyTorch's names.
+# Bytes of one weight.
 TYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
-# config.json's names of the longest sequence, as vLLM 0.32 looks for them; the smallest counts.
+# config.json's names of the longest sequence (vLLM 0.32); the smallest counts.
 LENGTHS = (
     "max_position_embeddings",
     "n_positions",
@@ -26,17 +26,17 @@ LENGTHS = (
     "max_seq_length",
     "seq_len",
 )
-# Kinds of rotary embedding whose factor is in those lengths already.
+# Rotary embeddings whose factor those lengths include.
 ALREADY_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
-# Families in which every layer keeps keys and values of all tokens.
+# Families whose layers all cache all tokens.
 PLAIN_ATTENTION = ("llama", "qwen2", "qwen3", "mistral")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def resolve_model(name: str) -> Path | str:
-    """The folder of a prepared model, the folder that `name` is, or a hub name as it is (vLLM fetches it).
+    """The folder of a prepared model, the folder `name`, or a hub name unchanged, for vLLM to fetch.
 
-    Raises ModelNotFound when `name` is neither, or is a folder without a config.json.
+    Raises ModelNotFound when `name` is neither, or its folder has no config.json.
     """
     if name == default.NAME:
         return default.prepare()
@@ -58,7 +58,7 @@ def check_heads(model: Path | str, ranks: int) -> None:
     """Raise BadSettings unless `ranks` divides the attention heads of the model in folder `model`."""
     config = Path(model) / "config.json"
     if not config.is_file():
-        return  # a hub name: vLLM fetches and checks it
+        return  # vLLM checks hub names
     try:
         heads = json.loads(config.read_text()).get("num_attention_heads")
     except ValueError as error:
@@ -72,7 +72,7 @@ def check_heads(model: Path | str, ranks: int) -> None:
 
 
 def check_length(model: Path | str, options: Mapping[str, Any]) -> None:
-    """Raise BadSettings where `max_model_len` is beyond what the model's config.json allows, if that is here."""
+    """Raise BadSettings if `max_model_len` exceeds the limit in a local config.json."""
     length, longest = options.get("max_model_len"), longest_sequence(read_config(model))
     allowed = (
         os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") != "0"
@@ -86,25 +86,25 @@ def check_length(model: Path | str, options: Mapping[str, Any]) -> None:
 
 
 def longest_sequence(config: Mapping[str, Any]) -> int | None:
-    """Tokens of a model's longest sequence by its config.json; None where that does not say.
+    """The longest sequence in tokens; None if config.json has none.
 
-    As `_get_and_verify_max_len` of vLLM 0.32.
+    Source: `_get_and_verify_max_len` of vLLM 0.32.
     """
     text = config.get("text_config") or config
     if isinstance(own := text.get("model_max_length"), int):
         return own
     known = [text[key] for key in LENGTHS if isinstance(text.get(key), int)]
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if not known or any(isinstance(value, dict) for value in rope.values()):  # of each kind of layer its own
+    if not known or any(isinstance(value, dict) for value in rope.values()):  # per layer type
         return None
     scaled = rope.get("rope_type", rope.get("type")) in ALREADY_SCALED or "gemma3" in str(text.get("model_type"))
     return int(min(known) * (1 if scaled else rope.get("factor") or 1))
 
 
 def check_kv_cache(model: Path | str, options: Mapping[str, Any], dtype: str) -> None:
-    """Raise BadSettings where `kv_cache_memory_bytes` holds no whole sequence in `dtype`, which vLLM would refuse.
+    """Raise BadSettings if `kv_cache_memory_bytes` holds no whole sequence in `dtype`; vLLM would refuse it.
 
-    For models whose layers all attend to everything; others need less than this could tell.
+    Only for models with full attention in every layer; others need less.
     """
     config = read_config(model)
     length = options.get("max_model_len") or longest_sequence(config)
@@ -125,15 +125,15 @@ def check_kv_cache(model: Path | str, options: Mapping[str, Any], dtype: str) ->
 
 
 def read_config(model: Path | str, *, fetch: bool = False) -> dict[str, Any]:
-    """config.json of a model's folder, or of a hub name, if this machine has it; empty otherwise.
+    """config.json of a model's folder or a cached hub name; empty otherwise.
 
-    With `fetch` the hub is asked, as an engine that starts will do anyhow; a check of a config file should not wait.
+    With `fetch` the hub is asked; only a starting engine should wait for it.
     """
     file = Path(model) / "config.json"
     if not file.is_file() and not Path(model).is_absolute():
         from huggingface_hub import hf_hub_download
 
-        with suppress(Exception):  # vLLM fetches it as well, and says what is wrong
+        with suppress(Exception):  # vLLM fetches it again and reports errors
             file = Path(hf_hub_download(str(model), "config.json", local_files_only=not fetch))
     try:
         config = json.loads(file.read_text())
@@ -143,15 +143,15 @@ def read_config(model: Path | str, *, fetch: bool = False) -> dict[str, Any]:
 
 
 def stored_type(config: dict[str, Any]) -> str:
-    """The data type of the weights by a model's config.json; bfloat16 where it does not say."""
+    """The weights' data type; bfloat16 if config.json has none."""
     text_config = config.get("text_config") or {}
     return str(config.get("dtype") or config.get("torch_dtype") or text_config.get("dtype") or "bfloat16")
 
 
 def weight_bytes(model: Path | str, dtype: str | None = None) -> int:
-    """Bytes of the weights in folder `model` once they are in `dtype` (None: as stored).
+    """Bytes of the weights in folder `model` in `dtype` (None: as stored).
 
-    0 for a hub name, whose size is not known before it is fetched.
+    0 for a hub name, whose size is unknown.
     """
     stored = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
     if dtype is None or not stored:

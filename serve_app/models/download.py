@@ -1,10 +1,9 @@
-"""Brings a model's weights to a shared folder, before anything that costs GPUs waits for them.
+"""Downloads a model's weights to a shared folder before GPUs start.
 
     python -m serve_app.models.download meta-llama/Llama-3.1-8B-Instruct REVISION --to /data/models
 
-A commit, not a branch, so that all replicas have the same. What is stopped goes on where it was. The folder
-TO/MODEL/REVISION appears whole or not at all: files come to a folder beside it, are compared with the hub's sizes and
-hashes, and the folder is renamed.
+REVISION is a commit, not a branch, so all replicas load the same weights. An interrupted download resumes. The folder
+TO/MODEL/REVISION appears atomically: files are checked by size and hash in a temporary folder, then renamed.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from pathlib import Path
 
 from serve_app.errors import BadSettings, ModelNotFound
 
-# PyTorch's own format beside safetensors: the same weights again, and pickle.
+# Duplicates of the safetensors in PyTorch's own format, with pickle.
 LEFT_OUT = ("original/*", "*.pth", "*.bin", "consolidated*")
 CHUNK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """What the hub says of a file; small files have no hash of theirs."""
+    """A file's entry on the hub; small files have no hash."""
 
     path: str
     size: int
@@ -41,9 +40,9 @@ def download(
     fetch: Callable[[str, str, Path], None] | None = None,
     files: Callable[[str, str], list[RemoteFile]] | None = None,
 ) -> Path:
-    """The folder with the weights, fetched if need be. `fetch` and `files` are the hub's, but for tests.
+    """The folder with the weights, fetched if missing. Tests replace `fetch` and `files`.
 
-    Raises ModelNotFound, naming the files, if what came is not what the hub has; the next try fetches those anew.
+    Raises ModelNotFound that names files which differ from the hub's; a retry fetches those again.
     """
     target = to / model / revision
     if target.is_dir():
@@ -55,13 +54,13 @@ def download(
         for path in wrong:
             (partial / path).unlink(missing_ok=True)
         raise ModelNotFound(f"{model} at {revision}: {', '.join(wrong)} differ from the hub's; run it again")
-    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub's notes of what is half there
+    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub's state of partial downloads
     os.rename(partial, target)
     return target
 
 
 def differences(folder: Path, files: list[RemoteFile]) -> Iterator[str]:
-    """Paths that are missing, or have another size or hash."""
+    """Paths that are missing, or whose size or hash differs."""
     for file in files:
         path = folder / file.path
         if (

@@ -1,1 +1,1 @@
-"""What OpenAI's API has in common on every route."""
+"""What all OpenAI routes share."""

@@ -1,11 +1,10 @@
-"""OpenAI's errors: the body, and which type, code and status an error has.
+"""OpenAI's errors: body, type, code and status.
 
     {"error": {"message": …, "type": …, "param": …, "code": …}}
 
-Every answer of ours that is an error is made here, so that a client meets one shape on all routes. vLLM's own answers
-pass as they are, but for that to an unknown model (`serving/unknown_model.py`). The types are what OpenAI's API answers
-with: whatever the client can mend is an `invalid_request_error`, a missing key and an unknown path too; `code` tells
-them apart (platform.openai.com/docs/guides/error-codes).
+All our error answers are made here. vLLM's own pass unchanged, except for an unknown model
+(`serving/unknown_model.py`). The types are OpenAI's: every client error is an `invalid_request_error`, including a
+missing key and an unknown path; `code` tells them apart (platform.openai.com/docs/guides/error-codes).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppErro
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
-# First match counts.
+# The first match counts.
 STATUSES: tuple[tuple[type[ServeAppError], int], ...] = (
     (JobNotFound, 404),
     (JobConflict, 409),
@@ -28,12 +27,12 @@ STATUSES: tuple[tuple[type[ServeAppError], int], ...] = (
     (ServerUnavailable, 503),
     (ServeAppError, 500),
 )
-# How long a client waits that was told to come back, where nothing is known of how long it will take.
+# Default wait before a retry.
 RETRY_AFTER_S = 5.0
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """An HTTP answer that is an error. `type` is the status's own if empty; `headers` are those beside the body's."""
+    """An HTTP error. An empty `type` becomes the status's own; `headers` are additional."""
 
     status: int
     message: str
@@ -45,7 +44,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def body(self) -> bytes:
         kind = self.type or ("server_error" if self.status >= 500 else "invalid_request_error")
-        # JSON can name what no answer can hold: half a surrogate pair.
+        # JSON may contain lone surrogates, which UTF-8 cannot encode.
         message, param = (text and text.encode("utf-8", "replace").decode() for text in (self.message, self.param))
         error = {"message": message, "type": kind, "param": param, "code": self.code}
         return msgspec.json.encode({"error": error})
@@ -69,7 +68,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def of_exception(error: ServeAppError) -> ErrorAnswer:
-    """The answer to a request that raised one of our errors; `param` is the field that a BadSettings names."""
+    """The answer to a request that raised our error; `param` is a BadSettings' field."""
     status = next(status for cls, status in STATUSES if isinstance(error, cls))
     field = error.field if isinstance(error, BadSettings) else None
     headers = (retry_after(RETRY_AFTER_S),) if status == 503 else ()
@@ -77,16 +76,16 @@ def of_exception(error: ServeAppError) -> ErrorAnswer:
 
 
 def model_not_found(model: str) -> ErrorAnswer:
-    """In OpenAI's words; the same from a replica, from several models at one address and in a batch's line."""
+    """OpenAI's wording, from a replica, the models route and batch lines alike."""
     message = f"The model `{model}` does not exist"
     return ErrorAnswer(status=404, message=message, code="model_not_found", param="model")
 
 
 def unavailable(message: str, retry_after_s: float = RETRY_AFTER_S) -> ErrorAnswer:
-    """No replica can answer it now."""
+    """No replica can answer now."""
     return ErrorAnswer(status=503, message=f"{message}; try again", headers=(retry_after(retry_after_s),))
 
 
 def retry_after(wait_s: float) -> tuple[bytes, bytes]:
-    """The header has whole seconds; rounding down would have the client come back too early."""
+    """Whole seconds, rounded up: a client must not return too early."""
     return b"retry-after", b"%d" % max(1, math.ceil(wait_s))

@@ -1,6 +1,6 @@
-"""Token counts of an OpenAI response body, whichever route gave it.
+"""Token counts of an OpenAI response body.
 
-Knows the two shapes of `usage`: that of chat, completions and embeddings, and that of responses.
+Knows both shapes of `usage`: that of chat, completions and embeddings, and that of responses.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Usage(msgspec.Struct):
-    """Tokens. `cached` ones are part of the input, `reasoning` ones of the output."""
+    """Tokens. Input includes `cached`, output includes `reasoning`."""
 
     input_tokens: int = 0
     cached_tokens: int = 0
@@ -17,7 +17,7 @@ class Usage(msgspec.Struct):
     reasoning_tokens: int = 0
 
     def add(self, other: Usage) -> None:
-        """Count the other's tokens too."""
+        """Add the other's tokens."""
         self.input_tokens += other.input_tokens
         self.cached_tokens += other.cached_tokens
         self.output_tokens += other.output_tokens
@@ -52,12 +52,12 @@ class _Response(msgspec.Struct):
 
 
 def usage_of(body: bytes) -> Usage:
-    """The counts of a response body, zeros without any. Raises msgspec.MsgspecError where it is no JSON object."""
+    """The body's counts, or zeros. Raises msgspec.MsgspecError unless it is a JSON object."""
     return _counts(_decode_body(body))
 
 
 def usage_of_response(response: str | bytes) -> Usage:
-    """The same for {"status_code", "request_id", "body"}, as an outcome's value has it."""
+    """The same for an outcome's {"status_code", "request_id", "body"}."""
     return _counts(_decode_response(response).body)
 
 

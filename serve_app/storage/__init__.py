@@ -1,1 +1,1 @@
-"""Folders and object stores by URL, for everything that reads or writes a file."""
+"""Folders and object stores by URL."""

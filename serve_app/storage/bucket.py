@@ -1,6 +1,6 @@
-"""A bucket of S3, Google Cloud Storage or Azure, with writes on condition that an object is as it was seen.
+"""A bucket of S3, Google Cloud Storage or Azure, with conditional writes.
 
-Knows requests and their errors. Does not know folders (see `filesystem.py`). Reading large objects is Arrow's.
+Knows requests and their errors. Does not know folders (see `filesystem.py`). Arrow reads large objects.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from obstore import UpdateVersion
     from obstore.store import ObjectStore
 
-# Whoever writes tries again for minutes; what is retried here is a connection that was lost.
+# Writers retry for minutes themselves; this covers lost connections.
 RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 CLIENT: Any = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=30), "allow_http": True}
-# What is written piece by piece is kept in memory up to so much, and sent in pieces of so much.
+# Buffer size, and the size of each uploaded piece.
 PIECE_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 20
-# A server's reason, in the XML of its answer.
+# The reason in a server's XML answer.
 SAID = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 
-# A version of an object, as its server names it.
+# An object's version, in the server's terms.
 Version = dict[str, str]
 
 
@@ -46,10 +46,9 @@ class Bucket:
 
     @classmethod
     def at(cls, url: str, filesystem: FileSystem) -> Bucket:
-        """The bucket that Arrow reads as `filesystem`, from the URL of any object in it.
+        """The bucket of any object's URL, which Arrow reads as `filesystem`.
 
-        Of an S3 URL's query `endpoint_override`, `scheme` and `region` hold here as they do for Arrow. Raises
-        ValueError.
+        S3 URLs take `endpoint_override`, `scheme` and `region` in the query, as for Arrow. Raises ValueError.
         """
         base, _, query = url.partition("?")
         place = "/".join(base.split("/")[:3]).replace("gcs://", "gs://")  # scheme and bucket
@@ -66,25 +65,25 @@ class Bucket:
             raise ValueError(_said(error)) from error
 
     def get(self, key: str) -> tuple[bytes, Version]:
-        """A small object, and which version of it. Raises FileNotFoundError."""
+        """Raises FileNotFoundError."""
         with _os_errors():
             found = obstore.get(self._store, key)
             return bytes(found.bytes()), _version(found.meta)
 
     def put(self, key: str, data: Any) -> None:
-        """Write the object, in place of any there is. `data` is a buffer."""
+        """Write or overwrite the object. `data` is a buffer."""
         with _os_errors():
             obstore.put(self._store, key, memoryview(data).cast("B"), chunk_size=PIECE_BYTES)
 
     def put_if(self, key: str, data: bytes, seen: Version | None) -> Version:
-        """Write the object if it is the version that was `seen`, None: if there is none. Raises FileChanged."""
+        """Write the object if its version is `seen` (None: absent). Raises FileChanged."""
         mode: Any = "create" if seen is None else cast("UpdateVersion", seen)
         with _os_errors():
             try:
                 return _version(obstore.put(self._store, key, data, mode=mode))
             except (AlreadyExistsError, PreconditionError) as error:
                 refusal = error
-        # A request whose answer was lost is sent again, and then finds what it has written itself.
+        # A retry after a lost answer finds its own write.
         with suppress(FileNotFoundError):
             found, version = self.get(key)
             if found == data:
@@ -92,13 +91,12 @@ class Bucket:
         raise FileChanged(_said(refusal)) from refusal
 
     def delete(self, key: str) -> None:
-        """Delete the object, if it is there."""
         with _os_errors(), suppress(FileNotFoundError):
             obstore.delete(self._store, key)
 
     @contextmanager
     def writer(self, key: str) -> Iterator[BinaryIO]:
-        """An object written piece by piece, there once the block is left well; else all stays as it was."""
+        """An object written in pieces, which appears when the block ends without an error."""
         with _os_errors():
             upload = obstore.open_writer(self._store, key, buffer_size=PIECE_BYTES)
             raw = _Upload(upload)
@@ -108,7 +106,7 @@ class Bucket:
                 except BaseException:
                     raw.abandoned = True
                     raise
-            upload.close()  # one that is not closed never appears
+            upload.close()  # otherwise it never appears
 
 
 class _Upload(io.RawIOBase):
@@ -122,12 +120,12 @@ class _Upload(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         if not self.abandoned:
-            self._upload.write(bytes(data))  # a copy: obstore sends it later, and the caller's buffer changes
+            self._upload.write(bytes(data))  # copied: obstore sends it later, and the caller reuses its buffer
         return memoryview(data).nbytes
 
 
 def _s3(place: str, endpoint: str, region: str) -> S3Store:
-    """Keys are found as Arrow finds them: environment, profile, web identity, container or machine."""
+    """Finds keys as Arrow does: environment, profile, web identity, container or machine."""
     config: Any = {"region": region or "us-east-1"}
     if endpoint:
         config["endpoint"] = endpoint
@@ -137,7 +135,7 @@ def _s3(place: str, endpoint: str, region: str) -> S3Store:
 
 
 def _profile() -> Any:
-    """A provider of the keys in ~/.aws, which only boto3 reads; None without such."""
+    """A provider of keys in ~/.aws, which only boto3 reads; None without any."""
     files = [os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), "~/.aws/config"]
     if "AWS_ACCESS_KEY_ID" in os.environ or "AWS_WEB_IDENTITY_TOKEN_FILE" in os.environ:
         return None

@@ -1,6 +1,6 @@
 """Files by URL: a local folder, an object store, or anything that pyarrow or fsspec reads.
 
-Knows file systems, and how each makes a file visible whole or not at all. Does not know jobs or outcomes.
+Knows file systems and their atomic writes. Does not know jobs or outcomes.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from serve_app.errors import BadSettings, FileChanged, StoreError
 from serve_app.storage import web
 from serve_app.storage.bucket import Bucket
 
-# What `FileSystem.from_uri` knows, by its documentation; fsspec is asked for the others.
+# By `FileSystem.from_uri`'s documentation; fsspec handles others.
 ARROW_SCHEMES = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}
-# Where a file appears at once and whole: object stores at the end of the upload, a local folder by rename.
+# Atomic writes: object stores at an upload's end, local folders by rename.
 ATOMIC = {"local", "s3", "gcs", "abfs"}
-# Held while one of the folder's files is replaced on condition, which takes a write and two syncs of the disk.
+# Held during a conditional replace: a write and two disk syncs.
 LOCK, LOCK_WAIT_S = ".lock", 10.0
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-# What a file held when it was read: on a local disk its content, else what the server calls it.
+# A file's version: its content on a local disk, else the server's.
 Version = bytes | dict[str, str]
 
 
 def resolve(url: str, reach: Reach = PUBLIC) -> tuple[FileSystem, str]:
-    """The file system and the path in it of a local path (made absolute, `~` expanded) or a URL.
+    """The file system and path of a URL or local path (made absolute, `~` expanded).
 
-    An S3-compatible store is `s3://bucket/path?endpoint_override=host:port&scheme=http`. Web servers are asked only
-    within `reach`. Raises BadSettings for a URL that is wrong, of an unknown scheme or with a password in it.
+    An S3-compatible store is `s3://bucket/path?endpoint_override=host:port&scheme=http`. Web servers are limited to
+    `reach`. Raises BadSettings for an invalid URL, an unknown scheme, or a password in the URL.
     """
     scheme = SCHEME.match(url)
     if scheme is None:
@@ -47,14 +47,14 @@ def resolve(url: str, reach: Reach = PUBLIC) -> tuple[FileSystem, str]:
     base = url.partition("?")[0]
     if "@" in (authority := base[scheme.end() :].partition("/")[0]) and ":" in authority.rpartition("@")[0]:
         place = scheme[0] + authority.rpartition("@")[2]
-        # Jobs, their status and messages repeat a URL.
+        # Jobs, statuses and messages repeat URLs.
         raise BadSettings(f"{place}: the URL holds a password: give it by the environment or the machine's role")
     try:
         if scheme[1].lower() in ARROW_SCHEMES:
             return FileSystem.from_uri(url)
         return _fsspec(url, web.options(reach) if scheme[1].lower() in web.SCHEMES else {})
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
-        raise BadSettings(f"{base}: {reason(error)}") from error  # without the query, which may be signed
+        raise BadSettings(f"{base}: {reason(error)}") from error  # the query may hold a signature
 
 
 def _fsspec(url: str, options: dict[str, Any]) -> tuple[FileSystem, str]:
@@ -65,7 +65,7 @@ def _fsspec(url: str, options: dict[str, Any]) -> tuple[FileSystem, str]:
 
 
 def join(url: str, *names: str) -> str:
-    """The URL of a file below `url`, whose query stays at the end."""
+    """The URL of a file below `url`; the query stays at the end."""
     if SCHEME.match(url) is None:
         return os.path.join(url, *names)
     base, mark, query = url.partition("?")
@@ -74,16 +74,16 @@ def join(url: str, *names: str) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder whose files are replaced atomically. `url` leads to it by `resolve`. All methods raise StoreError."""
+    """A folder whose files are replaced atomically. `resolve` reads `url`. All methods raise StoreError."""
 
     filesystem: FileSystem
     path: str
     url: str
-    bucket: Bucket | None = None  # None on this machine's file system
+    bucket: Bucket | None = None  # None for local files
 
     @classmethod
     def at(cls, url: str) -> Folder:
-        """The folder of a URL, which need not exist. Raises BadSettings where files cannot be replaced atomically."""
+        """The folder of a URL; it may not exist yet. Raises BadSettings without atomic replacement."""
         filesystem, path = resolve(url)
         if filesystem.type_name not in ATOMIC:
             raise BadSettings(f"{url.partition('?')[0]}: cannot keep jobs: use a folder, s3://, gs:// or abfss://")
@@ -96,7 +96,7 @@ class Folder:
 
     @property
     def local(self) -> bool:
-        """Whether it lies in this machine's file system, where locks and folders exist."""
+        """Whether it is on this machine's file system, with locks and folders."""
         return self.bucket is None
 
     def child(self, *names: str) -> Folder:
@@ -104,7 +104,7 @@ class Folder:
         return Folder(self.filesystem, "/".join([self.path, *names]), join(self.url, *names), self.bucket)
 
     def make(self) -> None:
-        """Create the folder and those above, durably. Object stores have none."""
+        """Durably create the folder and its parents. Object stores have none."""
         if not self.local:
             return
         with store_errors("write", self.filesystem, self.path):
@@ -117,17 +117,17 @@ class Folder:
                 sync_folder(os.path.dirname(folder))
 
     def read(self, name: str) -> bytes:
-        """A small file, whole."""
+        """A small file's content."""
         with self._errors("read", name):
             return self._get(name)[0]
 
     def find(self, name: str) -> bytes | None:
-        """A small file, whole, or None if there is none."""
+        """A small file's content; None if absent."""
         found = self.load(name)
         return None if found is None else found[0]
 
     def load(self, name: str) -> tuple[bytes, Version] | None:
-        """A small file, whole, and its version for `replace`; None if there is none."""
+        """A small file's content and its version for `replace`; None if absent."""
         with self._errors("read", name):
             try:
                 return self._get(name)
@@ -142,7 +142,7 @@ class Folder:
         return data, data
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Write the file so that it has all of `data` or is as it was, even if the power goes."""
+        """Write the file atomically and durably."""
         if self.bucket is None:
             with self.open_output(name) as file:
                 file.write(data)
@@ -151,14 +151,14 @@ class Folder:
                 self.bucket.put(self._key(name), data)
 
     def replace(self, name: str, data: bytes, seen: Version | None) -> Version:
-        """`write` if the file is still the version that was `seen`, None: if there is none; its new version.
+        """`write` if the file's version is `seen` (None: absent). Returns the new version.
 
-        Raises FileChanged if not, and then nothing is written. After another StoreError it may be written or not.
+        Raises FileChanged otherwise, without writing. After another StoreError it may be written or not.
         """
         with self._errors("write", name):
             if self.bucket is not None:
                 return self.bucket.put_if(self._key(name), data, cast("dict[str, str] | None", seen))
-            # Object stores compare and write in one request. Here everybody who replaces a file holds the lock.
+            # Object stores compare and write in one request; local writers lock.
             with FileLock(f"{self.path}/{LOCK}", timeout=LOCK_WAIT_S):
                 if self.find(name) != seen:
                     raise FileChanged(f"store: {self.path}/{name} was replaced by another process")
@@ -167,9 +167,9 @@ class Folder:
 
     @contextmanager
     def open_output(self, name: str) -> Iterator[BinaryIO]:
-        """A new file that appears whole, durable and in place of the one before, once the block is left.
+        """A new file that atomically and durably replaces the old one at the block's end.
 
-        An exception in the block leaves what was there.
+        An exception in the block keeps the old file.
         """
         with self._errors("write", name):
             if self.bucket is None:
@@ -180,13 +180,13 @@ class Folder:
                     yield file
 
     def list(self, *, recursive: bool = False) -> list[FileInfo]:
-        """What lies in the folder; nothing if it does not exist."""
+        """The folder's files; none if it does not exist."""
         with store_errors("read", self.filesystem, self.path):
             selector = FileSelector(self.path, allow_not_found=True, recursive=recursive)
             return self.filesystem.get_file_info(selector)
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if present."""
         with self._errors("delete", name), suppress(FileNotFoundError):
             if self.bucket is None:
                 os.unlink(f"{self.path}/{name}")
@@ -194,13 +194,13 @@ class Folder:
                 self.bucket.delete(self._key(name))
 
     def clear(self) -> None:
-        """Delete the folder with all that lies in it, if it is there."""
+        """Delete the folder and its content, if present."""
         with store_errors("delete", self.filesystem, self.path):
             if self.filesystem.get_file_info(self.path).type == FileType.Directory:
                 self.filesystem.delete_dir(self.path)
 
     def check(self) -> None:
-        """Write and delete a file, to see that this works. Raises BadSettings where writes have no conditions."""
+        """Write and delete a test file. Raises BadSettings without conditional writes."""
         name = f".{uuid4().hex[:8]}.check"
         self.make()
         self.replace(name, b"1", None)
@@ -224,7 +224,7 @@ class Folder:
 
 @contextmanager
 def store_errors(doing: str, filesystem: FileSystem, path: str) -> Iterator[None]:
-    """Raise what the file system or Arrow raises in the block as StoreError with path and reason."""
+    """Raise the block's file system and Arrow errors as StoreError with path and reason."""
     try:
         yield
     except Timeout as error:
@@ -235,6 +235,6 @@ def store_errors(doing: str, filesystem: FileSystem, path: str) -> Iterator[None
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """An error's text on one line."""
     said = str(getattr(error, "strerror", None) or error)
     return " ".join(said.split()) or type(error).__name__

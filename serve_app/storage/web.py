@@ -1,4 +1,4 @@
-"""Files on web servers, read by fsspec and aiohttp, from addresses that a job may be led to."""
+"""Reads files from web servers with fsspec and aiohttp, from allowed addresses only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMES = ("http", "https")
 
 
 def options(reach: Reach) -> dict[str, Any]:
-    """Of fsspec's HTTPFileSystem."""
+    """Options of fsspec's HTTPFileSystem."""
     return {"get_client": partial(_client, reach)}
 
 
@@ -26,10 +26,9 @@ async def _client(reach: Reach, **given: Any) -> Any:
 
 
 class Guard:
-    """Opens sockets of one client, also for redirects, only to what `reach` allows.
+    """Limits one client's sockets to `reach`, also after redirects.
 
-    aiohttp tells who opens a socket the address, not the name that led to it. So the addresses of allowed names are
-    remembered where they are looked up.
+    aiohttp passes the address without its name, so lookups of allowed names are recorded.
     """
 
     def __init__(self, reach: Reach) -> None:
@@ -37,7 +36,7 @@ class Guard:
         self._allowed: set[tuple[str, int]] = set()
 
     def resolver(self) -> Any:
-        """aiohttp's own resolver, which also tells this guard."""
+        """aiohttp's resolver, recording lookups."""
         from aiohttp.resolver import ThreadedResolver
 
         reach, allowed = self._reach, self._allowed
@@ -51,7 +50,7 @@ class Guard:
         return Telling()
 
     def open_socket(self, info: tuple[Any, ...]) -> socket.socket:
-        """A socket for one result of `getaddrinfo`. Raises OSError for an address that is not allowed."""
+        """A socket for one result of `getaddrinfo`. Raises OSError for a disallowed address."""
         family, kind, protocol, _, (address, port, *_) = info
         refusal = "" if (address, port) in self._allowed else self._reach.refusal(address, port, address)
         if refusal:

@@ -1,1 +1,1 @@
-"""Tables as people have them: delimited text and workbooks, whatever program wrote them."""
+"""Tables from any program: delimited text and workbooks."""

@@ -1,7 +1,6 @@
-"""How delimited text is written: the delimiter, and how quotes are escaped.
+"""Detects a delimiter and how quotes are escaped.
 
-Of the delimiters that the header has, the one whose records are as long as it. Deterministic, unlike the guesses of
-`csv.Sniffer`, which looks at no header and takes letters for delimiters.
+Chooses the header's delimiter whose records match the header's length. Deterministic, unlike `csv.Sniffer`.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ from serve_app.errors import BadSettings
 from serve_app.tables import lines as bounds
 from serve_app.tables.header import Header, Numbered, find_header
 
-# In order of preference, where several fit: a comma and a bar are in cells more often.
+# By preference: commas and bars are common in cells.
 DELIMITERS = ("\t", ";", ",", "|")
-# An earlier delimiter, or plainer quoting, may fit so much worse and be taken still: bad rows are no evidence.
+# An earlier delimiter or plainer quoting may fit this much worse.
 TOLERANCE = 0.9
 SHOWN = {"\t": "tab"}
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """`escape` is the character before a quote inside of quotes, "" where quotes are doubled. `skip_space`: there are
-    spaces before quotes. `declared`: the first line is Excel's `sep=;`."""
+    """`escape` precedes a quote inside quotes, "" if quotes are doubled. `skip_space`: spaces precede quotes.
+    `declared`: the first line is Excel's `sep=;`.
+    """
 
     delimiter: str = ","
     escape: str = ""
@@ -35,12 +35,11 @@ class Dialect:
 
     @property
     def shown(self) -> str:
-        """For people."""
         return SHOWN.get(self.delimiter, f"`{self.delimiter}`")
 
     def records(self, lines: Iterable[str]) -> Iterator[Numbered]:
-        """Every record that is more than an empty line or bare delimiters. One bad record ends nothing."""
-        # Of the whole process, and by default too small for documents.
+        """Every record except empty lines and bare delimiters. Bad records do not stop it."""
+        # Process-wide; the default is too small for documents.
         csv.field_size_limit(bounds.LONGEST_LINE)
         last = ""
 
@@ -54,7 +53,7 @@ class Dialect:
         options: dict[str, Any] = {"delimiter": self.delimiter, "strict": True, "skipinitialspace": self.skip_space}
         if self.escape:
             options |= {"doublequote": False, "escapechar": self.escape}
-        # `map`, since it goes on after its function raised.
+        # `map` continues after an exception.
         reader = csv.reader(map(seen, lines), **options)
         if self.declared:
             next(reader, None)
@@ -67,13 +66,13 @@ class Dialect:
             except csv.Error as error:
                 yield number, str(error)
                 continue
-            # Of a row of quoted empty texts, somebody meant that it is one.
+            # Quoted empty texts are intended.
             if record and (any(map(str.strip, record)) or '"' in last):
                 yield number, record
 
 
 def sniff(lines: list[str]) -> tuple[Dialect, Header]:
-    """The dialect of a file that begins with `lines`, and its header. Raises BadSettings without the file's name."""
+    """The dialect and header of a file that begins with `lines`. Raises BadSettings without the file's name."""
     if lines and (declared := re.fullmatch(r'"?sep=(.)"?[\r\n]*', lines[0])):
         plain = Dialect(declared[1], declared=True)
         return _quoting(plain, lines)
@@ -82,16 +81,16 @@ def sniff(lines: list[str]) -> tuple[Dialect, Header]:
     fits = [(dialect, fit, header) for dialect, fit, header in fits if header.written > 1]
     if not fits:
         if blank := next((one for one in candidates if next(one.records(lines), None) is None), None):
-            return _quoting(blank, lines)  # raises: nothing but delimiters
+            return _quoting(blank, lines)  # raises: only delimiters
         return _quoting(Dialect(), lines)
     best = max(fit for _, fit, _ in fits)
     good = [(dialect, header) for dialect, fit, header in fits if fit >= TOLERANCE * best]
-    # Of equals, the first.
+    # The first of equals.
     return _quoting(max(good, key=lambda found: (not found[1].skipped, found[1].width))[0], lines)
 
 
 def _quoting(plain: Dialect, lines: list[str]) -> tuple[Dialect, Header]:
-    """With other quoting, if more records fit then."""
+    """With other quoting, if more records fit."""
     found, fit = plain, _fit(plain, lines)[0]
     others = []
     if any('\\"' in line for line in lines):
@@ -105,11 +104,11 @@ def _quoting(plain: Dialect, lines: list[str]) -> tuple[Dialect, Header]:
 
 
 def _fit(dialect: Dialect, lines: list[str]) -> tuple[float, Header]:
-    """Which share of the records is as long as the header, and the header."""
+    """The share of records with the header's length, and the header."""
     records = list(dialect.records(lines))
     try:
         header = find_header(records)
-    except BadSettings:  # which is said if this dialect is the one
+    except BadSettings:  # raised later if this dialect wins
         width = len(records[0][1]) if records and isinstance(records[0][1], list) else 0
         header = Header((), (), width, 1, written=width)
     rows = [record for _, record in records[header.skipped + 1 :]]

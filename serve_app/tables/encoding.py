@@ -1,7 +1,7 @@
-"""Which encoding a text file has: UTF-8, UTF-16 or Windows' Western code page (cp1252), and its lines as text.
+"""Detects a text file's encoding, UTF-8, UTF-16 or Western Windows (cp1252), and decodes its lines.
 
-A sample of the file's beginning decides. Knows nothing of columns. Other code pages (Central European, Cyrillic, East
-Asian, Mac) cannot be told apart for certain: where the text makes no sense as cp1252, the file is refused.
+Samples the file's beginning. Knows no columns. Other code pages (Central European, Cyrillic, East Asian, Mac) are
+ambiguous: a file that makes no sense as cp1252 is refused.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import BinaryIO
 from serve_app.errors import BadSettings
 
 BLOCK = 1 << 20
-# What only a broken byte becomes (PEP 383): so that it stays recognisable, and only its own row is refused.
+# Broken bytes (PEP 383); only their row is refused.
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _BEYOND_ASCII = re.compile("[^\0-\x7f]")
-# Read as cp1252, other code pages have four letters beyond ASCII in a row, and signs or capitals inside of words.
+# Other code pages read as cp1252: four non-ASCII letters in a row, signs or capitals inside words.
 _ODD = re.compile(
     "[¡-ÿŠŒŽšœžŸƒ]{4,}"
     "|(?<=[a-zà-ÿ])[À-ÖØ-Þ](?=[A-Za-zÀ-ÿ])"
@@ -27,7 +27,7 @@ _ODD = re.compile(
     "|(?<=[a-z]{3})[£³¹¼¾¿]"
     "|[\udc80-\udcff]"
 )
-# So many odd lines are no accident, if so large a share of all that is not ASCII is odd.
+# Minimum odd lines, and their share of non-ASCII text.
 _ODD_LINES, _ODD_SHARE = 3, 0.25
 _SIGNATURES = {
     b"PK\x03\x04": "is a zip file or an Excel workbook: give it its ending (.xlsx)",
@@ -40,8 +40,9 @@ _SIGNATURES = {
 
 @dataclass(frozen=True)
 class Encoding:
-    """`name` is as people know it. `fallback`: only ASCII was seen, so that a line that is not UTF-8 is cp1252.
-    `carriage_returns`: lines end by \\r alone, as old Macintosh programs write them."""
+    """`name` is the common name. `fallback`: only ASCII was seen; lines that are not UTF-8 are cp1252.
+    `carriage_returns`: lines end in \\r alone, as on old Macs.
+    """
 
     name: str
     codec: str = "utf-8"
@@ -49,7 +50,7 @@ class Encoding:
     carriage_returns: bool = False
 
     def text(self, line: bytes) -> str:
-        """A line of `recoded`; bytes that are no text become lone surrogates (see `is_text`)."""
+        """Decode a line of `recoded`; invalid bytes become lone surrogates (see `is_text`)."""
         if self.codec == "cp1252":
             return line.decode("cp1252", "surrogateescape")
         if not self.fallback:
@@ -60,14 +61,13 @@ class Encoding:
             return line.decode("cp1252", "surrogateescape")
 
     def recoded(self, file: BinaryIO) -> BinaryIO:
-        """The file with lines that end by \\n: UTF-16 as UTF-8, all others in their encoding."""
+        """The file with lines ending in \\n: UTF-16 as UTF-8, others unchanged."""
         if not self.carriage_returns and not self.codec.startswith("utf-16"):
             return file
         return io.BufferedReader(_Recoded(file, self), BLOCK)
 
 
 def is_text(text: str) -> bool:
-    """Whether all of it was decoded."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -76,7 +76,6 @@ def is_text(text: str) -> bool:
 
 
 def is_utf8(line: bytes) -> bool:
-    """Whether all of it is UTF-8."""
     try:
         line.decode()
     except UnicodeDecodeError:
@@ -85,9 +84,9 @@ def is_utf8(line: bytes) -> bool:
 
 
 def detect(sample: bytes, *, whole: bool) -> Encoding:
-    """The encoding of a file that begins with `sample`; `whole` says that nothing follows.
+    """The encoding of a file that begins with `sample`; `whole` means nothing follows.
 
-    Raises BadSettings, without the file's name, for what is no text, or in a code page that is not known.
+    Raises BadSettings, without the file's name, for binary data and unknown code pages.
     """
     for signature, problem in _SIGNATURES.items():
         if sample.startswith(signature):
@@ -113,7 +112,7 @@ def _utf16(sample: bytes) -> str | None:
         return "utf-16-le"
     if sample.startswith(codecs.BOM_UTF16_BE):
         return "utf-16-be"
-    # Without a mark: column names begin with letters of ASCII, whose other byte is 0.
+    # Without a byte order mark: column names begin with ASCII letters, whose other byte is 0.
     head = sample[:4]
     if len(head) == 4 and head[0] and head[2] and not head[1] and not head[3]:
         return "utf-16-le"
@@ -127,7 +126,7 @@ def _old_mac(text: str) -> bool:
 
 
 def _is_western(sample: bytes) -> bool:
-    """Whether it reads as cp1252. Raises BadSettings where it is clearly another code page."""
+    """Whether it is valid cp1252. Raises BadSettings if it is clearly another code page."""
     text = sample.decode("cp1252", "surrogateescape")
     odd = list(_ODD.finditer(text))
     lines = {text.count("\n", 0, found.start()) for found in odd[:100]}
@@ -142,7 +141,7 @@ def _is_western(sample: bytes) -> bool:
 
 
 class _Recoded(io.RawIOBase):
-    """Block by block, so that no file need fit into memory."""
+    """Recodes by block to bound memory."""
 
     def __init__(self, file: BinaryIO, encoding: Encoding) -> None:
         self._file = file

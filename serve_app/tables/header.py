@@ -1,6 +1,6 @@
-"""Where a table begins: its line of column names, below a title if there is one.
+"""Finds a table's header line, below a title if there is one.
 
-Knows records, not files: the same for delimited text and for workbooks.
+Works on records of delimited text and workbooks alike.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from functools import cached_property
 from serve_app.errors import BadSettings
 from serve_app.tables.encoding import is_text
 
-# A header is looked for among so many records.
 TITLE_ROWS = 10
 _NAME = re.compile(r"\w+")
 
 Record = list[str]
-# The line of the file that a record begins in, from 1, and the record, or why it cannot be read.
+# Line from 1, and the record or why it is unreadable.
 Numbered = tuple[int, Record | str]
 
 
 @dataclass(frozen=True)
 class Header:
-    """`names` are those of the columns at `places`; other columns have no name. `width` is up to the last name,
-    `written` with all cells of the line.
+    """`names` are the column names at `places`; other columns have none. `width` reaches to the last name, `written`
+    counts all cells.
 
-    `skipped` records stand above the header, which is in line `line`. `index`: the first column has values and no
-    name, as pandas and R write the numbers of rows.
+    `skipped` records precede the header in line `line`. `index`: the first column has values without a name, as pandas
+    and R write row numbers.
     """
 
     names: tuple[str, ...]
@@ -41,11 +40,11 @@ class Header:
     written: int = 0
 
     def fits(self, record: Record) -> bool:
-        """Whether the record has the header's columns, and nothing beyond them."""
+        """Whether the record has exactly the header's columns."""
         return len(record) == self.width or (len(record) > self.width and not any(map(str.strip, record[self.width :])))
 
     def cells(self, record: Record) -> Record | str:
-        """The values of the named columns, or why there are none."""
+        """The named columns' values, or why there are none."""
         if not self.fits(record):
             return f"{len(record)} fields, where the header has {self.width}"
         if len(self.places) == self.width:
@@ -60,7 +59,6 @@ class Header:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out."""
         found = []
         if self.skipped:
             found.append(f"the header is line {self.line}, below a title")
@@ -70,9 +68,9 @@ class Header:
 
 
 def find_header(records: Sequence[Numbered]) -> Header:
-    """The header among the first records of a table.
+    """The header among a table's first records.
 
-    Raises BadSettings, without the file's name, for a table that has none.
+    Raises BadSettings, without the file's name, if there is none.
     """
     if not records:
         raise BadSettings("line 1 has no column names: the file is empty")
@@ -108,19 +106,19 @@ def _header(line: int, record: Record, skipped: int = 0, *, index: bool = False)
 
 
 def _names(record: Record) -> list[str]:
-    """The names, "" for none: pandas names a column without one so, where it reads what it wrote."""
+    """The names, "" for none, including pandas' names for unnamed columns."""
     names = [" ".join(name.split()) for name in record]
     return ["", *names[1:]] if names[0] == "Unnamed: 0" else names
 
 
 def _gaps(header: Record, rows: Sequence[Record]) -> list[int]:
-    """Columns that have values in most rows, and no name."""
+    """Nameless columns with values in most rows."""
     filled = Counter(place for row in rows for place, cell in enumerate(row[: len(header)]) if cell.strip())
     return [place for place, name in enumerate(_names(header)) if not name and filled[place] * 2 > len(rows)]
 
 
 def _is_title(record: Record, rows: Sequence[Record]) -> bool:
-    """One cell of words above rows of several: a sentence, or, by a spreadsheet's hand, any text."""
+    """One text cell above wider rows: a sentence, or in a spreadsheet any text."""
     cells = [cell for cell in record if cell.strip()]
     if len(cells) != 1 or not rows:
         return False
@@ -130,7 +128,7 @@ def _is_title(record: Record, rows: Sequence[Record]) -> bool:
 
 
 def _is_header(record: Record, first: Record, below: Sequence[Numbered]) -> bool:
-    """Whether a record under the first one names all columns that rows have, by texts, and the first one but a few."""
+    """Whether a record below the first names all the rows' columns with text, and the first names few."""
     rows = [row for _, row in below if not isinstance(row, str)]
     if not rows or _gaps(record, rows):
         return False

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO
 
-# Bytes. No model reads a longer prompt; without a bound one missing line end or quote would take all memory.
+# Bytes. Bounds memory when a line end or quote is missing.
 LONGEST_LINE = 1 << 24
 
 
 def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines, split at \\n only, without a byte order mark; "" stands for one of more than LONGEST_LINE bytes."""
+    """Lines, split at \\n only, without a byte order mark; "" for one above LONGEST_LINE bytes."""
     line = file.readline(LONGEST_LINE).removeprefix(b"\xef\xbb\xbf")
     while line:
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):

@@ -1,7 +1,7 @@
-"""Numbers as countries write them: decimal commas, and thousands apart by points, commas, blanks or apostrophes.
+"""Local number formats: decimal commas, and thousands separated by points, commas, blanks or apostrophes.
 
-A column is rewritten as a whole or not at all: one cell alone never tells "1,234" from 1234. What stays ambiguous in
-its column stays text, unless another column of the file has decimal commas for certain.
+Decided per column: a cell alone cannot tell "1,234" from 1234. Ambiguous columns stay text unless another column
+certainly has decimal commas.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ Rewrite = Callable[[str], str]
 
 _BLANKS = " \u00a0\u202f'’"
 _WHOLE = rf"[-+]?(?:0|[1-9]\d*|[1-9]\d{{0,2}}(?:[.{_BLANKS}]\d{{3}})+)"
-# Of a file with decimal commas, and of one with decimal points.
+# With decimal commas and with decimal points.
 _COMMA = re.compile(rf"{_WHOLE}(?:,\d+)?")
 _POINT = re.compile(rf"[-+]?(?:0|[1-9]\d*|[1-9]\d{{0,2}}(?:[,{_BLANKS}]\d{{3}})+)(?:\.\d+)?")
-# No thousands: their groups have three digits.
+# Not thousands: those groups have three digits.
 _SURE_COMMA = re.compile(rf"{_WHOLE},(?:\d{{1,2}}|\d{{4,}})|.*[.{_BLANKS}].*,\d+|[-+]?0,\d+")
 _SURE_POINT = re.compile(rf".*,.*\.\d+|.*,\d{{3}},.*|.*[{_BLANKS}].*\.\d+")
 _SURE_GROUPS = re.compile(r"[-+]?\d{1,3}(?:\.\d{3}){2,}")
@@ -24,9 +24,9 @@ _SEPARATED = re.compile(rf"[,.{_BLANKS}]")
 
 
 def plain_numbers(columns: Mapping[str, Sequence[str]], delimiter: str) -> dict[str, Rewrite]:
-    """What makes "1234.5" of the columns' cells, for those columns that need it. Empty cells are left out of `columns`.
+    """Converters to "1234.5" for the columns that need one. `columns` has no empty cells.
 
-    In a file with commas for delimiters a comma is no decimal one.
+    With comma delimiters no comma is decimal.
     """
     separated = {name: cells for name, cells in columns.items() if any(map(_SEPARATED.search, cells))}
     commas = {name for name, cells in separated.items() if delimiter != "," and _all(_COMMA, cells)}
@@ -47,7 +47,7 @@ def _all(pattern: re.Pattern[str], cells: Sequence[str]) -> bool:
 def _is_comma_column(cells: Sequence[str], sure: bool) -> bool:
     if any("," in cell or "." in cell for cell in cells):
         return sure or any(map(_SURE_GROUPS.fullmatch, cells))
-    return True  # blanks and apostrophes are nothing else
+    return True  # unambiguous
 
 
 def _is_point_column(cells: Sequence[str], delimiter: str) -> bool:

@@ -1,6 +1,6 @@
-"""A table of named columns, read again from its beginning in each pass: delimited text, or a workbook.
+"""A table of named columns, reread in each pass: delimited text or a workbook.
 
-A row that cannot be read is told by a text that says why, in its place: one bad line is no reason to lose a table.
+An unreadable row becomes a text with the reason, in its place.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from serve_app.tables.workbook import WorkbookTable
 
 DELIMITED = (".csv", ".tsv", ".tab", ".txt")
 WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
-# Of the beginning, by which encoding, dialect and header are told: bytes, and lines of them.
+# Sampled to detect encoding, dialect and header: bytes and lines.
 SAMPLE, SAMPLE_LINES = 1 << 20, 1000
 
 Open = Callable[[], AbstractContextManager[BinaryIO]]
 
 
 class Table(Protocol):
-    """What its readers need. `columns` are names as the header has them: some may be there twice."""
+    """`columns` are names as in the header, maybe with duplicates."""
 
     @property
     def columns(self) -> tuple[str, ...]: ...
@@ -38,14 +38,14 @@ class Table(Protocol):
 
     @property
     def read_as(self) -> str:
-        """As in "`;`, cp1252". Complete once all rows were read."""
+        """As in "`;`, cp1252". Complete after all rows."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out above and beside the rows."""
+        """What was left out."""
 
     def records(self) -> Iterator[Numbered]:
-        """The line or row of the file where a record begins, from 1, and the record, undecoded."""
+        """The line or row of each record, from 1, and the undecoded record."""
 
     def cells(self, record: list[str] | str) -> list[str] | str:
         """The values of `columns`, or why the record has none."""
@@ -59,7 +59,7 @@ def read_table(path: Path) -> Table:
 
 
 class DelimitedTable:
-    """CSV and its kin. `open_file` opens the file anew; raises BadSettings, without the file's name."""
+    """CSV and similar text. `open_file` reopens the file; raises BadSettings, without the file's name."""
 
     def __init__(self, open_file: Open) -> None:
         self._open = open_file
@@ -70,7 +70,7 @@ class DelimitedTable:
         lines = list(islice(bounded_lines(self._encoding.recoded(io.BytesIO(sample))), SAMPLE_LINES))
         complete = lines if whole or len(lines) < 2 else lines[:-1]
         self._dialect, self._header = sniff([self._encoding.text(line) for line in complete])
-        # Whether a line was cp1252 in a file that began as ASCII.
+        # Whether an ASCII beginning was followed by cp1252.
         self._western = False
 
     @property

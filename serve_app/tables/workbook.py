@@ -1,4 +1,4 @@
-"""Workbooks of Excel and LibreOffice, by calamine."""
+"""Excel and LibreOffice workbooks, read by calamine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from serve_app.tables.header import Header, Numbered, find_header
 if TYPE_CHECKING:
     from python_calamine import CalamineSheet
 
-# Rows that the header is looked for in.
+# Rows searched for the header.
 FIRST_ROWS = 500
 
 
 class WorkbookTable:
-    """The first visible sheet that has cells. `read` gives the file's bytes, anew in each pass.
+    """The first visible sheet with cells. `read` gives the file's bytes in each pass.
 
-    Cells are text, as in a CSV file: whole numbers without a point, dates as 2027-01-31, true and false. Raises
-    BadSettings, without the file's name.
+    Cells are text, as in CSV: whole numbers without a point, dates as 2027-01-31, true and false. Raises BadSettings,
+    without the file's name.
     """
 
     delimiter = ""
@@ -60,7 +60,7 @@ class WorkbookTable:
 
 
 def _open(content: bytes) -> tuple[CalamineSheet, list[str]]:
-    """The sheet, and the names of others that have cells."""
+    """The sheet, and names of others with cells."""
     from python_calamine import CalamineError, CalamineWorkbook, PasswordError, SheetTypeEnum, SheetVisibleEnum
 
     try:

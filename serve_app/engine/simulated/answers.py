@@ -1,6 +1,6 @@
-"""What is "generated" for one choice: its text, cut as asked, and log-probabilities for its tokens.
+"""Generates one choice: its text with limits applied, and log-probabilities of its tokens.
 
-Not a line of this is a model's. Draws come from `random_of`, so equal requests have equal answers.
+Draws come from `random_of`, so equal requests have equal answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from serve_app.engine.simulated.structured import Writer
 from serve_app.engine.simulated.tokens import decode, encode
 from serve_app.schema import pack_tokens
 
-VOCABULARY = (  # noqa: SIM905  # words are easier read so
+VOCABULARY = (  # noqa: SIM905  # easier to read
     "a again all also and answer any as at be before but by can city clear day each early end every few find "
     "first for from garden give good green hand have here high how in into it keep large last later light line "
     "little long look made many may more most near never new no now of old on one only open or other our out over "
@@ -25,16 +25,14 @@ VOCABULARY = (  # noqa: SIM905  # words are easier read so
     "table take than that the them then there these time to tree turn under until upon very walk warm water way "
     "well where which white who wide will wind with word work year"
 ).split()
-# Of the alternatives in log-probabilities: the tokens that these words begin with.
+# Alternatives in log-probabilities.
 ALTERNATIVES = tuple(dict.fromkeys(encode(f" {word}")[0] for word in VOCABULARY))
-# Of an answer that is cut by nothing, at least and at most.
+# Minimum and maximum without a limit.
 WORDS = (12, 40)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Where a text ends."""
-
     max_tokens: int
     min_tokens: int = 0
     ignore_eos: bool = False
@@ -44,7 +42,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished choice. `finish_reason` is `stop` or `length`, `stop_reason` the stop string that was met."""
+    """A finished choice. `finish_reason` is `stop` or `length`, `stop_reason` the stop string found."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -53,7 +51,7 @@ class Generation:
 
 
 def random_of(prompt: bytes, *, temperature: float | None, seed: int | None, index: int) -> Random:
-    """What decides an answer to a prompt (packed token ids): all alike at temperature 0."""
+    """The random generator for a prompt (packed token ids); one for all seeds at temperature 0."""
     digest = hashlib.sha256(prompt)
     if temperature != 0:
         digest.update(f"{seed}/{index}".encode())
@@ -61,8 +59,8 @@ def random_of(prompt: bytes, *, temperature: float | None, seed: int | None, ind
 
 
 def generate(write: Writer, rng: Random, limits: Limits) -> Generation:
-    """A text of the writer's, as long as the limits want it."""
-    text = write(rng).encode("utf-8", "replace").decode()  # a schema may name half of a surrogate pair
+    """A text of the writer's, within the limits."""
+    text = write(rng).encode("utf-8", "replace").decode()  # schemas may contain lone surrogates
     least = limits.max_tokens if limits.ignore_eos else min(limits.min_tokens, limits.max_tokens)
     while len(ids := encode(text)) < least:
         text += f" {rng.choice(VOCABULARY)}"
@@ -78,16 +76,15 @@ def generate(write: Writer, rng: Random, limits: Limits) -> Generation:
 
 
 def prose(rng: Random) -> str:
-    """Words that say what they are."""
     length = rng.randint(*WORDS)
     words = " ".join(rng.choice(VOCABULARY) for _ in range(length))
     return f"This is a simulated answer ({rng.getrandbits(32):08x}): {words}."
 
 
 def writer_of(response_format: ResponseFormat | None, outputs: StructuredOutputs | None, said: str = "") -> Writer:
-    """Who writes what a request asks for, in answer to `said`.
+    """The writer for a request's format; `said` is the prompt.
 
-    Raises RequestRefused for a schema or grammar that is wrong.
+    Raises RequestRefused for an invalid schema or grammar.
     """
     if response_format is not None and response_format.type == "json_object":
         return structured.json_object(said)
@@ -124,7 +121,7 @@ def _writer_of_outputs(outputs: StructuredOutputs, said: str) -> Writer:
 
 
 def label_logprobs(prompt: bytes, labels: int) -> tuple[float, ...]:
-    """Of so many labels after a prompt (packed token ids); together they have 0.9."""
+    """Log-probabilities of `labels` labels after a prompt (packed token ids); their mass is 0.9."""
     digest = hashlib.sha256(prompt).digest()
     weights = [1 + digest[i % len(digest)] for i in range(labels)]
     return tuple(math.log(0.9 * weight / sum(weights)) for weight in weights)
@@ -133,9 +130,10 @@ def label_logprobs(prompt: bytes, labels: int) -> tuple[float, ...]:
 def token_logprobs(
     before: Sequence[int], token_ids: Sequence[int], top: int, labels: Sequence[int] | None = None
 ) -> list[dict[int, float]]:
-    """For each token its own log-probability, first, and those of `top` tokens, it among them, falling.
+    """For each token its own log-probability first, then those of the `top` tokens, itself included, in descending
+    order.
 
-    With `labels`, theirs in place of the top ones.
+    `labels` replace the top tokens.
     """
     found, seen = [], hashlib.sha256(pack_tokens(list(before)))
     for token in token_ids:

@@ -1,7 +1,7 @@
-"""The simulated engine's HTTP application: the routes of OpenAI's clients, and vLLM's for tokens.
+"""The simulated engine's HTTP application: OpenAI's routes, and vLLM's for tokens.
 
-Every answer has the header `x-serve-app-simulated: true`. Answers have `system_fingerprint: simulated` where they have
-one, and models `owned_by: simulated`.
+Every answer has the header `x-serve-app-simulated: true`. `system_fingerprint` and a model's `owned_by` are
+`simulated`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ HEADER = "x-serve-app-simulated"
 
 
 def build_app(served: Served) -> FastAPI:
-    """The application over a device."""
     app = FastAPI(title="simulated engine", default_response_class=Json)
     _add_models(app, served)
     _add_generation(app, served)
@@ -48,7 +47,7 @@ def build_app(served: Served) -> FastAPI:
 
 
 class Json(JSONResponse):
-    """JSON that may repeat what a client has sent, half of a surrogate pair too."""
+    """JSON that may repeat a client's lone surrogates."""
 
     def render(self, content: Any) -> bytes:
         return _encoded(content)
@@ -59,7 +58,7 @@ def _encoded(content: Any) -> bytes:
 
 
 class SaysSimulated:
-    """ASGI middleware that marks every answer."""
+    """ASGI middleware that adds the header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -176,7 +175,7 @@ def _wrong_value(param: str, problem: str) -> Response:
 
 
 def _written(error: Any, body: Any) -> Iterator[str]:
-    """Where the error is, in the client's own words: pydantic's path also has the members of unions."""
+    """The error's place in the client's terms. pydantic's path also has union members."""
     for part in error["loc"][1:]:
         if isinstance(body, dict) and (part in body or error["type"] == "missing"):
             body = body.get(part)

@@ -1,4 +1,4 @@
-"""What `/v1/chat/completions` answers: messages, tool calls, and the same in pieces."""
+"""Answers `/v1/chat/completions`: messages and tool calls, whole or streamed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A choice is text or tool calls. `tokens` were spent on either."""
+    """Text or tool calls, with the `tokens` spent."""
 
     found: Generation
     calls: tuple[Call, ...]
@@ -39,7 +39,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A request that was computed: all that both forms of an answer are made of."""
+    """A computed request."""
 
     request: ChatRequest
     id: str
@@ -56,7 +56,7 @@ class Chat:
 
 
 async def compute(served: Served, request: ChatRequest) -> Chat:
-    """Choose the answers. Raises RequestRefused for what cannot be answered, EngineFailed when the device is lost."""
+    """Compute the choices. Raises RequestRefused for an invalid request, EngineFailed when the device is lost."""
     model = check_model(served, request.model)
     prompt = chat_tokens(request.messages, request.tools)
     most = room(served, len(prompt), request.max_completion_tokens or request.max_tokens)
@@ -86,15 +86,15 @@ def _choice(request: ChatRequest, rng: Random, most: int) -> Choice:
     )
     written = encode("".join(call.name + call.arguments for call in calls))
     if len(written) > most:
-        # What a parser makes of a call that was cut depends on the model: here it is no call.
+        # Parsers of models differ for truncated calls; here there is no call.
         cut = Generation(decode(written[:most]), tuple(written[:most]), "length")
         return Choice(cut, (), "length")
-    reason = "stop" if isinstance(request.tool_choice, NamedTool) else "tool_calls"  # as vLLM and OpenAI have it
+    reason = "stop" if isinstance(request.tool_choice, NamedTool) else "tool_calls"  # as in vLLM
     return Choice(Generation("", tuple(written), "stop"), calls, reason)
 
 
 def chosen_tools(request: ChatRequest, rng: Random) -> list[Tool]:
-    """Which tools are called; see the package's docstring."""
+    """See the package's docstring."""
     choice, tools = request.tool_choice or "auto", request.tools or []
     if isinstance(choice, NamedTool):
         return [tool for tool in tools if tool.function.name == choice.function.name][:1]
@@ -107,7 +107,7 @@ def chosen_tools(request: ChatRequest, rng: Random) -> list[Tool]:
 
 
 def whole(chat: Chat) -> dict[str, Any]:
-    """The answer in one piece; fields as vLLM's ChatCompletionResponse."""
+    """The whole answer; fields as in vLLM's ChatCompletionResponse."""
     request = chat.request
     return {
         "id": chat.id,
@@ -155,7 +155,6 @@ def _whole_choice(chat: Chat, index: int, choice: Choice) -> dict[str, Any]:
 
 
 def logprobs_of(chat: Chat, choice: Choice) -> list[dict[str, Any]]:
-    """One entry a token."""
     request = chat.request
     top = request.top_logprobs or 0
     found = answers.token_logprobs(chat.prompt, choice.found.token_ids, top, request.logprob_token_ids)
@@ -172,7 +171,7 @@ def _logprob(token: int, logprob: float) -> dict[str, Any]:
 
 
 async def pieces(served: Served, chat: Chat) -> AsyncIterator[dict[str, Any]]:
-    """The answer as chunks: roles, then a token of each choice a step, then usage if it was asked for."""
+    """The answer as chunks: roles, then one token of each choice a step, then usage if requested."""
     options = chat.request.stream_options
     for i in range(len(chat.choices)):
         yield _chunk(chat, [_delta(i, {"role": "assistant", "content": ""})])
@@ -194,7 +193,7 @@ async def pieces(served: Served, chat: Chat) -> AsyncIterator[dict[str, Any]]:
 
 
 def _deltas(chat: Chat, index: int, choice: Choice) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(tokens, choice of a chunk); the last one carries the reason."""
+    """(tokens, chunk's choice); the last has the reason."""
     deltas: list[tuple[dict[str, Any], dict[str, Any] | None]]
     if choice.calls:
         deltas = [({"tool_calls": [delta]}, None) for delta in _call_deltas(choice.calls)]
@@ -220,7 +219,6 @@ def _call_deltas(calls: tuple[Call, ...]) -> Iterator[dict[str, Any]]:
 
 
 def text_pieces(token_ids: list[int] | tuple[int, ...]) -> list[str]:
-    """The text of each token."""
     return [decode([token]) for token in token_ids]
 
 

@@ -1,4 +1,4 @@
-"""What `/v1/completions` answers: texts of one prompt or many, whole or in pieces."""
+"""Answers `/v1/completions`: one prompt or many, whole or streamed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ from serve_app.schema import pack_tokens
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What follows a prompt."""
-
     prompt: list[int]
     found: Generation
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """A request that was computed. Choices are in the prompts' order, `n` of each."""
+    """A computed request. Choices are in the prompts' order, `n` of each."""
 
     request: CompletionRequest
     id: str
@@ -42,7 +40,7 @@ class Texts:
 
 
 async def compute(served: Served, request: CompletionRequest) -> Texts:
-    """Choose the texts. Raises RequestRefused for what cannot be answered, EngineFailed when the device is lost."""
+    """Compute the choices. Raises RequestRefused for an invalid request, EngineFailed when the device is lost."""
     model = check_model(served, request.model)
     write = answers.writer_of(request.response_format, request.structured_outputs)
     prompts = [encode(one) if isinstance(one, str) else one for one in prompt_list(request.prompt, "prompt")]
@@ -62,7 +60,7 @@ async def compute(served: Served, request: CompletionRequest) -> Texts:
 
 
 def whole(texts: Texts) -> dict[str, Any]:
-    """The answer in one piece; fields as vLLM's CompletionResponse."""
+    """The whole answer; fields as in vLLM's CompletionResponse."""
     return {
         "id": texts.id,
         "object": "text_completion",
@@ -94,7 +92,7 @@ def _whole_choice(request: CompletionRequest, index: int, choice: Choice) -> dic
 
 
 def _logprobs(request: CompletionRequest, choice: Choice) -> dict[str, Any]:
-    """OpenAI's older form: a list for each property. With `echo` the prompt's tokens come first, the first without."""
+    """OpenAI's older form: one list a property. An echoed prompt comes first; its first token has no value."""
     found = answers.token_logprobs(
         choice.prompt, choice.found.token_ids, request.logprobs or 0, request.logprob_token_ids
     )
@@ -118,7 +116,7 @@ def _logprobs(request: CompletionRequest, choice: Choice) -> dict[str, Any]:
 
 
 async def pieces(served: Served, texts: Texts) -> AsyncIterator[dict[str, Any]]:
-    """The answer as chunks: a token of each choice a step, then usage if it was asked for."""
+    """The answer as chunks: one token of each choice a step, then usage if requested."""
     options = texts.request.stream_options
     streams = [list(_steps(texts.request, i, choice)) for i, choice in enumerate(texts.choices)]
     sent = 0
@@ -138,7 +136,7 @@ async def pieces(served: Served, texts: Texts) -> AsyncIterator[dict[str, Any]]:
 
 
 def _steps(request: CompletionRequest, index: int, choice: Choice) -> Iterator[dict[str, Any]]:
-    """A choice of a chunk for each token; an echoed prompt is with the first, the reason with the last."""
+    """One token each. The first has the echoed prompt, the last the reason."""
     logprobs = _logprobs(request, choice) if request.logprobs is not None else None
     texts = [decode([token]) for token in choice.found.token_ids] or [""]
     echoed = len(choice.prompt) if request.echo else 0

@@ -1,4 +1,4 @@
-"""What computes, or would: the time that it takes, its prefix cache, and faults by script. Knows no text."""
+"""The simulated device: compute time, prefix cache and scripted faults. Knows no text."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ TOKEN_BYTES = 4
 
 
 class Device:
-    """One device: whoever computes waits in line. Prompts are packed token ids (`schema.pack_tokens`)."""
+    """One device with a queue. Prompts are packed token ids (`schema.pack_tokens`)."""
 
     def __init__(self, settings: SimulatedSettings) -> None:
         self.waiting = 0
         self._settings = settings
-        self._blocks: OrderedDict[int, None] = OrderedDict()  # the least recently used first
+        self._blocks: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._lock = asyncio.Lock()
         self._calls = 0
         self._failed = False
 
     async def prefill(self, prompts: Sequence[bytes]) -> list[int]:
-        """Compute the prompts and a token of each. The tokens of each that the cache held.
+        """Compute the prompts and one token of each; return the cached tokens of each.
 
-        Raises EngineFailed when the device is lost, or is by this call, as scripted.
+        Raises EngineFailed when the device is lost, or its script fails this call.
         """
         self.check()
         cached = [self._cached_tokens(prompt) for prompt in prompts]
@@ -46,12 +46,12 @@ class Device:
         return cached
 
     async def decode(self, tokens: int) -> None:
-        """The time of so many further tokens: a step each, which all that run share."""
+        """Wait for `tokens` more tokens: one step each, shared by all running requests."""
         if tokens > 0 and self._settings.step_ms:
             await asyncio.sleep(tokens * self._settings.step_ms / 1000)
 
     def _cached_tokens(self, prompt: bytes) -> int:
-        """Tokens of the leading blocks that are in the cache; afterwards all of the prompt's whole blocks are."""
+        """Cached tokens of the leading blocks. Then caches the prompt's whole blocks."""
         size, hit, unbroken = self._settings.block_size * TOKEN_BYTES, 0, True
         for end in range(size, len(prompt), size):
             block = hash(prompt[:end])
@@ -71,21 +71,20 @@ class Device:
             raise EngineFailed("simulated: the engine failed as scripted")
 
     def fail(self) -> None:
-        """It computes no more."""
         self._failed = True
 
 
-# Told the tokens of each prompt before it is computed, and those of all answers. May raise PromptTooLong.
+# Receives prompt tokens before the computation, and completion tokens. May raise PromptTooLong.
 Count = Callable[[Sequence[int], int], None]
 
 
 def count_nothing(prompts: Sequence[int], completion_tokens: int) -> None:
-    """Where nobody asks what a request costs."""
+    """The default: no accounting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A device under the names that clients know it by. `created` is in seconds since 1970."""
+    """A device and the model names that clients use. `created` is in seconds since 1970."""
 
     names: tuple[str, ...]
     max_model_len: int

@@ -1,7 +1,7 @@
-"""What `/v1/embeddings` answers: unit vectors in which texts are nearer the more words they share.
+"""Answers `/v1/embeddings`: unit vectors whose similarity grows with shared words.
 
-A word has a random direction of its own, a text the sum of its words'. So retrieval over a few documents finds what it
-should, in an application's tests; it is no more than word counts.
+Each word has a random direction, and a text is the sum of its words. Retrieval over a few documents works, based on
+word counts alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from serve_app.schema import pack_tokens
 
 
 async def answer(served: Served, request: EmbeddingRequest) -> dict[str, Any]:
-    """One vector a prompt; fields as vLLM's EmbeddingResponse. Raises RequestRefused, or EngineFailed."""
+    """One vector a prompt; fields as in vLLM's EmbeddingResponse. Raises RequestRefused or EngineFailed."""
     model = check_model(served, request.model)
     if request.messages is not None:
         prompts = [chat_tokens(request.messages)]
@@ -50,13 +50,13 @@ async def answer(served: Served, request: EmbeddingRequest) -> dict[str, Any]:
 
 
 def words_of(prompt: list[int]) -> list[str]:
-    """The words of a text, in small letters. Tokens of another tokenizer, as some clients send, count as words."""
+    """A text's lower-case words. Tokens of foreign tokenizers count as words."""
     text = decode(prompt)
     return (re.findall(r"\w+", text.lower()) or [text]) if encode(text) == prompt else list(map(str, prompt))
 
 
 def embed(words: list[str], size: int) -> NDArray[np.float32]:
-    """A unit vector (size,) of the words. Fewer dimensions are the first of more, scaled to length 1."""
+    """A unit vector (size,) of the words. Smaller sizes are rescaled prefixes of larger ones."""
     total = np.sum([_direction(word, size) for word in words], axis=0)
     unit: NDArray[np.float32] = (total / np.linalg.norm(total)).astype(np.float32)
     return unit

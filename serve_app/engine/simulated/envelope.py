@@ -1,4 +1,4 @@
-"""What all answers have in common: which model is meant, how long they may be, ids, and token counts as vLLM's."""
+"""Common parts of all answers: model, length limit, ids and token counts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SYSTEM_FINGERPRINT = "simulated"
 
 
 def check_model(served: Served, model: str | None) -> str:
-    """The name to answer with. Raises RequestRefused (404) for a model that is not served."""
+    """The answer's model name. Raises RequestRefused (404) for an unknown model."""
     if not model or model in served.names:
         return model or served.names[0]
     raise RequestRefused(model_not_found(model))
 
 
 def room(served: Served, prompt_tokens: int, max_tokens: int | None, field: str = "messages") -> int:
-    """How many tokens an answer may have. Raises RequestRefused when the context is too short for what is asked."""
+    """Maximum tokens of an answer. Raises RequestRefused when the context is too short."""
     left = served.max_model_len - prompt_tokens
     if left < (max_tokens or 1):
         raise refused(
@@ -34,12 +34,11 @@ def room(served: Served, prompt_tokens: int, max_tokens: int | None, field: str 
 
 
 def new_id(prefix: str) -> str:
-    """An id as OpenAI's, `chatcmpl-…`."""
+    """An id like OpenAI's, `chatcmpl-…`."""
     return f"{prefix}{uuid4().hex}"
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """`usage` of an answer that comes whole."""
     details = {"cached_tokens": cached_tokens, "created_cache_tokens": None, "multimodal_tokens": None}
     return {
         "prompt_tokens": prompt_tokens,
@@ -51,7 +50,7 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dic
 
 
 def streamed_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """`usage` in a stream, where vLLM leaves out what is null."""
+    """vLLM omits nulls in a stream."""
     whole = usage(prompt_tokens, completion_tokens, cached_tokens)
     details = {"cached_tokens": cached_tokens}
     return {**{name: value for name, value in whole.items() if value is not None}, "prompt_tokens_details": details}

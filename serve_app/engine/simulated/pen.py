@@ -1,6 +1,6 @@
-"""Writes text that a grammar accepts, byte by byte. What is allowed next is llguidance's to say; here one is chosen.
+"""Writes text that a grammar accepts, byte by byte. llguidance gives the allowed bytes.
 
-Strings become words, and what could go on for ever is ended. Does not know JSON schemas, only JSON's punctuation.
+Strings become words, and unbounded repetitions end. Knows JSON's punctuation, not JSON schemas.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 MOST_BYTES = 65_536
-# From here on whatever can be closed is.
+# From here on, close what can be closed.
 LONG = 2_000
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "harbor", "iris", "jade", "lumen", "maple")
 LETTERS, DIGITS = frozenset(b"abcdefghijklmnopqrstuvwxyz"), frozenset(b"0123456789")
@@ -18,7 +18,7 @@ PUNCTUATION = frozenset(range(0x21, 0x7F)) - LETTERS - DIGITS - frozenset(b'"\\{
 
 
 def walk(grammar: str, rng: Random) -> str:
-    """A text that the grammar accepts, byte by byte; unfinished after MOST_BYTES."""
+    """A text that the grammar accepts; unfinished after MOST_BYTES."""
     matcher = _compiled(grammar).deep_copy()
     out, pen = bytearray(), _Pen(rng)
     while len(out) < MOST_BYTES and not matcher.is_stopped():
@@ -38,7 +38,7 @@ def walk(grammar: str, rng: Random) -> str:
 
 
 def problem(grammar: str) -> str:
-    """What is wrong with it; "" if nothing is."""
+    """The grammar's error, or ""."""
     from llguidance import LLMatcher
 
     wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, _tokenizer())
@@ -60,7 +60,7 @@ def _compiled(grammar: str) -> Any:
 
 
 class _Pen:
-    """Chooses the next byte out of those allowed. A run is the letters or digits since anything else was written."""
+    """Chooses the next allowed byte. A run is the current sequence of letters or digits."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
@@ -88,7 +88,7 @@ class _Pen:
         return self._rng.choice(sorted(members))
 
     def _classes(self, allowed: set[int], length: int) -> list[tuple[set[int], float]]:
-        """Bytes with their weights, alternatives side by side; a class of which none is allowed is left out."""
+        """Alternative byte classes with weights; only classes with an allowed byte."""
         letters, digits, quote = allowed & LETTERS, allowed & DIGITS, allowed & set(b'"')
         position, in_string = len(self._run), letters >= LETTERS
         at_word = self._word[position] if position < len(self._word) else None

@@ -1,6 +1,6 @@
-"""What the simulated HTTP application may be asked: the fields that it obeys, by vLLM's names and bounds.
+"""Request models of the simulated HTTP application: the fields it obeys, with vLLM's names and bounds.
 
-Further fields are passed over, as vLLM does. `RequestRefused` is what a client did wrong.
+Other fields are ignored, as in vLLM. `RequestRefused` is a client's error.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ MOST_LOGPROBS = 20
 
 
 class RequestRefused(Exception):
-    """Raised when a request cannot be answered for what it says."""
-
     def __init__(self, answer: ErrorAnswer) -> None:
         super().__init__(answer.message)
         self.answer = answer
 
 
 def refused(message: str, param: str | None = None, *, status: int = 400, code: str | None = None) -> RequestRefused:
-    """The error of a wrong value."""
+    """The error for a wrong value."""
     return RequestRefused(ErrorAnswer(status=status, message=message, param=param, code=code))
 
 
@@ -49,7 +47,7 @@ class ResponseFormat(Body):
 
 
 class StructuredOutputs(Body):
-    """vLLM's way to ask for what `response_format` cannot say."""
+    """vLLM's formats beyond `response_format`."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
@@ -60,7 +58,7 @@ class StructuredOutputs(Body):
 
 
 class Sampled(Body):
-    """What chat and completions have in common."""
+    """Fields that chat and completions share."""
 
     model: str | None = None
     n: Annotated[int, BeforeValidator(lambda n: 1 if n is None else n)] = Field(1, ge=1, le=128)
@@ -122,7 +120,7 @@ class Message(Body):
 
     @property
     def text(self) -> str:
-        """Its words; in the place of an image and the like a hash of it."""
+        """Images and other parts become a hash."""
         if not isinstance(self.content, list):
             return self.content or ""
         return "\n".join(str(part["text"]) if "text" in part else _digest(part) for part in self.content)
@@ -221,7 +219,7 @@ def prompt_list(prompts: Prompts, field: str) -> list[str | list[int]]:
 
 
 class TextFormat(Body):
-    """`response_format` of responses: the same, flat."""
+    """The flat form of responses."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str = "answer"
@@ -235,7 +233,7 @@ class TextConfig(Body):
 
 
 class FlatTool(Body):
-    """A tool of responses. Those of other types run on OpenAI's servers."""
+    """A tool of responses. Other types run on OpenAI's servers."""
 
     type: str
     name: str | None = None

@@ -1,4 +1,4 @@
-"""What `/v1/responses` answers: the chat route's answer as items, whole or as events. Nothing is stored."""
+"""Answers `/v1/responses`: the chat answer as items, whole or as events. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Item = dict[str, Any]
 
 
 def as_chat(request: ResponsesRequest) -> ChatRequest:
-    """The same question to the chat route. Raises RequestRefused for input that is none."""
+    """The same request for the chat route. Raises RequestRefused for invalid input."""
     tools = [_tool(tool.name, tool.description, tool.parameters) for tool in request.tools if tool.type == "function"]
     choice: Any = request.tool_choice
     if isinstance(choice, FlatNamedTool):
@@ -86,12 +86,12 @@ def _message(item: Item) -> Message | None:
 
 
 def whole(request: ResponsesRequest, chat: Chat) -> dict[str, Any]:
-    """The answer in one piece; fields as vLLM's ResponsesResponse."""
+    """The whole answer; fields as in vLLM's ResponsesResponse."""
     return _response(request, chat, new_id("resp_"), list(_items(chat)))
 
 
 def _response(request: ResponsesRequest, chat: Chat, response_id: str, output: list[Item] | None) -> dict[str, Any]:
-    """A response; one without output yet is in progress."""
+    """A response; without output it is in progress."""
     cut = chat.choices[0].finish_reason == "length"
     status = "in_progress" if output is None else "incomplete" if cut else "completed"
     return {
@@ -164,7 +164,6 @@ def _text_part(text: str) -> Item:
 
 
 async def events(served: Served, request: ResponsesRequest, chat: Chat) -> AsyncIterator[Item]:
-    """The answer as events, numbered."""
     numbers, response_id, items = count(), new_id("resp_"), _items(chat)
     begun = _response(request, chat, response_id, None)
     for kind in ("response.created", "response.in_progress"):

@@ -1,8 +1,7 @@
-"""Text that obeys a JSON schema, a regular expression, a grammar or a list of choices, and is readable.
+"""Readable text by a JSON schema, a regular expression, a grammar or a list of choices.
 
-The grammars are llguidance's, which vLLM uses too (its backend `guidance`): a library of Rust without torch. What it
-leaves out of a schema (`uniqueItems`, `not`, formats that it does not know) jsonschema checks at the end, and another
-draw is made.
+The grammars are llguidance's, as in vLLM's backend `guidance`: a Rust library without torch. jsonschema checks what
+llguidance ignores (`uniqueItems`, `not`, unknown formats); an invalid draw is repeated.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from serve_app.engine.simulated.pen import MOST_BYTES, WORDS, problem, walk
 from serve_app.engine.simulated.requests import RequestRefused, refused
 
 MOST_DRAWS = 50
-# Of braces that may begin a schema in a prompt.
+# Maximum braces tried as a schema's start.
 MOST_STARTS = 200
-# What a string of a format looks like, where the schema says no more of it.
+# Patterns of formats, where the schema has none.
 FORMATS = {
     "date": "2024-05-17",
     "date-time": "2024-05-17T09:30:00Z",
@@ -38,12 +37,12 @@ FORMATS = {
 }
 NOTHING = object()
 
-# Draws a text; the same one for the same generator.
+# Draws a text, deterministic by generator.
 Writer = Callable[[Random], str]
 
 
 def json_object(said: str) -> Writer:
-    """A JSON object: by the first JSON schema of an object in what was said, as clients of JSON mode have it there."""
+    """A JSON object, by the first object schema in the prompt: clients of JSON mode put it there."""
     schema = _schema_in(said)
     with suppress(RequestRefused):
         if schema is not None:
@@ -54,7 +53,7 @@ def json_object(said: str) -> Writer:
 def _schema_in(text: str) -> dict[str, Any] | None:
     decode, end = json.JSONDecoder().raw_decode, 0
     for start in islice((found.start() for found in re.finditer(r"\{", text)), MOST_STARTS):
-        if start < end:  # inside of one that was read
+        if start < end:  # inside one already read
             continue
         try:
             value, end = decode(text, start)
@@ -66,12 +65,11 @@ def _schema_in(text: str) -> dict[str, Any] | None:
 
 
 def choice(options: list[str]) -> Writer:
-    """One of the options."""
     return lambda rng: rng.choice(options)
 
 
 def by_schema(schema: Mapping[str, Any], field: str) -> Writer:
-    """JSON that is valid by the schema. Raises RequestRefused, naming `field`, where the schema cannot be obeyed."""
+    """JSON that is valid by the schema. Raises RequestRefused, naming `field`, if no text satisfies it."""
     valid = _validity(schema, field)
     compiled = [_schema_grammar(json.dumps(one)) for one in (tidy(schema), schema)]
     grammars = [grammar for grammar, error in compiled if not error]
@@ -80,20 +78,20 @@ def by_schema(schema: Mapping[str, Any], field: str) -> Writer:
 
     def write(rng: Random) -> str:
         for draw in range(MOST_DRAWS):
-            # What `tidy` leaves of a schema may allow nothing, so the schema itself has its turns.
+            # The tidied schema may allow nothing.
             found = walk(grammars[-1 if draw % 5 == 4 else 0], rng)
             if len(found) >= MOST_BYTES:
                 break
             value = _read_json(found)
             if value is not NOTHING and valid(value):
-                return json.dumps(value, ensure_ascii=False)  # names drawn twice are there once
+                return json.dumps(value, ensure_ascii=False)  # removes duplicate names
         raise refused("The simulated engine found nothing that is valid by this JSON schema.", field)
 
     return write
 
 
 def _validity(schema: Mapping[str, Any], field: str) -> Callable[[Any], bool]:
-    """Whether a value is valid by the schema. Raises RequestRefused for a schema that is none."""
+    """Whether a value is valid by the schema. Raises RequestRefused for an invalid schema."""
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import validator_for
     from referencing.exceptions import Unresolvable
@@ -101,7 +99,7 @@ def _validity(schema: Mapping[str, Any], field: str) -> Callable[[Any], bool]:
     try:
         validator = validator_for(schema)
         validator.check_schema(schema)
-    except (SchemaError, TypeError, AttributeError) as error:  # the last two of a `$schema` that is no text
+    except (SchemaError, TypeError, AttributeError) as error:  # the last two if `$schema` is not text
         raise refused(f"Invalid JSON schema: {getattr(error, 'message', error)}", field) from error
 
     def valid(value: Any) -> bool:
@@ -114,7 +112,7 @@ def _validity(schema: Mapping[str, Any], field: str) -> Callable[[Any], bool]:
 
 
 def by_grammar(kind: Literal["regex", "grammar"], text: str, field: str) -> Writer:
-    """Text of a `regex` or of a `grammar` (Lark or GBNF). Raises RequestRefused, naming `field`, for a wrong one."""
+    """Text of a `regex` or `grammar` (Lark or GBNF). Raises RequestRefused, naming `field`, for an invalid one."""
     try:
         grammar, error = _other_grammar(kind, text)
     except ValueError as problem:
@@ -125,7 +123,7 @@ def by_grammar(kind: Literal["regex", "grammar"], text: str, field: str) -> Writ
 
 
 def tidy(schema: Any) -> Any:
-    """The schema without what makes drawn JSON hard to read: properties that it does not name, noise for formats."""
+    """The schema without unnamed properties and random strings for formats, which make JSON hard to read."""
     if isinstance(schema, list):
         return [tidy(one) for one in schema]
     if not isinstance(schema, dict):
@@ -176,7 +174,7 @@ def _read_json(text: str) -> Any:
 
 
 def parsed(schema: Any, field: str) -> dict[str, Any]:
-    """A schema that may be a JSON text. Raises RequestRefused for one that is no JSON object."""
+    """A schema, maybe as JSON text. Raises RequestRefused unless it is a JSON object."""
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
@@ -188,7 +186,7 @@ def parsed(schema: Any, field: str) -> dict[str, Any]:
 
 
 def arguments_of(parameters: Mapping[str, Any] | None, rng: Random) -> str:
-    """Arguments of a tool by its parameters' schema. Raises RequestRefused for a schema that cannot be obeyed."""
+    """Arguments by a tool's schema. Raises RequestRefused if no text satisfies it."""
     if not parameters:
         return "{}"
     return by_schema(parameters, "tools")(rng)

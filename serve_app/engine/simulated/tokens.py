@@ -1,7 +1,7 @@
-"""Tokens of the simulated engine: pieces of text of at most four UTF-8 bytes. A token's id is its bytes as a number.
+"""Tokens of the simulated engine: text pieces of at most four UTF-8 bytes. The bytes, as a number, are the id.
 
-So there is no vocabulary to install, every id has a text, and a character of ASCII has the id that
-`dispatch.render.CharacterRenderer` gives it. English has three characters a token here, four in real tokenizers.
+No vocabulary is needed, every id has a text, and ASCII characters have the ids of `dispatch.render.CharacterRenderer`.
+English has three characters a token here, four in real tokenizers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ MOST_BYTES = 4
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of the text."""
     ids = []
     for piece in PIECE.findall(text):
         data = piece.encode("utf-8", "replace")
@@ -27,17 +26,16 @@ def encode(text: str) -> list[int]:
 
 
 def decode(ids: Iterable[int]) -> str:
-    """Inverse of `encode`; ids that it never gives become U+FFFD where they are no UTF-8."""
+    """Inverse of `encode`; invalid UTF-8 becomes U+FFFD."""
     return b"".join(token_bytes(i) for i in ids).decode("utf-8", "replace")
 
 
 def token_bytes(token_id: int) -> bytes:
-    """UTF-8 of one token."""
     return token_id.to_bytes(max(1, (token_id.bit_length() + 7) // 8))
 
 
 def chat_tokens(messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
-    """A chat by a template that stands for the model's own."""
+    """A chat in a stand-in for a model's template."""
     blocks = [f"<tools>{json.dumps([tool.model_dump() for tool in tools])}</tools>"] if tools else []
     for message in messages:
         calls = f"\n{json.dumps(message.tool_calls)}" if message.tool_calls else ""

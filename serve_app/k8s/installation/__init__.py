@@ -1,1 +1,1 @@
-"""An installation: the ground that every way to run stands on, and the folder that is applied as it stands."""
+"""An installation: the base objects, and the folder to apply."""

@@ -1,6 +1,6 @@
-"""The ground: namespace, priorities, accounts, network policies, Redis, the volume claim and the way in.
+"""The base: namespace, priorities, accounts, network policies, Redis, the volume claim and the ingress.
 
-Each is a template of YAML in templates/, since that is how such objects are read; what is put into them is `_fields`.
+`_fields` fills the YAML in templates/.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ CLUSTER_WIDE = ("Namespace", "PriorityClass")
 
 
 def base(values: Values) -> list[Manifest]:
-    """What is applied before any way to run."""
     names = ["namespace"] if values.create_namespace else []
     names += ["priorities", "accounts", "network"]
     if values.has_ray_service and values.redis.address is None:
@@ -48,7 +47,7 @@ def way_in(values: Values) -> list[Manifest]:
 def from_template(values: Values, name: str) -> list[Manifest]:
     """The objects of templates/NAME.yaml, in our namespace and with our labels."""
     text = Template((TEMPLATES / f"{name}.yaml").read_text()).substitute(_fields(values))
-    # Without this detour anchors would make objects share parts.
+    # Resolves YAML anchors: objects must not share parts.
     manifests = json.loads(json.dumps(list(yaml.safe_load_all(text))))
     return [_completed(values, manifest) for manifest in manifests]
 
@@ -83,7 +82,7 @@ def _fields(values: Values) -> dict[str, str]:
 
 
 def _folders(values: Values) -> list[str]:
-    """That the serving user writes to, on the claim."""
+    """Folders on the claim for the serving user."""
     stores = [store for store in (values.store, values.population_store) if PurePosixPath(store).is_relative_to(DATA)]
     return list(dict.fromkeys([MODELS, *stores]))
 
@@ -92,11 +91,11 @@ def _completed(values: Values, manifest: Manifest) -> Manifest:
     metadata = manifest["metadata"]
     if manifest["kind"] not in CLUSTER_WIDE:
         metadata["namespace"] = values.namespace
-    if manifest["kind"] != "Namespace":  # which may have several installations
+    if manifest["kind"] != "Namespace":  # may have several installations
         metadata["labels"] = {**labels(values), **metadata.get("labels", {})}
     if manifest["kind"] == "PersistentVolumeClaim" and values.storage.storage_class:
         manifest["spec"]["storageClassName"] = values.storage.storage_class
-    if manifest["kind"] == "ServiceAccount":  # what the rules take for granted
+    if manifest["kind"] == "ServiceAccount":  # the rules read these annotations
         claim = {CLAIM_OF_OTHERS: values.storage.claim} if values.storage.claim else {}
         if values.storage.storage_class:
             claim[CLASS_OF_CLUSTER] = values.storage.storage_class
@@ -105,6 +104,6 @@ def _completed(values: Values, manifest: Manifest) -> Manifest:
         metadata["annotations"] = {**claim, **level, **pull, GPUS_OF_NODES: ",".join(values.gpus)}
     if manifest["kind"] in ("Job", "StatefulSet") and values.images.pull_secrets:
         manifest["spec"]["template"]["spec"]["imagePullSecrets"] = pull_secrets(values)
-    if manifest["kind"] == "Job":  # cannot be changed once it is there
+    if manifest["kind"] == "Job":  # Jobs are immutable
         metadata["name"] += f"-{digest(manifest['spec']['template'])}"
     return manifest

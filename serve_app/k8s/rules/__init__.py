@@ -1,7 +1,7 @@
-"""Our own rules: what no schema says and only the operator, the scheduler or a user would find out.
+"""Our rules, for faults that no schema shows and only the cluster would.
 
-A rule looks at all objects of a set and yields the object at fault and what is wrong with it. Those marked `whole` need
-everything that is applied together; the others hold for any part. The pitfalls behind them are in k8s/README.md.
+A rule takes all objects and yields the faulty one with a message. Rules marked `whole` need the complete installation.
+k8s/README.md lists the pitfalls.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from serve_app.k8s.rules import (
 from serve_app.k8s.rules.manifests import RULES, Manifest, Problem
 
 __all__ = ["RULES", "Problem", "check"]
-# Imported for the rules that they register.
+# They register their rules.
 _SETS = (
     config, exposure, form, network, objects, operator, pod_security, pods, ray, reach, references, secrets,
 )  # fmt: skip
 
 
 def check(manifests: Sequence[Manifest], *, whole: bool = True) -> Iterator[Problem]:
-    """Each breach of a rule; with `whole` also of the rules that need everything that is applied together."""
+    """Each broken rule; with `whole` also of those that need the complete installation."""
     for rule in RULES.values():
         if whole or not rule.whole:
             for manifest, message in rule.find(manifests):

@@ -1,4 +1,4 @@
-"""Rules of serveConfigV2, by itself and against the pods that it will run in."""
+"""Rules for serveConfigV2, alone and against its pods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of what is open to others than those that it is for: Services, dashboards, the whole cluster."""
+"""Rules for exposure: Services, dashboards and cluster-wide objects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _outward(spec: Manifest) -> list[str]:
 
 @rule("cluster-wide")
 def cluster_wide(manifests: Sequence[Manifest]) -> Found:
-    """What reaches beyond us."""
+    """Objects with an effect outside the installation."""
     for priority in of_kind(manifests, "PriorityClass"):
         if priority.get("globalDefault"):
             yield priority, "globalDefault gives this priority to all pods of the cluster"

@@ -1,4 +1,4 @@
-"""Rules of what the API server itself refuses, or drops, and no schema says: names, quantities, doubles."""
+"""Rules for what the API server refuses or drops: names, quantities, duplicates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([a-z0-9]|-(?!-)){0,14}")
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?")
 VARIABLE = re.compile(r"[ -<>-~]+")
-# A name of these becomes a label of their pods.
+# Become pod labels.
 SHORT_NAMES = ("Job", "StatefulSet", "Service", "Namespace")
 
 
@@ -24,7 +24,7 @@ def write_back(manifests: Sequence[Manifest]) -> Found:
     for owner in of_kind(manifests, *RAY_KINDS):
         try:
             places = list(differences(owner, written_back(owner)))
-        except ValueError:  # the rule `quantities` says it
+        except ValueError:  # rule `quantities`
             continue
         if places:
             yield owner, f"{places[0]}: the operator writes it back in another form, and the next apply conflicts"
@@ -62,7 +62,7 @@ def names(manifests: Sequence[Manifest]) -> Found:
 
 @rule("doubles")
 def doubles(manifests: Sequence[Manifest]) -> Found:
-    """Lists that are maps to the API server: it refuses, or keeps one of the two."""
+    """Duplicate keys of list maps. The API server refuses them or keeps one."""
     for template in templates(manifests):
         for what, keys in _keyed(template):
             for key, count in Counter(keys).items():
@@ -126,7 +126,7 @@ def policy_form(manifests: Sequence[Manifest]) -> Found:
 
 @rule("refused-forms")
 def refused_forms(manifests: Sequence[Manifest]) -> Found:
-    """Fields that the API server takes one by one and not together."""
+    """Fields that are valid alone but not together."""
     for owner in of_kind(manifests, "Deployment"):
         strategy = owner["spec"].get("strategy") or {}
         bounds = strategy.get("rollingUpdate") or {}

@@ -1,4 +1,4 @@
-"""What rules are made of: the registry, and the parts of manifests that they look at."""
+"""The rule registry, and readers of manifests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MULTIPLES = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A breach of a rule, at `where` (kind/name)."""
+    """A broken rule, at `where` (kind/name)."""
 
     rule: str
     where: str
@@ -49,7 +49,6 @@ RULES: dict[str, Rule] = {}
 def rule(
     name: str, *, whole: bool = False
 ) -> Callable[[Callable[[Sequence[Manifest]], Found]], Callable[[Sequence[Manifest]], Found]]:
-    """Register a rule under a name."""
 
     def register(find: Callable[[Sequence[Manifest]], Found]) -> Callable[[Sequence[Manifest]], Found]:
         RULES[name] = Rule(name, find, whole)
@@ -60,7 +59,7 @@ def rule(
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A pod template: whose, in which place, and its fields. `place` is head, worker, or "" outside of Ray."""
+    """A pod template. `place` is head, worker, or "" outside Ray."""
 
     owner: Manifest
     place: str
@@ -96,7 +95,6 @@ def ray_clusters(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Mani
 
 
 def templates(manifests: Sequence[Manifest]) -> Iterator[Template]:
-    """Every pod template."""
     for owner, cluster in ray_clusters(manifests):
         groups = [("head", cluster.get("headGroupSpec") or {})]
         groups += [("worker", group) for group in cluster.get("workerGroupSpecs") or []]
@@ -119,7 +117,7 @@ def templates(manifests: Sequence[Manifest]) -> Iterator[Template]:
 
 
 def serve_configs(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
-    """(object, its Serve config document): of RayServices, and of ConfigMaps that have a serve.yaml."""
+    """(object, Serve config document) of RayServices, and of ConfigMaps with a serve.yaml."""
     for manifest in of_kind(manifests, "RayService", "ConfigMap"):
         holder = manifest.get("spec") or manifest.get("data") or {}
         if text := holder.get("serveConfigV2") or holder.get("serve.yaml"):
@@ -135,7 +133,7 @@ def deployments(document: Manifest) -> Iterator[tuple[Manifest, Manifest]]:
 
 
 def amount(value: Any) -> float:
-    """A quantity as a number: 0.5 of "500m", 1024 of "1Ki". Raises ValueError for what is none."""
+    """A quantity as a number: 0.5 for "500m", 1024 for "1Ki". Raises ValueError for an invalid quantity."""
     text = str(value)
     unit = text.lstrip("0123456789.")
     if unit not in MULTIPLES or not text[: len(text) - len(unit)]:
@@ -144,17 +142,17 @@ def amount(value: Any) -> float:
 
 
 def limit(container: Manifest, resource: str) -> float:
-    """What a container may have of a resource; 0 if it names none."""
+    """0 if unset."""
     return amount(((container.get("resources") or {}).get("limits") or {}).get(resource, 0))
 
 
 def variables(container: Manifest) -> dict[str, Any]:
-    """Environment variables; the value None is for those that come from elsewhere."""
+    """Environment variables; None for values from elsewhere."""
     return {entry["name"]: entry.get("value") for entry in container.get("env") or []}
 
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label selector, or a Service's plain map, takes these labels."""
+    """Whether a label selector, or a Service's plain map, matches."""
     plain = not {"matchLabels", "matchExpressions"} & set(selector)
     wanted = selector if plain else selector.get("matchLabels") or {}
     return all(labels.get(key) == value for key, value in wanted.items()) and all(
@@ -173,7 +171,7 @@ def _matches(entry: Manifest, labels: dict[str, str]) -> bool:
 
 
 def mounted(container: Manifest, *, writable: bool = False) -> set[str]:
-    """The folders that volumes are mounted at."""
+    """Folders with mounts."""
     return {
         mount["mountPath"] for mount in container.get("volumeMounts") or [] if not (writable and mount.get("readOnly"))
     }

@@ -1,4 +1,4 @@
-"""Rules of what lets traffic in; which pods reach which is reach.py's."""
+"""Rules for ingress traffic. reach.py has those between pods."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from serve_app.k8s.rules.manifests import Found, Manifest, of_kind, rule
 
-# A generation without a byte for so long is over; below it an idle stream would be cut.
+# A lower limit would cut idle streams.
 MIN_STREAM_TIMEOUT_S = 600
 ALB_IDLE = "idle_timeout.timeout_seconds="
 ALB_ATTRIBUTES = "alb.ingress.kubernetes.io/load-balancer-attributes"

@@ -1,4 +1,4 @@
-"""Rules of objects beside each other: references, selectors, budgets, rights."""
+"""Rules between objects: references, selectors, budgets, rights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def budget_form(manifests: Sequence[Manifest]) -> Found:
 
 @rule("budget-mixed")
 def budget_mixed(manifests: Sequence[Manifest]) -> Found:
-    """A budget counts every pod that it selects: the ready ones of one owner let those of another go."""
+    """A budget counts all pods it selects: one owner's ready pods allow another's evictions."""
     for budget in of_kind(manifests, "PodDisruptionBudget"):
         selector = budget["spec"].get("selector") or {"matchLabels": {}}
         owners = {
@@ -74,7 +74,7 @@ def budget_twice(manifests: Sequence[Manifest]) -> Found:
 
 @rule("priorities", whole=True)
 def priorities(manifests: Sequence[Manifest]) -> Found:
-    """What may go at any time gives way, and displaces nobody."""
+    """Preemptible pods have low priority and preempt nobody."""
     classes = {m["metadata"]["name"]: m for m in of_kind(manifests, "PriorityClass")}
     placed = [(t, (t.spec.get("nodeSelector") or {}).get(CAPACITY_NODE_LABEL)) for t in templates(manifests)]
     lasting = [classes[n]["value"] for t, where in placed if where == "on-demand" and (n := _priority(t)) in classes]
@@ -103,9 +103,7 @@ def budget_blocks(manifests: Sequence[Manifest]) -> Found:
             continue
         least = sum(_least(template) for template in chosen)
         stay = spec.get("minAvailable", 0)
-        share = isinstance(stay, str) and not any(
-            template.place for template in chosen
-        )  # of Ray's another rule says it
+        share = isinstance(stay, str) and not any(template.place for template in chosen)  # another rule's
         count = ceil(least * int(stay.rstrip("%")) / 100) if share else stay
         if isinstance(count, int) and count >= least:
             yield budget, f"minAvailable {stay} of {least} pod(s) blocks the drain of every node of theirs"
@@ -176,7 +174,7 @@ def autoscaled_twice(manifests: Sequence[Manifest]) -> Found:
 
 @rule("claim-of-one-node")
 def claim_of_one_node(manifests: Sequence[Manifest]) -> Found:
-    """ReadWriteOnce: whoever comes to another node waits for ever (Multi-Attach)."""
+    """A ReadWriteOnce claim blocks pods on a second node forever (Multi-Attach)."""
     for claim in of_kind(manifests, "PersistentVolumeClaim"):
         if set(claim["spec"].get("accessModes") or []) & {"ReadWriteMany", "ReadOnlyMany"}:
             continue
@@ -197,13 +195,13 @@ def _most(template: Template) -> int:
     return int(template.group.get("maxReplicas", (template.owner.get("spec") or {}).get("replicas", 1)))
 
 
-# Of the node pools (terminationGracePeriod), and of a database that is asked to end.
+# The node pools' terminationGracePeriod; a database's shutdown.
 MAX_GRACE_S, MIN_WRITE_S = 3600, 10
 
 
 @rule("grace")
 def grace(manifests: Sequence[Manifest]) -> Found:
-    """Of pods outside of Ray; the rule `drain` has those of a RayService."""
+    """Grace periods outside Ray; the rule `drain` covers RayServices."""
     for template in templates(manifests):
         seconds = template.spec.get("terminationGracePeriodSeconds", 30)
         if seconds < 1:
@@ -242,7 +240,6 @@ def persistent_redis(manifests: Sequence[Manifest]) -> Found:
 
 
 def owner_container(owner: Manifest) -> Manifest:
-    """The first container."""
     container: Manifest = owner["spec"]["template"]["spec"]["containers"][0]
     return container
 

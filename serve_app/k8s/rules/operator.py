@@ -1,7 +1,7 @@
-"""KubeRay's own validation, so far as no other rule says it better: what the CRD takes and the operator refuses.
+"""KubeRay's own validation: what the CRD accepts and the operator refuses.
 
-Mirrors `ray-operator/controllers/ray/utils/validation.go` of KubeRay 1.7.0 with its default feature gates. The operator
-only writes an event and does nothing: `kubectl apply` has long said that all is well.
+Mirrors `ray-operator/controllers/ray/utils/validation.go` of KubeRay 1.7.0 with default feature gates. The operator
+only writes an event after `kubectl apply` has succeeded.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _service(spec: Manifest, annotations: dict[str, str]) -> Iterator[str]:
         yield f"the annotation ray.io/initializing-timeout '{timeout}' is no duration, as 45m, and no seconds"
     strategy = spec.get("upgradeStrategy") or {}
     if strategy.get("type") == "NewClusterWithIncrementalUpgrade":
-        options = strategy.get("clusterUpgradeOptions") or {"intervalSeconds": 1}  # none: another rule says it
+        options = strategy.get("clusterUpgradeOptions") or {"intervalSeconds": 1}  # another rule covers none
         for field in ("maxSurgePercent", "stepSizePercent"):
             if not 0 <= options.get(field, 100) <= 100:
                 yield f"clusterUpgradeOptions.{field} is not between 0 and 100"

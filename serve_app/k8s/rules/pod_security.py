@@ -1,9 +1,8 @@
-"""Pod Security Standards: what the namespace's level refuses, for every pod that there will be.
+"""Pod Security Standards: what the namespace's level refuses.
 
-The level is that of the Namespace among the objects (pod-security.kubernetes.io/enforce), else what the installation
-takes for granted, else `baseline`, our default.
-By https://kubernetes.io/docs/concepts/security/pod-security-standards (Kubernetes 1.36). The rule `security` is ours,
-and stricter: it holds all pods to `restricted`, but for those that say why not.
+The level is the Namespace's label (pod-security.kubernetes.io/enforce), else the installation's annotation, else
+`baseline`. Source: https://kubernetes.io/docs/concepts/security/pod-security-standards (Kubernetes 1.36). Our stricter
+rule `security` requires `restricted` or an annotated reason.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def pod_security(manifests: Sequence[Manifest]) -> Found:
 
 
 def level_of(template: Template, manifests: Sequence[Manifest]) -> str:
-    """That the API server holds these pods to."""
+    """The level enforced for these pods."""
     space = template.owner["metadata"].get("namespace")
     named = {m["metadata"]["name"]: m for m in of_kind(manifests, "Namespace")}
     if space in named:
@@ -69,7 +68,7 @@ def _level(namespace: Manifest) -> str | None:
 
 
 def refused(template: Template, level: str) -> Iterator[str]:
-    """What this level refuses of a pod, as the API server would say it."""
+    """What this level refuses, in the API server's words."""
     if level not in ("baseline", "restricted"):
         return
     spec, context = template.spec, template.spec.get("securityContext") or {}

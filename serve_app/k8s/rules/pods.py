@@ -1,4 +1,4 @@
-"""Rules of pod templates, wherever they are."""
+"""Rules for all pod templates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from serve_app.k8s.pods import CAPABILITIES_REASON, GPU_RESOURCE, ROOT_REASON
 from serve_app.k8s.rules.manifests import Found, Manifest, amount, limit, ray_clusters, rule, templates
 
 DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
-# A whole version, a date or a commit: what is shorter (7, 7.4, latest, stable) is moved to the next.
+# Full versions, dates or commits. Shorter tags (7, latest) move.
 FIXED_TAG = re.compile(r"(?!.*(latest|nightly|stable|edge)).*(\d+\.\d+\.\d+|\d{8}|\b[0-9a-f]{7,40}\b).*")
 OPERATORS, EFFECTS = ("Exists", "Equal"), ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
@@ -56,7 +56,7 @@ def gpu_toleration(manifests: Sequence[Manifest]) -> Found:
 
 
 def _tolerates(entry: Manifest) -> bool:
-    """The taint of GPU nodes (node_pools.py); what is misspelt is another rule's."""
+    """The taint of GPU nodes (node_pools.py)."""
     value = entry.get("operator", "Equal") != "Equal" or entry.get("value") == "true"
     return entry.get("key") == GPU_RESOURCE and value and entry.get("effect") not in EFFECTS[1:]
 
@@ -179,7 +179,7 @@ def shared_memory(manifests: Sequence[Manifest]) -> Found:
 def probes(manifests: Sequence[Manifest]) -> Found:
     for template in templates(manifests):
         if template.owner.get("kind") not in ("Deployment", "StatefulSet") or not template.main.get("ports"):
-            continue  # nothing is sent to it, or KubeRay adds its own
+            continue  # no traffic, or KubeRay adds its own
         for probe in ("readinessProbe", "livenessProbe"):
             if probe not in template.main:
                 yield template.owner, f"{template.main['name']} has no {probe}"

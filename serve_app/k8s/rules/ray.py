@@ -1,4 +1,4 @@
-"""Rules of KubeRay's objects: what passes the CRD's schema and fails, or is ignored, in the operator."""
+"""Rules for KubeRay's objects: what passes the CRD's schema and fails, or is ignored, in the operator."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from serve_app.k8s.rules.manifests import (
 from serve_app.k8s.values import ray_version
 
 UPGRADES = ("NewCluster", "NewClusterWithIncrementalUpgrade", "None")
-MAX_NAME = 47  # the operator appends to it, and a label takes 63
-# Fields behind feature gates that are off in KubeRay 1.7.
+MAX_NAME = 47  # the operator appends; labels allow 63
+# Off by default in KubeRay 1.7.
 GATED = ("networkPolicy", "tlsOptions", "historyServerOptions")
 DEAD = ("serviceUnhealthySecondThreshold", "deploymentUnhealthySecondThreshold")
 TOKEN_SINCE = (2, 52)
@@ -126,7 +126,7 @@ def head_devices(manifests: Sequence[Manifest]) -> Found:
 
 @rule("head-ports")
 def head_ports(manifests: Sequence[Manifest]) -> Found:
-    """The head's Service has the ports that its container names; workers come by rayStartParams."""
+    """The head's Service takes its container's ports, workers rayStartParams."""
     for owner, cluster in ray_clusters(manifests):
         head = cluster["headGroupSpec"]
         containers = head["template"]["spec"].get("containers") or [{}]

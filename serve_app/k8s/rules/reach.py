@@ -1,6 +1,6 @@
-"""Rules of NetworkPolicies, by what they let through: each way that is needed, in both directions, and no others.
+"""Rules for NetworkPolicies: required paths are open in both directions, and no others.
 
-A policy is evaluated as a network plugin does: pods that no policy selects are open, others take what any rule allows.
+A pod that no policy selects is open; others accept what any rule allows.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from serve_app.k8s.rules.manifests import (
 )
 
 Policies = Sequence[Manifest]
-ANY_PORT = 23456  # stands for those that Ray's processes choose
+ANY_PORT = 23456  # for Ray's dynamic ports
 DNS = "kube-system"
 LOAD_BALANCER, API_SERVER, INTERNET = "10.0.7.7", "10.100.0.1", "52.94.133.131"
-METADATA = "169.254.169.254"  # of the node: its role's credentials
-# Parts that reach hub, store and providers; others have no business outside.
+METADATA = "169.254.169.254"  # the node role's credentials
+# Parts that need the internet.
 OUTWARD = ("control", "population-control", "model-download")
 HTTP, DASHBOARD, METRICS, GCS, REDIS = 8000, 8265, 8080, 6379, 6379
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A pod, by its labels and its namespace's; or an address outside."""
+    """A pod, by its own and its namespace's labels, or an outside address."""
 
     labels: dict[str, str] = field(default_factory=dict)
     namespace: str = ""
@@ -43,7 +43,7 @@ class Peer:
 
 
 def pod_peer(template: Template, manifests: Sequence[Manifest], **labels: str) -> Peer:
-    """A pod of a template; KubeRay adds the type of its node, or `labels` say otherwise."""
+    """A pod of a template. KubeRay adds the node type; `labels` override."""
     space = template.owner.get("metadata", {}).get("namespace") or ""
     named = {m["metadata"]["name"]: m["metadata"].get("labels") or {} for m in of_kind(manifests, "Namespace")}
     own = {**named.get(space, {"app.kubernetes.io/part-of": "serve-app"}), "kubernetes.io/metadata.name": space}
@@ -52,7 +52,7 @@ def pod_peer(template: Template, manifests: Sequence[Manifest], **labels: str) -
 
 
 def in_namespace(name: str) -> Peer:
-    """Some pod of a namespace that is not ours."""
+    """A pod of another namespace."""
     return Peer({}, name, {"kubernetes.io/metadata.name": name})
 
 
@@ -115,12 +115,11 @@ def _in_block(address: str, block: Manifest) -> bool:
     try:
         inside = ip in ipaddress.ip_network(block["cidr"])
         return inside and not any(ip in ipaddress.ip_network(one) for one in block.get("except") or [])
-    except ValueError:  # the rule `cidr` says it
+    except ValueError:  # rule `cidr`
         return True
 
 
 def _namespaces(policies: Policies) -> set[str]:
-    """That policies know by name, and the default."""
     found = {"default"}
     for policy in policies:
         for entry in policy["spec"].get("ingress") or []:
@@ -150,7 +149,7 @@ def default_deny(manifests: Sequence[Manifest]) -> Found:
 
 @rule("allowed-ways", whole=True)
 def allowed_ways(manifests: Sequence[Manifest]) -> Found:
-    """What must get through (pitfall 11): else it fails only in the cluster."""
+    """Paths that must be open (pitfall 11)."""
     policies = list(of_kind(manifests, "NetworkPolicy"))
     if not policies:
         return
@@ -187,7 +186,7 @@ def _missing(manifests: Sequence[Manifest], policies: Policies) -> Iterator[tupl
 def _of_cluster(
     owner: Manifest, pods: list[Template], cluster: Manifest, manifests: Sequence[Manifest], policies: Policies
 ) -> Iterator[tuple[Manifest, str, str]]:
-    """Ray's own ways: operator, metrics, clients, API server, and all processes among themselves."""
+    """Ray's paths: operator, metrics, clients, API server, its own processes."""
     others = [
         in_namespace(name) for name in sorted(_namespaces(policies))
     ]  # operator and Prometheus are in some of them
@@ -220,7 +219,7 @@ def _of_cluster(
 def _of_redis(
     owner: Manifest, pods: list[Template], cluster: Manifest, manifests: Sequence[Manifest], policies: Policies
 ) -> Iterator[tuple[Manifest, str, str]]:
-    """From the head to the Redis that it names, if that is here."""
+    """From the head to its Redis."""
     address = str((cluster.get("gcsFaultToleranceOptions") or {}).get("redisAddress") or "")
     host = address.rpartition("//")[2].partition(":")[0]
     for service in of_kind(manifests, "Service"):
@@ -239,7 +238,7 @@ def _of_redis(
 
 @rule("shut-ways", whole=True)
 def shut_ways(manifests: Sequence[Manifest]) -> Found:
-    """What must not get through."""
+    """Paths that must be closed."""
     policies = list(of_kind(manifests, "NetworkPolicy"))
     if not policies:
         return
@@ -262,7 +261,7 @@ def shut_ways(manifests: Sequence[Manifest]) -> Found:
 
 @rule("cleanup-reaches-redis", whole=True)
 def cleanup_reaches_redis(manifests: Sequence[Manifest]) -> Found:
-    """The Job that KubeRay starts at the end is a head without Ray, of a node type of its own."""
+    """KubeRay's cleanup Job is a head without Ray, with its own node type."""
     policies = list(of_kind(manifests, "NetworkPolicy"))
     heads = [t for t in templates(list(of_kind(manifests, "RayService"))) if t.place == "head"]
     for target in templates(list(of_kind(manifests, "StatefulSet"))):
@@ -270,7 +269,7 @@ def cleanup_reaches_redis(manifests: Sequence[Manifest]) -> Found:
             continue
         there = pod_peer(target, manifests)
         for head in heads:
-            bare = {"ray.io/node-type": "redis-cleanup"}  # other versions give it no labels of ours
+            bare = {"ray.io/node-type": "redis-cleanup"}  # some versions omit our labels
             for labels in (bare, {**head.labels, **bare}):
                 here = Peer(labels, there.namespace, there.namespace_labels)
                 if not reaches(policies, here, there, REDIS):

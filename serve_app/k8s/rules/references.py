@@ -1,4 +1,4 @@
-"""Rules of names: whatever an object names is there."""
+"""Rules for references: every named object exists."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from serve_app.k8s.rules.manifests import (
     templates,
 )
 
-# Keys of the Secrets that k8s/README.md lists.
+# See k8s/README.md.
 SECRET_KEYS = {"keys": "keys.yaml", "redis": "password", "hub": "token", "vllm": "api-key", "kernels-redis": "password"}
 NODE_DOMAINS = ("kubernetes.io", "k8s.io", "karpenter.sh", "karpenter.k8s.aws", "amazonaws.com", "nvidia.com")
 PARTS = {
@@ -32,7 +32,7 @@ PARTS = {
     "multi-node", "multi-node-worker", "multi-node-submitter", "vllm", "vllm-job", "redis", "kernels-redis",
     "kernel-evaluator", "model-download", "data-folders",
 }  # fmt: skip
-# By the operator: of a RayService its stable Services, of a RayJob its head's.
+# A RayService's stable Services, a RayJob's head Service.
 MADE_SERVICES = {"RayService": ("serve-svc", "head-svc"), "RayJob": ("head-svc",), "RayCluster": ("head-svc",)}
 
 
@@ -77,13 +77,13 @@ def _names(manifests: Sequence[Manifest]) -> dict[str, set[Any]]:
 
 
 def given(manifests: Sequence[Manifest], annotation: str) -> set[str]:
-    """What the installation takes for granted, by an annotation of its service accounts."""
+    """Values of a service account annotation."""
     accounts = [m["metadata"].get("annotations") or {} for m in of_kind(manifests, "ServiceAccount")]
     return {value for one in accounts for value in one.get(annotation, "").split(",") if value}
 
 
 def referred(spec: Manifest) -> Iterator[tuple[str, str]]:
-    """(kind, name) of what a pod names."""
+    """(kind, name) that a pod refers to."""
     for field, kind in (("serviceAccountName", "ServiceAccount"), ("priorityClassName", "PriorityClass")):
         if name := spec.get(field):
             yield kind, name
@@ -114,7 +114,7 @@ def _containers(spec: Manifest) -> list[Manifest]:
 
 
 def _keys(spec: Manifest, field: str) -> Iterator[tuple[str, str]]:
-    """(name, key) of what variables come from."""
+    """(name, key) that variables come from."""
     for container in _containers(spec):
         for entry in container.get("env") or []:
             if source := (entry.get("valueFrom") or {}).get(field):
@@ -122,7 +122,7 @@ def _keys(spec: Manifest, field: str) -> Iterator[tuple[str, str]]:
 
 
 def _others(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, str, str]]:
-    """(object, kind, name) of what objects without pods name."""
+    """(object, kind, name) that objects without pods refer to."""
     for ingress in of_kind(manifests, "Ingress"):
         rules = ingress["spec"].get("rules") or []
         backends = [path.get("backend") for entry in rules for path in (entry.get("http") or {}).get("paths") or []]
@@ -153,7 +153,7 @@ def _others(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, str, str]
         yield from ((owner, kind, name) for kind, name in referred(autoscaler))
         address = str((cluster.get("gcsFaultToleranceOptions") or {}).get("redisAddress") or "")
         host = address.rpartition("//")[2].partition(":")[0]
-        if host and "." not in host:  # else it is no Service of the namespace
+        if host and "." not in host:  # otherwise outside the namespace
             yield owner, "Service", host
 
 
@@ -200,7 +200,7 @@ def ports(manifests: Sequence[Manifest]) -> Found:
 
 @rule("nodes", whole=True)
 def nodes(manifests: Sequence[Manifest]) -> Found:
-    """Labels of nodes that some node pool gives."""
+    """Node labels that some node pool sets."""
     known = {GPU_NODE_LABEL: given(manifests, GPUS_OF_NODES), CAPACITY_NODE_LABEL: {"on-demand", "spot"}}
     for template in templates(manifests):
         for key, values in _node_labels(template.spec):
@@ -220,7 +220,7 @@ def nodes(manifests: Sequence[Manifest]) -> Found:
 
 
 def _node_labels(spec: Manifest) -> Iterator[tuple[str, list[str]]]:
-    """(key, values) that a node must have; no values for a key that only has to be there."""
+    """(key, values) that a node must have; no values if any will do."""
     for key, value in (spec.get("nodeSelector") or {}).items():
         yield key, [value]
     affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
@@ -233,7 +233,7 @@ def _node_labels(spec: Manifest) -> Iterator[tuple[str, list[str]]]:
 
 @rule("parts")
 def parts(manifests: Sequence[Manifest]) -> Found:
-    """A policy or monitor of a part that nothing plays lets nothing through, and says nothing."""
+    """A policy or monitor of a part without pods has no effect and no error."""
     for policy in of_kind(manifests, "NetworkPolicy", "PodMonitor"):
         for value in _part_values(policy["spec"]):
             if value not in PARTS:

@@ -1,4 +1,4 @@
-"""Rules of secrets: none is written out, wherever a text can be, and none goes by arguments, which `ps` shows."""
+"""Rules for secrets: none in plain text or in arguments, where `ps` shows them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from serve_app.k8s.rules.manifests import Found, Manifest, of_kind, ray_clusters, rule, serve_configs, templates
 
 NAME = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIALS?)$", re.IGNORECASE)
-# What such words mean where they are no secret.
+# Harmless uses of such words.
 HARMLESS = re.compile(r"(bos|eos|pad|stop|special|chat)[-_]token", re.IGNORECASE)
 SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{8,}|sk-[\w-]{8,}|AKIA[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{20,}|xox[bp]-[\w-]{10,}"
@@ -67,7 +67,6 @@ def secret_inline(manifests: Sequence[Manifest]) -> Found:
 
 
 def _commands(container: Manifest) -> Iterator[list[str]]:
-    """Whatever is run in a container."""
     yield [*(container.get("command") or []), *(container.get("args") or [])]
     hooks = container.get("lifecycle") or {}
     for field in (hooks.get("preStop"), hooks.get("postStart"), *(container.get(f"{n}Probe") for n in PROBES)):
@@ -90,7 +89,7 @@ def _in_arguments(arguments: list[str]) -> Iterator[str]:
 
 
 def _texts(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Where anybody may write anything."""
+    """Every free-text field."""
     for name, text in (manifest.get("data") or {}).items() if manifest.get("kind") == "ConfigMap" else ():
         yield f"data.{name}", str(text)
     if annotations := manifest["metadata"].get("annotations"):
