@@ -75,7 +75,7 @@ def test_explanations_that_cannot_be_read_are_people_without_an_answer(serve: An
 @pytest.fixture
 def calibration(tmp_path: Path) -> str:
     ads = [HistoricAd(ad=f"old {i}", platform="facebook", impressions=50_000, clicks=200 + 20 * i) for i in range(6)]
-    made = calibrate(ads, np.linspace(0.3, 0.5, 6), Source(model="m", workload="ctr/v1"))
+    made = calibrate(ads, np.linspace(0.3, 0.5, 6), Source(model="m", workload="ctr/v2"))
     save_calibration(made, tmp_path / "calibration.json")
     return "calibration.json"
 

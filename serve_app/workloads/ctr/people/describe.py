@@ -18,25 +18,30 @@ _Part = tuple[str, str | None]
 class Description:
     """A template with `{attribute}` fields, and words that stand for values, by the values' text (true, false, null).
 
-    Without a template every attribute is named: "age: 34, is married: yes". What a person has no value of is left out:
+    Without a template every attribute but the `untold` is named: "age: 34, is married: yes". What a person has no value of is left out:
     the clause, up to a comma, semicolon or full stop, if that says nothing else; or else it is "unknown" there. Raises
     ValueError for a field or word of no attribute.
     """
 
     def __init__(
-        self, template: str, attributes: Sequence[str], words: Mapping[str, Mapping[str, str]] | None = None
+        self,
+        template: str,
+        attributes: Sequence[str],
+        words: Mapping[str, Mapping[str, str]] | None = None,
+        *,
+        untold: Sequence[str] = (),
     ) -> None:
         self._words = words or {}
         for name in self._words:
             if name not in attributes:
                 raise ValueError(f"words: '{name}' is no attribute; these are: {', '.join(attributes)}")
-        self._parts = list(_parse(template, attributes)) if template else _all(attributes)
+        self._parts = list(_parse(template, attributes)) if template else _all([name for name in attributes if name not in untold])
         self._clauses = _clauses(self._parts)
-        self._names = frozenset(name for _, name in self._parts if name is not None)
+        self.names = frozenset(name for _, name in self._parts if name is not None)
 
     def of(self, person: Mapping[str, Value]) -> str:
         """What is said of that person."""
-        if self._names <= person.keys():
+        if self.names <= person.keys():
             return self._text(self._parts, person)
         told = [clause for clause in self._clauses if _tells(clause, person)]
         # A clause begins with the separator from the one before.
