@@ -50,7 +50,9 @@ def test_the_better_ad_wins_and_files_say_so(tmp_path: Path) -> None:
     }  # fmt: skip
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert written["arms"][1]["ad"] == "B"
-    assert "B wins" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "By the model&#39;s scores, “Buy now” wins: it gets more clicks than the other" in page
+    assert "B wins" not in page
     assert as_table(found).row_count == 1
 
 

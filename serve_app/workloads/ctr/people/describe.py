@@ -18,9 +18,9 @@ _Part = tuple[str, str | None]
 class Description:
     """A template with `{attribute}` fields, and words that stand for values, by the values' text (true, false, null).
 
-    Without a template every attribute but the `untold` is named: "age: 34, is married: yes". What a person has no value of is left out:
-    the clause, up to a comma, semicolon or full stop, if that says nothing else; or else it is "unknown" there. Raises
-    ValueError for a field or word of no attribute.
+    Without a template every attribute but the `untold` is named: "age: 34, is married: yes". What a person has no
+    value of is left out: the clause, up to a comma, semicolon or full stop, if that says nothing else; or else it is
+    "unknown" there. Raises ValueError for a field or word of no attribute.
     """
 
     def __init__(
@@ -35,7 +35,8 @@ class Description:
         for name in self._words:
             if name not in attributes:
                 raise ValueError(f"words: '{name}' is no attribute; these are: {', '.join(attributes)}")
-        self._parts = list(_parse(template, attributes)) if template else _all([name for name in attributes if name not in untold])
+        told = [name for name in attributes if name not in untold]
+        self._parts = list(_parse(template, attributes)) if template else _all(told)
         self._clauses = _clauses(self._parts)
         self.names = frozenset(name for _, name in self._parts if name is not None)
 

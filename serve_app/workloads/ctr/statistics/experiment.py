@@ -115,7 +115,8 @@ def compare(
     `rows_needed` is for the observed difference, or for `smallest`, the smallest difference worth knowing. Check the
     calibration against the runs first (`Calibration.check`). With `look`, the last one of a sequential test, the
     differences' intervals and decisions are the confidence sequence's: an ordinary interval is wrong once the data
-    chose when to stop. `attributes` are those whose segments are looked at; without, all. Raises BadSettings as `pair_rows` does.
+    chose when to stop. `attributes` are those whose segments are looked at; without, all. Raises BadSettings as
+    `pair_rows` does.
     """
     paired = pair_rows(results)
     weights = paired.weights
