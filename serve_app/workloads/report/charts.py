@@ -76,13 +76,13 @@ def draw(name: str, height: float, paint: Callable[[Axes], None], *, margins: Ma
     return svg[svg.index("<svg") :].replace(INK, "currentColor")
 
 
-def limits(dots: Sequence[Dot]) -> tuple[float, float]:
-    """One axis for several charts: all means, and the intervals that are not much wider than most (the others run off
+def limits(dots: Sequence[Dot], reference: float | None = None) -> tuple[float, float]:
+    """One axis for several charts: all means, the reference, and the intervals that are not much wider than most (the others run off
     the chart)."""
     known = [(dot.mean, dot.low, dot.high) for dot in dots if dot.mean is not None]
     widths = sorted(high - low for _, low, high in known if low is not None and high is not None)
     most = 3 * widths[len(widths) // 2] if widths else 0.0
-    ends = [mean for mean, _, _ in known]
+    ends = [mean for mean, _, _ in known] + ([] if reference is None else [reference])
     for _, low, high in known:
         ends += [low, high] if low is not None and high is not None and high - low <= most else []
     low, high = min(ends, default=0.0), max(ends, default=1.0)
@@ -100,7 +100,7 @@ def dots(
 ) -> str:
     """Means with intervals, one under the other, in percent; a dashed line at `reference`. Charts `within` the same
     limits have axes that line up."""
-    names = [textwrap.fill(dot.label, LABEL_WIDTH, max_lines=3, placeholder=" …") for dot in lines]
+    names = [_wrapped(dot.label) for dot in lines]
     row_height = 0.12 + 0.14 * max((name.count("\n") + 1 for name in names), default=1)
     height = 0.6 + row_height * len(lines)
 
@@ -118,7 +118,7 @@ def dots(
             axes.axvline(100 * reference, color=GREY, linestyle="--", linewidth=1)
         axes.set_yticks(range(len(lines)), names)
         axes.set_ylim(len(lines) - 0.5, -0.5)
-        low, high = within or limits(lines)
+        low, high = within or limits(lines, reference)
         axes.set_xlim(100 * low, 100 * high)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel(label)
@@ -128,6 +128,12 @@ def dots(
     # Browsers set the labels in a font of their own: room for wide ones.
     edges = {"left": 0.42, "right": 0.96, "top": 1 - 0.08 / height, "bottom": 0.48 / height}
     return draw(name, height, paint, margins=edges)
+
+
+def _wrapped(label: str) -> str:
+    """In lines of LABEL_WIDTH, up to three for each of the label's own."""
+    wrapped = (textwrap.fill(line, LABEL_WIDTH, max_lines=3, placeholder=" …") for line in label.splitlines())
+    return "\n".join(wrapped)
 
 
 def lines(

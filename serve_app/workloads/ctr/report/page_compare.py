@@ -68,7 +68,7 @@ def compare_page(
         ],
         sections=[
             _ads(comparison, arms, names),
-            _differences(comparison, looks, names),
+            _differences(comparison, looks, names, short_names(arms, 20)),
             *(_differing(c, names) for c in comparison.contrasts if best.ad in (c.first, c.second)),
             _effort(comparison, names),
             *([reliability_section(calibration)] if calibration else []),
@@ -150,7 +150,9 @@ def _ads(comparison: Comparison, arms: Mapping[str, Shown], names: Mapping[str, 
     )
 
 
-def _differences(comparison: Comparison, looks: Sequence[Look], names: Mapping[str, str]) -> Section:
+def _differences(
+    comparison: Comparison, looks: Sequence[Look], names: Mapping[str, str], shorter: Mapping[str, str]
+) -> Section:
     words = ["Diamonds: decided. Dashed: no difference."]
     if len(comparison.contrasts) > 1:
         words.append(f"Adjusted for {len(comparison.contrasts)} pairs (Bonferroni).")
@@ -173,7 +175,7 @@ def _differences(comparison: Comparison, looks: Sequence[Look], names: Mapping[s
     ]
     head = ("pair", "points", "from", "to", "win probability", "p (of the scores)", "verdict")
     alt = "; ".join(f"{row[0]}: {row[1]} points, {row[2]} to {row[3]}, {row[6]}" for row in rows)
-    pairs = [_pair(c, names) for c in comparison.contrasts]
+    pairs = [f"{shorter[c.second]}\n− {shorter[c.first]}" for c in comparison.contrasts]
     return Section(
         "Difference",
         words,
@@ -196,7 +198,7 @@ def _differing(contrast: Contrast, names: Mapping[str, str]) -> Section:
         if any(s in found for s in contrast.segments if s.attribute == name)
     }
     named = listed([f"{segment_name(s)} ({points(s.estimate.mean)})" for s in found], STRONGEST)
-    within = limits([charts.segment_dot(s) for group in by_attribute.values() for s in group])
+    within = limits([charts.segment_dot(s) for group in by_attribute.values() for s in group], _difference(contrast)[0])
     words = [
         f"In these groups the difference is another than among everybody else: {named}."
         if found

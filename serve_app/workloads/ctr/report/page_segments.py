@@ -68,7 +68,7 @@ def segments_section(found: Sequence[Segment], mean: float | None, asked: Sequen
     ]
     if left_out:
         words.append(f"Not divided into groups (one value only, or too many): {', '.join(left_out)}.")
-    within = limits([charts.segment_dot(segment) for segment in found])
+    within = limits([charts.segment_dot(segment) for segment in found], mean)
     return Section(
         "By segment",
         words,
