@@ -77,8 +77,8 @@ def draw(name: str, height: float, paint: Callable[[Axes], None], *, margins: Ma
 
 
 def limits(dots: Sequence[Dot], reference: float | None = None) -> tuple[float, float]:
-    """One axis for several charts: all means, the reference, and the intervals that are not much wider than most (the others run off
-    the chart)."""
+    """One axis for several charts: all means, the reference, and the intervals that are not much wider than most (the
+    others run off the chart)."""
     known = [(dot.mean, dot.low, dot.high) for dot in dots if dot.mean is not None]
     widths = sorted(high - low for _, low, high in known if low is not None and high is not None)
     most = 3 * widths[len(widths) // 2] if widths else 0.0
