@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,7 @@ def comparison(ads: list[str], platforms: list[str], *, effect: float, simulated
     )  # fmt: skip
 
 
+@lru_cache
 def pages() -> dict[str, str]:
     """All of them as HTML, by name."""
     plain, findings, few = population(600, effect=0.0), population(3000, effect=1.5), population(40, effect=0.0)

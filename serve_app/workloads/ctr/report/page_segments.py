@@ -44,9 +44,11 @@ def rule(groups: int) -> str:
 def strongest_section(found: Sequence[Segment], reference: float | None) -> Section:
     """The groups that stand out."""
     strong = standing_out(found)
-    named = [f"{segment_name(s)} ({points(s.versus_rest)} points against all others)" for s in strong]
+    named = [f"{segment_name(s)} ({points(s.versus_rest)})" for s in strong]
     words = [
-        f"{listed(named, STRONGEST)}." if strong else "No group differs from the others beyond chance.",
+        f"In percentage points against all other people: {listed(named, STRONGEST)}."
+        if strong
+        else "No group differs from the others beyond chance.",
         rule(len(found)),
     ]
     return Section("Who stands out", words, [_strongest_chart(strong[:STRONGEST], reference)] if strong else [])
