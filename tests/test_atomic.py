@@ -31,7 +31,7 @@ def test_a_name_without_a_folder_is_one_of_the_working_directory(
 
 
 def page(folder: Path) -> None:
-    write_page(Page("Title", "Lead", (), (), ()), folder / "report.html")
+    write_page(Page("Kind", "Title", "Sentence.", "Lead", (), (), ()), folder / "report.html")
 
 
 def figures(folder: Path) -> None:

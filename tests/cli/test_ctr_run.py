@@ -75,7 +75,7 @@ def test_explanations_that_cannot_be_read_are_people_without_an_answer(serve: An
 @pytest.fixture
 def calibration(tmp_path: Path) -> str:
     ads = [HistoricAd(ad=f"old {i}", platform="facebook", impressions=50_000, clicks=200 + 20 * i) for i in range(6)]
-    made = calibrate(ads, np.linspace(0.3, 0.5, 6), Source(model="m", workload="ctr/v1"))
+    made = calibrate(ads, np.linspace(0.3, 0.5, 6), Source(model="m", workload="ctr/v2"))
     save_calibration(made, tmp_path / "calibration.json")
     return "calibration.json"
 
@@ -118,7 +118,7 @@ def test_people_are_counted_as_people_and_rows_as_rows(serve: Any) -> None:
         "(40.0 profiles/s)",
     ):
         assert text in words(shown)
-    assert "40.0 people/s" in Path("runs/job/report.html").read_text()
+    assert "(40.0 profiles/s)" in Path("runs/job/report.html").read_text()
 
 
 def test_without_a_price_nothing_is_said_of_cost_and_a_small_one_is_not_zero(serve: Any) -> None:
@@ -126,7 +126,7 @@ def test_without_a_price_nothing_is_said_of_cost_and_a_small_one_is_not_zero(ser
     shown = run("--ad", "x", "--population-size", "4", "--price", "0")
     assert "cost" not in shown.stdout
     assert (report()["cost"], report()["cost_per_1000"]) == (None, None)
-    assert "per 1,000 people" not in Path("runs/job/report.html").read_text()
+    assert "cost per 1,000" not in Path("runs/job/report.html").read_text()
     serve(cost=0.00001, price={"replica_hour": 0.1})
     shown = run("--ad", "x", "--population-size", "4")
     assert "$1.0e-05 at $0.1 per replica-hour" in shown.stdout

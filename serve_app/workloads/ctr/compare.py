@@ -15,13 +15,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from serve_app.errors import BadSettings
 from serve_app.spec import JobStatus
 from serve_app.workloads.ctr.asking.prompts import WORKLOAD
+from serve_app.workloads.ctr.people.bank import load_bank
 from serve_app.workloads.ctr.report.figures import write_files
 from serve_app.workloads.ctr.report.page_compare import compare_page
 from serve_app.workloads.ctr.statistics.calibration import Calibration, Source, source_of
 from serve_app.workloads.ctr.statistics.experiment import Comparison, compare
+from serve_app.workloads.ctr.statistics.levels import attributes_of
 from serve_app.workloads.ctr.study import SIZE, Client
 from serve_app.workloads.ctr.trial import (
     RunPopulation,
@@ -98,8 +102,15 @@ class CompareStudy:
             power=self.power,
             smallest=self.smallest,
             look=trial.looks[-1] if trial.looks else None,
+            attributes=_segmented(next(iter(trial.results.values()))),
         )
         return CompareResult(name, self, trial, found, source)
+
+
+def _segmented(people: pa.Table) -> list[str]:
+    """All that is known of the people but what the default bank keeps from the model."""
+    sensitive = load_bank("default").sensitive
+    return [name for name in attributes_of(people) if name not in sensitive]
 
 
 @dataclass(frozen=True)

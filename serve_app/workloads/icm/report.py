@@ -18,6 +18,37 @@ from serve_app.workloads.icm.search.state import Step
 from serve_app.workloads.report.page import SIMULATED, Chart, Grid, Page, Section, Tile, percent, render
 
 ICM = "ICM"
+# What was asked, in words; what is not among these goes by its own name.
+ASKED = {
+    "testbed": "examples",
+    "data": "file of examples",
+    "gold": "file of gold labels",
+    "words": "label words",
+    "K": "iterations asked for",
+    "alpha": "first α",
+    "num_seed": "examples with a random label at first",
+    "seed": "seed of the search",
+    "batch_size": "examples at most",
+    "baselines": "baselines",
+    "shots": "demonstrations of a baseline",
+    "baseline_seeds": "seeds of a baseline",
+    "variant": "variant of the algorithm",
+    "provider_url": "provider",
+}
+FIGURES = {
+    "iterations": "iterations",
+    "proposals": "proposed changes of labels",
+    "accepted": "accepted changes",
+    "labelled_by_search": "examples labelled by the search",
+    "inconsistent": "inconsistent pairs",
+    "relations": "pairs that must be consistent",
+    "utility": "U, what the search maximises, at the end",
+    "alpha": "α, the weight of predictability in U, at the end",
+    "calls": "requests to the model",
+    "calls_per_iteration": "requests per iteration",
+    "prompts": "prompts",
+    "prompt_tokens": "prompt tokens",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,105 +118,144 @@ class Report:
         return [folder / name for name in contents]
 
     def page(self) -> Page:
-        """The same for people: the verdict, the accuracies, the plots and every label."""
-        found = self.figures()
-        return Page(
-            title=f"Internal coherence maximisation: {self.dataset.name}",
-            lead=f"Labels for {found['examples']:,} examples, by the model's own coherence: no label was given.",
-            tiles=self._tiles(found),
-            sections=[section for section in (self._accuracy(), self._search(found), self._labels()) if section],
-            provenance=[
-                ("model", self.model or "–"),
-                ("simulated", "yes" if self.simulated else "no"),
-                *((name, str(value)) for name, value in self.asked.items() if value is not None and name != "model"),
-            ],
-            warnings=self._warnings(),
+        """The same for people."""
+        return _page(self)
+
+
+def _page(report: Report) -> Page:
+    found = report.figures()
+    return Page(
+        kind=f"Labels by internal coherence maximisation, for {found['examples']:,} examples",
+        title=report.dataset.name,
+        sentence=_sentence(report),
+        lead="The labels are those that the model finds most coherent with each other: it was given none.",
+        tiles=_tiles(report, found),
+        sections=[
+            section for section in (_accuracy(report), _search(report), _labels(report), _run(report, found)) if section
+        ],
+        provenance=[
+            ("model", report.model or "–"),
+            ("simulated", "yes" if report.simulated else "no"),
+            *(
+                (ASKED.get(name, name.replace("_", " ")), _said(value))
+                for name, value in report.asked.items()
+                if value not in (None, "") and name != "model"
+            ),
+        ],
+        warnings=_warnings(report),
+    )
+
+
+def _sentence(report: Report) -> str:
+    """Whether the labels hold together, and where it is known, how many are right."""
+    finding, icm = report.finding, report.accuracies.get(ICM)
+    held = "The labels hold together" if finding.coherent else "The labels do not hold together"
+    said = f"{held} (confidence {finding.confidence:.2f}, where 0.50 is chance)"
+    if icm is None:
+        return f"{said}; how many are right is not known without gold labels."
+    return f"{said}; {percent(icm.mean, 0)} agree with the gold labels ({_interval(icm)})."
+
+
+def _warnings(report: Report) -> list[str]:
+    found, finding = [SIMULATED] if report.simulated else [], report.finding
+    if not finding.coherent:
+        found.append(
+            f"The labels do not hold together: confidence {finding.confidence:.2f} ({finding.low:.2f} to "
+            f"{finding.high:.2f}), and {finding.shuffled_confidence:.2f} for the same labels shuffled, where 0.5 "
+            "is chance. Do not take them for what the model knows."
         )
+    return found
 
-    def _warnings(self) -> list[str]:
-        found = [SIMULATED] if self.simulated else []
-        finding = self.finding
-        if not finding.coherent:
-            found.append(
-                f"The labels do not hold together: confidence {finding.confidence:.2f} ({finding.low:.2f} to "
-                f"{finding.high:.2f}), and {finding.shuffled_confidence:.2f} for the same labels shuffled, where 0.5 "
-                "is chance. Do not take them for what the model knows."
-            )
-        return found
 
-    def _tiles(self, found: Mapping[str, Any]) -> list[Tile]:
-        finding, icm = self.finding, self.accuracies.get(ICM)
-        accuracy = [Tile("accuracy of ICM", percent(icm.mean, 1), _interval(icm))] if icm else []
-        cached = found["cached_share"]
-        return [
-            *accuracy,
-            Tile("confidence", f"{finding.confidence:.2f}", f"shuffled {finding.shuffled_confidence:.2f}, chance 0.50"),
-            Tile("labelled by the search", f"{found['labelled_by_search']:,}", f"of {found['examples']:,} examples"),
-            Tile("accepted", f"{found['accepted']:,}", f"of {found['proposals']:,} proposals"),
-            Tile("inconsistent pairs", f"{found['inconsistent']:,}", f"of {found['relations']:,} relations"),
-            Tile("total time", f"{self.wall_s:,.1f} s", f"{percent(cached, 1)} of prompt tokens cached"),
-        ]
+def _tiles(report: Report, found: Mapping[str, Any]) -> list[Tile]:
+    finding, icm = report.finding, report.accuracies.get(ICM)
+    return [
+        *([Tile("accuracy of ICM", percent(icm.mean, 1), _interval(icm))] if icm else []),
+        Tile("confidence", f"{finding.confidence:.2f}", f"shuffled {finding.shuffled_confidence:.2f}, chance 0.50"),
+        Tile("labelled by the search", f"{found['labelled_by_search']:,}", f"of {found['examples']:,} examples"),
+        Tile("inconsistent pairs", f"{found['inconsistent']:,}", f"of {found['relations']:,}"),
+    ]
 
-    def _accuracy(self) -> Section | None:
-        if not self.accuracies:
-            return None
-        rows = [
-            (name, percent(found.mean, 1), _interval(found), str(found.examples), str(found.seeds))
-            for name, found in self.accuracies.items()
-        ]
-        return Section(
-            "Accuracy",
-            [
-                "Intervals are Wilson's over examples for one seed, Student's t over seeds for several. The search was "
-                "not given gold labels: they are the evaluation's alone.",
-            ],
-            self._accuracy_plot(),
-            Grid(("method", "accuracy", "95 % interval", "examples", "seeds"), rows, (1, 2, 3, 4)),
-        )
 
-    def _search(self, found: Mapping[str, Any]) -> Section:
-        shown = ("iterations", "alpha", "utility", "calls", "calls_per_iteration", "prompts", "prompt_tokens")
-        rows = [(name.replace("_", " "), _number(found[name])) for name in shown]
-        return Section("The search", [], [*self._utility_plot(), *self._cache_plot()], Grid(("", ""), rows, (1,)))
+def _accuracy(report: Report) -> Section | None:
+    if not report.accuracies:
+        return None
+    rows = [
+        (name, percent(found.mean, 1), _interval(found), str(found.examples), str(found.seeds))
+        for name, found in report.accuracies.items()
+    ]
+    return Section(
+        "Accuracy",
+        [
+            "Intervals are Wilson's over examples for one seed, Student's t over seeds for several. The search was "
+            "not given gold labels: they are the evaluation's alone.",
+        ],
+        _accuracy_plot(report),
+        Grid(("method", "accuracy", "95 % interval", "examples", "seeds"), rows, (1, 2, 3, 4)),
+    )
 
-    def _labels(self) -> Section:
-        texts = {example.id: example.text for example in self.dataset.examples}
-        rows = [
-            (one.id, texts[one.id], one.word, f"{one.probability:.3f}", "search" if one.searched else "prediction")
-            for one in self.finding.labels
-        ]
-        return Section("Labels", [], table=Grid(("id", "example", "label", "probability", "by"), rows, (3,)))
 
-    def _accuracy_plot(self) -> list[Chart]:
-        if not self.curve:
-            return []
-        series = {"ICM, of the examples labelled so far": [(at, share) for at, share, _ in self.curve]}
-        levels = {f"{name} {found.mean:.2f}": found.mean for name, found in self.accuracies.items() if name != ICM}
-        alt = f"Accuracy of ICM's labels, {percent(self.curve[0][1], 1)} at first, {percent(self.curve[-1][1], 1)} last"
-        return [_plot("accuracy", "Accuracy by iteration", series, alt, label="accuracy", levels=levels, share=True)]
+def _search(report: Report) -> Section | None:
+    charts = [*_utility_plot(report), *_cache_plot(report)]
+    words = [
+        "The search proposes a label for one example at a time and keeps it by simulated annealing on U: how well each "
+        "label is predicted from all others, less the inconsistent pairs."
+    ]
+    return Section("The search", words, charts) if charts else None
 
-    def _utility_plot(self) -> list[Chart]:
-        if not self.steps:
-            return []
-        # A line for each α: lowering it changes U though no label has changed.
-        alphas = dict.fromkeys(step.alpha for step in self.steps)
-        series = {
-            f"α = {alpha:g}": [(step.iteration, step.utility) for step in self.steps if step.alpha == alpha]
-            for alpha in alphas
-        }
-        alt = f"U(D) from {self.steps[0].utility:.4g} to {self.steps[-1].utility:.4g}"
-        return [_plot("utility", "U by iteration", series, alt, label="U(D)")]
 
-    def _cache_plot(self) -> list[Chart]:
-        shares = [
-            (step.iteration, step.cached_tokens / step.prompt_tokens) for step in self.steps if step.prompt_tokens
-        ]
-        if not shares:
-            return []
-        title = "Prompt tokens from the prefix cache, by iteration"
-        return [
-            _plot("cache", title, {"cached": shares}, f"{title}: last {shares[-1][1]:.0%}", label="share", share=True)
-        ]
+def _labels(report: Report) -> Section:
+    texts = {example.id: example.text for example in report.dataset.examples}
+    rows = [
+        (one.id, texts[one.id], one.word, f"{one.probability:.3f}", "search" if one.searched else "prediction")
+        for one in report.finding.labels
+    ]
+    return Section(
+        "Labels",
+        ["Each with its probability, given all others."],
+        table=Grid(("id", "example", "label", "probability", "by"), rows, (3,)),
+        folded=True,
+    )
+
+
+def _run(report: Report, found: Mapping[str, Any]) -> Section:
+    rows = [
+        ("total time", f"{report.wall_s:,.1f} s"),
+        *((name, _number(found[key])) for key, name in FIGURES.items()),
+        ("prompt tokens from the prefix cache", percent(found["cached_share"], 1)),
+    ]
+    return Section("The run", table=Grid(("", ""), rows, (1,)))
+
+
+def _accuracy_plot(report: Report) -> list[Chart]:
+    curve = report.curve
+    if not curve:
+        return []
+    series = {"ICM, of the examples labelled so far": [(at, share) for at, share, _ in curve]}
+    levels = {f"{name} {found.mean:.2f}": found.mean for name, found in report.accuracies.items() if name != ICM}
+    alt = f"Accuracy of ICM's labels, {percent(curve[0][1], 1)} at first, {percent(curve[-1][1], 1)} last"
+    return [_plot("accuracy", "Accuracy by iteration", series, alt, label="accuracy", levels=levels, share=True)]
+
+
+def _utility_plot(report: Report) -> list[Chart]:
+    steps = report.steps
+    if not steps:
+        return []
+    # A line for each α: lowering it changes U though no label has changed.
+    alphas = dict.fromkeys(step.alpha for step in steps)
+    series = {
+        f"α = {alpha:g}": [(step.iteration, step.utility) for step in steps if step.alpha == alpha] for alpha in alphas
+    }
+    alt = f"U(D) from {steps[0].utility:.4g} to {steps[-1].utility:.4g}"
+    return [_plot("utility", "U by iteration", series, alt, label="U(D)")]
+
+
+def _cache_plot(report: Report) -> list[Chart]:
+    shares = [(step.iteration, step.cached_tokens / step.prompt_tokens) for step in report.steps if step.prompt_tokens]
+    if not shares:
+        return []
+    title = "Prompt tokens from the prefix cache, by iteration"
+    return [_plot("cache", title, {"cached": shares}, f"{title}: last {shares[-1][1]:.0%}", label="share", share=True)]
 
 
 def _plot(
@@ -205,8 +275,12 @@ def _plot(
 
 
 def _interval(found: Accuracy) -> str:
-    return f"{percent(found.low, 1)} to {percent(found.high, 1)}"
+    return f"{100 * found.low:.1f} to {100 * found.high:.1f} %"
+
+
+def _said(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -50,8 +50,19 @@ def test_the_better_ad_wins_and_files_say_so(tmp_path: Path) -> None:
     }  # fmt: skip
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert written["arms"][1]["ad"] == "B"
-    assert "B wins" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "By the model&#39;s scores, “Buy now” wins: it gets more clicks than the other" in page
+    assert "B wins" not in page
     assert as_table(found).row_count == 1
+
+
+def test_what_the_default_bank_keeps_from_the_model_is_no_segment_of_a_comparison() -> None:
+    def with_health(ad: str, platform: str, *, start: int, size: int) -> pa.Table:
+        table = run(ad, platform, start=start, size=size)
+        return table.append_column("illness", pa.array(["Asthma", None] * (size // 2)))
+
+    found = CompareStudy(ads=("Buy later", "Buy now"), size=400).run_with(with_health).comparison
+    assert {segment.attribute for segment in found.contrasts[0].segments} == {"city"}
 
 
 def test_a_sequential_comparison_saves_rows() -> None:

@@ -16,6 +16,7 @@ from serve_app.workloads.ctr.asking.answers import attributes
 from serve_app.workloads.ctr.people.bank import load_bank
 from serve_app.workloads.ctr.people.profile_file import ProfileFile
 from serve_app.workloads.ctr.people.profiles import BLOCK, generate_profiles
+from serve_app.workloads.ctr.report.study_report import StudyReport
 from serve_app.workloads.ctr.study import Study
 from tests.workloads.ctr.fakes import FakeClient, scored
 
@@ -112,6 +113,18 @@ def test_a_banks_attributes_are_the_tables_columns_in_its_order() -> None:
         assert result.table.column("age").type == pa.int64()
         assert result.table.column("is_married").type == pa.bool_()
         assert result.table.column("id").to_pylist() == [person.id for person in generate_profiles(size, 42, bank)]
+
+
+def test_health_is_no_segment_of_the_default_banks_report_and_is_one_of_the_rich_ones() -> None:
+    def segmented(bank: str) -> set[str]:
+        study = Study(ad="x", bank=bank, size=60)
+        page = StudyReport(study, study.run(FakeClient(model))).page()
+        return {row[0] for section in page.sections if section.title == "By segment" and section.table
+                for row in section.table.rows}  # fmt: skip
+
+    assert "gender" in segmented("default")
+    assert not {"health status", "illness"} & segmented("default")
+    assert {"health status", "illness"} <= segmented("rich")
 
 
 PEOPLE = "who,Sex,Age,wt\na,Female,34,3\nb,Male,none,1\nc,Male,51,1\n"

@@ -18,8 +18,9 @@ from serve_app.workloads.ctr.people.profiles import Profile
 __all__ = ["NO", "PLATFORMS", "WORKLOAD", "YES", "Mode", "Question", "read_platforms", "render_rows"]
 
 Mode = Literal["score", "explain"]
-# Part of row identity: change the version with any prompt or frame.
-WORKLOADS: dict[Mode, str] = {"score": "ctr/v1", "explain": "ctr-explain/v1"}
+# Part of each row's identity: change a version with the wording of its prompts: frames and the default
+# bank's descriptions are part of it.
+WORKLOADS: dict[Mode, str] = {"score": "ctr/v2", "explain": "ctr-explain/v2"}
 WORKLOAD = WORKLOADS["score"]
 PLATFORMS = {
     "facebook": "Facebook: the ad appears in the news feed, between posts of friends and groups.",

@@ -58,13 +58,18 @@ Attribute = Annotated[
 
 class Bank(Frozen):
     """`columns` is the order in which people are shown, if it is not that in which they are drawn. `source` says where
-    the figures are from. Without `describe`, people are described as "age: 34, gender: Male, …"."""
+    the figures are from. Without `describe`, people are described as "age: 34, gender: Male, …".
+
+    `sensitive` attributes (special categories of personal data, as in Article 9 of the GDPR) are drawn and in the
+    results, but neither told to the model nor segments of a report.
+    """
 
     name: str = Field(min_length=1)
     version: int = Field(ge=1)
     source: str = ""
     attributes: dict[str, Attribute] = Field(min_length=1)
     columns: tuple[str, ...] = ()
+    sensitive: tuple[str, ...] = ()
     describe: str = ""
     words: dict[str, dict[str, str]] = Field(default_factory=dict)
 
@@ -90,8 +95,16 @@ class Bank(Frozen):
         self._check_cases()
         if self.columns and sorted(self.columns) != sorted(self.attributes):
             raise ValueError("columns: must have every attribute once")
-        self.description  # noqa: B018  # raises
+        self._check_sensitive()
         return self
+
+    def _check_sensitive(self) -> None:
+        told = self.description.names  # raises
+        for name in self.sensitive:
+            if name not in self.attributes:
+                raise ValueError(f"sensitive: '{name}' is no attribute; these are: {', '.join(self.attributes)}")
+            if name in told:
+                raise ValueError(f"describe: tells '{{{name}}}', which is sensitive: take it out of one of the two")
 
     def _check_parents(self) -> None:
         for name, attribute in self.attributes.items():
@@ -141,7 +154,7 @@ class Bank(Frozen):
     @cached_property
     def description(self) -> Description:
         """What is said of a person."""
-        return Description(self.describe, self.shown, self.words)
+        return Description(self.describe, self.shown, self.words, untold=self.sensitive)
 
     @property
     def identity(self) -> str:

@@ -18,25 +18,31 @@ _Part = tuple[str, str | None]
 class Description:
     """A template with `{attribute}` fields, and words for values, by their text (true, false, null).
 
-    Without a template every attribute is named: "age: 34, is married: yes". A missing value removes its clause (up to a
-    comma, semicolon or full stop) if that says nothing else; otherwise it reads "unknown". Raises ValueError for a
-    field or word of no attribute.
+    Without a template every attribute but the `untold` is named: "age: 34, is married: yes". What a person has no
+    value of is left out: the clause, up to a comma, semicolon or full stop, if that says nothing else; or else it is
+    "unknown" there. Raises ValueError for a field or word of no attribute.
     """
 
     def __init__(
-        self, template: str, attributes: Sequence[str], words: Mapping[str, Mapping[str, str]] | None = None
+        self,
+        template: str,
+        attributes: Sequence[str],
+        words: Mapping[str, Mapping[str, str]] | None = None,
+        *,
+        untold: Sequence[str] = (),
     ) -> None:
         self._words = words or {}
         for name in self._words:
             if name not in attributes:
                 raise ValueError(f"words: '{name}' is no attribute; these are: {', '.join(attributes)}")
-        self._parts = list(_parse(template, attributes)) if template else _all(attributes)
+        told = [name for name in attributes if name not in untold]
+        self._parts = list(_parse(template, attributes)) if template else _all(told)
         self._clauses = _clauses(self._parts)
-        self._names = frozenset(name for _, name in self._parts if name is not None)
+        self.names = frozenset(name for _, name in self._parts if name is not None)
 
     def of(self, person: Mapping[str, Value]) -> str:
-        """The person's description."""
-        if self._names <= person.keys():
+        """What is said of that person."""
+        if self.names <= person.keys():
             return self._text(self._parts, person)
         told = [clause for clause in self._clauses if _tells(clause, person)]
         # Clauses begin with their separator.

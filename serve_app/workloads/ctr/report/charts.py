@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def segment_chart(attribute: str, found: Sequence[Segment], *, label: str, reference: float | None) -> str:
-    """An attribute's segments; those that differ from the rest are marked."""
-    lines = [Dot(s.level, s.estimate.mean, s.estimate.low, s.estimate.high, s.differs) for s in found]
-    return dots(f"segments-{attribute}", lines, label=label, reference=reference)
+def segment_dot(segment: Segment, name: str = "") -> Dot:
+    """A segment as a line of a dot plot, by its level unless it has a `name`; marked if it differs from the rest."""
+    rate = segment.estimate
+    return Dot(name or segment.level, rate.mean, rate.low, rate.high, segment.differs)
 
 
 def distribution(chances: Floats, weights: Floats | None = None) -> str:
@@ -76,10 +76,10 @@ def reliability(calibration: Calibration) -> str:
     return draw("reliability", 4.4, paint)
 
 
-def forest(comparison: Comparison, names: Mapping[str, str]) -> str:
-    """Every pair's difference with its interval; decided ones are marked. `names` are short names of the ads."""
+def forest(comparison: Comparison, pairs: Sequence[str]) -> str:
+    """Every pair's difference with its interval; decided ones are marked. `pairs` are their names."""
     lines = []
-    for c in comparison.contrasts:
+    for c, pair in zip(comparison.contrasts, pairs, strict=True):
         middle, low, high = c.calibrated or (c.difference.mean, c.difference.low, c.difference.high)
-        lines.append(Dot(f"{names[c.second]} − {names[c.first]}", middle, low, high, c.decided))
+        lines.append(Dot(pair, middle, low, high, c.decided))
     return dots("forest", lines, label="difference of CTR, percentage points", reference=0.0)

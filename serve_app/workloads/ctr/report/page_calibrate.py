@@ -20,8 +20,10 @@ def calibrate_page(calibration: Calibration) -> Page:
     curve, source = calibration.curve, calibration.source
     shown = [ad for ad in calibration.ads if ad.held_out is not None]
     return Page(
-        title="Calibration to observed click-through",
-        lead=f"From {len(calibration.ads)} historic ads on {', '.join(calibration.platforms)}.",
+        kind=f"Calibration from {len(calibration.ads)} historic ads on {', '.join(calibration.platforms)}",
+        title=f"How well does {source.model} foretell clicks?",
+        sentence=_sentence(calibration, len(shown)),
+        lead="Each historic ad is predicted from the others alone, and compared with the clicks that it got.",
         tiles=[
             Tile("method", curve.method, WORDS[curve.method]),
             Tile("ad error", f"×{exp(curve.ad_error):.2f}", "typical factor of an ad's odds against its score"),
@@ -55,7 +57,7 @@ def calibrate_page(calibration: Calibration) -> Page:
 def reliability_section(calibration: Calibration) -> Section:
     """Prediction against truth, ad by ad."""
     shown = [ad for ad in calibration.ads if ad.held_out is not None]
-    level = f"{calibration.level:.0%}"
+    level = f"{100 * calibration.level:.0f} %"
     words = [
         f"Each dot is a historic ad: across, what the other ads alone predict for it, with the {level} interval of "
         "what its impressions would show; up, what was observed. On the dashed line they agree.",
@@ -79,6 +81,17 @@ def reliability_section(calibration: Calibration) -> Section:
     alt = "; ".join(f"predicted {percent(ad.held_out)}, observed {percent(ad.clicks / ad.impressions)}" for ad in shown)
     chart = [Chart(charts.reliability(calibration), f"Reliability: {alt}")] if shown else []
     return Section("Calibration", words, chart, Grid(head, rows, (2, 3, 4, 5, 6, 7)))
+
+
+def _sentence(calibration: Calibration, shown: int) -> str:
+    if not shown:
+        return "Too few historic ads to test a prediction: none could be predicted from the others."
+    factor = exp(calibration.curve.ad_error)
+    return (
+        f"{_covered(calibration)} of {shown} historic ads got clicks within the {100 * calibration.level:.0f} % "
+        f"interval that the others foretell; the odds of a click on a new ad are typically off by a factor of "
+        f"{factor:.2f}."
+    )
 
 
 def _covered(calibration: Calibration) -> int:

@@ -7,13 +7,32 @@ from itertools import groupby
 
 from serve_app.workloads.ctr.report import charts
 from serve_app.workloads.ctr.report.page_calibrate import reliability_section
-from serve_app.workloads.ctr.report.page_run import segment_table
+from serve_app.workloads.ctr.report.page_segments import (
+    STRONGEST,
+    attribute_name,
+    rule,
+    segment_name,
+    segment_table,
+    standing_out,
+)
 from serve_app.workloads.ctr.statistics.calibration import Calibration
 from serve_app.workloads.ctr.statistics.experiment import Arm, Comparison, Contrast
 from serve_app.workloads.ctr.statistics.sequential import Look
 from serve_app.workloads.ctr.trial import Shown
-from serve_app.workloads.report.charts import Dot, dots
-from serve_app.workloads.report.page import SIMULATED, Chart, Grid, Page, Section, Tile, interval, percent, points
+from serve_app.workloads.report.charts import Dot, dots, limits
+from serve_app.workloads.report.page import (
+    SIMULATED,
+    Chart,
+    Grid,
+    Page,
+    Section,
+    Tile,
+    interval,
+    listed,
+    percent,
+    points,
+    shortened,
+)
 
 COVERS_ALL = (
     "Intervals and probabilities cover the people drawn, the calibration's curve and each ad's own error: they are "
@@ -34,27 +53,66 @@ def compare_page(
     calibration: Calibration | None = None,
     looks: Sequence[Look] = (),
 ) -> Page:
-    """The page of `serve-app ctr compare`."""
+    """The page of `serve-app ctr compare`. Ads go by their texts."""
     best = max(comparison.arms, key=lambda arm: arm.best_probability)
-    winner = comparison.winner
+    names = short_names(arms)
     return Page(
-        title=f"{winner} wins" if winner else "Undecided: no ad is clearly the best",
-        lead=f"{len(comparison.arms)} ads on the same {comparison.rows:,} people.",
+        kind=f"Comparison of ads on the same {comparison.rows:,} people",
+        title=" or ".join(f"“{ad}”" for ad in dict.fromkeys(shown.ad for shown in arms.values())) + "?",
+        sentence=_sentence(comparison, best, names),
+        lead=COVERS_ALL if comparison.calibrated else COVERS_SAMPLE,
         tiles=[
-            Tile("most likely the best", best.ad, f"with probability {percent(best.best_probability, 1)}"),
-            Tile("its CTR", percent(_rate(best)[0]), f"{comparison.level:.0%}: {interval(*_rate(best)[1:])}"),
+            Tile("probability of being the best", percent(best.best_probability, 1), names[best.ad]),
+            Tile("its CTR", percent(_rate(best)[0]), f"{100 * comparison.level:.0f} %: {interval(*_rate(best)[1:])}"),
             Tile("people per ad", f"{comparison.rows:,}", f"{comparison.dropped:,} without an answer to every ad"),
         ],
         sections=[
-            _ads(comparison, arms),
-            _differences(comparison, looks),
-            *(_differing(c) for c in comparison.contrasts if best.ad in (c.first, c.second)),
-            _effort(comparison),
+            _ads(comparison, arms, names),
+            _differences(comparison, looks, names, short_names(arms, 20)),
+            *(_differing(c, names) for c in comparison.contrasts if best.ad in (c.first, c.second)),
+            _effort(comparison, names),
             *([reliability_section(calibration)] if calibration else []),
         ],
         provenance=provenance,
         warnings=_warnings(comparison, simulated),
     )
+
+
+def short_names(arms: Mapping[str, Shown], longest: int = 40) -> dict[str, str]:
+    """The arms by their ads' beginnings, all different; with several platforms by these too."""
+    platforms = {shown.platform for shown in arms.values()}
+    texts = list(dict.fromkeys(shown.ad for shown in arms.values()))
+    short = {text: shortened(text, longest) for text in texts}
+    if len(set(short.values())) < len(texts):  # they begin alike
+        short = {text: f"{number}. {shortened(text, longest - 3)}" for number, text in enumerate(texts, 1)}
+    if len(texts) == 1:
+        return {name: shown.platform for name, shown in arms.items()}
+    return {
+        name: short[shown.ad] if len(platforms) == 1 else f"{short[shown.ad]} ({shown.platform})"
+        for name, shown in arms.items()
+    }
+
+
+def _sentence(comparison: Comparison, best: Arm, names: Mapping[str, str]) -> str:
+    """The decision, and of two ads the difference; whose opinion it is."""
+    whose = "" if comparison.calibrated else "By the model's scores, "
+    name = f"“{names[best.ad]}”"
+    if comparison.winner is None:
+        return (
+            f"Undecided: no ad is clearly the best. {whose}{name} leads, and is the best with a probability of "
+            f"{100 * best.best_probability:.0f} %."
+        )
+    rival = "the other" if len(comparison.arms) == 2 else f"all {len(comparison.arms) - 1} others"
+    said = f"{whose}{name} wins: it gets more clicks than {rival}"
+    if len(comparison.contrasts) > 1:
+        return f"{said}."
+    gap, low, high = (abs(100 * (value or 0.0)) for value in _difference(comparison.contrasts[0]))
+    low, high = sorted((low, high))
+    return f"{said}, by about {gap:.2g} percentage points ({low:.2g} to {high:.2g})."
+
+
+def _pair(contrast: Contrast, names: Mapping[str, str]) -> str:
+    return f"{names[contrast.second]} − {names[contrast.first]}"
 
 
 def _warnings(comparison: Comparison, simulated: bool) -> list[str]:
@@ -70,13 +128,12 @@ def _rate(arm: Arm) -> tuple[float | None, float | None, float | None]:
     return arm.score.mean, arm.score.low, arm.score.high
 
 
-def _ads(comparison: Comparison, arms: Mapping[str, Shown]) -> Section:
-    rates = [Dot(arm.ad, *_rate(arm), arm.ad == comparison.winner) for arm in comparison.arms]
+def _ads(comparison: Comparison, arms: Mapping[str, Shown], names: Mapping[str, str]) -> Section:
+    rates = [Dot(names[arm.ad], *_rate(arm), arm.ad == comparison.winner) for arm in comparison.arms]
     platforms = {shown.platform for shown in arms.values()}
-    alt = "; ".join(f"{arm.ad} {percent(_rate(arm)[0])} ({interval(*_rate(arm)[1:])})" for arm in comparison.arms)
+    alt = "; ".join(f"{dot.label} {percent(dot.mean)} ({interval(dot.low, dot.high)})" for dot in rates)
     rows = [
         (
-            arm.ad,
             arms[arm.ad].ad,
             arms[arm.ad].platform,
             percent(_rate(arm)[0]),
@@ -87,14 +144,16 @@ def _ads(comparison: Comparison, arms: Mapping[str, Shown]) -> Section:
     ]
     return Section(
         "The ads by platform" if len(platforms) > 1 else "The ads",
-        [f"{arm.ad}: “{arms[arm.ad].ad}” on {arms[arm.ad].platform}" for arm in comparison.arms],
+        [f"“{arms[arm.ad].ad}” on {arms[arm.ad].platform}" for arm in comparison.arms],
         [Chart(dots("ads", rates, label="CTR, %"), f"CTR with interval: {alt}")],
-        Grid(("", "ad", "platform", "CTR", "interval", "best with probability"), rows, (3, 4, 5)),
+        Grid(("ad", "platform", "CTR", "interval", "best with probability"), rows, (2, 3, 4)),
     )
 
 
-def _differences(comparison: Comparison, looks: Sequence[Look]) -> Section:
-    words = [COVERS_ALL if comparison.calibrated else COVERS_SAMPLE]
+def _differences(
+    comparison: Comparison, looks: Sequence[Look], names: Mapping[str, str], shorter: Mapping[str, str]
+) -> Section:
+    words = ["Diamonds: decided. Dashed: no difference."]
     if len(comparison.contrasts) > 1:
         words.append(f"Adjusted for {len(comparison.contrasts)} pairs (Bonferroni).")
     if looks:
@@ -106,21 +165,21 @@ def _differences(comparison: Comparison, looks: Sequence[Look]) -> Section:
             words.append("No two ads differ by more than the difference that was said not to matter.")
     rows = [
         (
-            f"{c.second} − {c.first}",
+            _pair(c, names),
             *(points(value) for value in _difference(c)),
             percent(c.win_probability, 1),
             "–" if c.p_value is None else f"{c.p_value:.3g}",
-            f"{c.winner} wins" if c.winner else "undecided",
+            f"{names[c.winner]} wins" if c.winner else "undecided",
         )
         for c in comparison.contrasts
     ]
     head = ("pair", "points", "from", "to", "win probability", "p (of the scores)", "verdict")
     alt = "; ".join(f"{row[0]}: {row[1]} points, {row[2]} to {row[3]}, {row[6]}" for row in rows)
-    names = {arm.ad: arm.ad for arm in comparison.arms}
+    pairs = [f"{shorter[c.second]}\n− {shorter[c.first]}" for c in comparison.contrasts]
     return Section(
         "Difference",
         words,
-        [Chart(charts.forest(comparison, names), f"Differences: {alt}", "Diamonds: decided.")],
+        [Chart(charts.forest(comparison, pairs), f"Differences: {alt}")],
         Grid(head, rows, (1, 2, 3, 4, 5)),
     )
 
@@ -129,21 +188,22 @@ def _difference(c: Contrast) -> tuple[float | None, float | None, float | None]:
     return c.calibrated or (c.difference.mean, c.difference.low, c.difference.high)
 
 
-def _differing(contrast: Contrast) -> Section:
+def _differing(contrast: Contrast, names: Mapping[str, str]) -> Section:
     """Groups of people in which the difference itself differs from that among all others."""
-    found = [s for s in contrast.segments if s.differs]
-    pair = f"{contrast.second} − {contrast.first}"
+    found = standing_out(contrast.segments)
+    pair = _pair(contrast, names)
     by_attribute = {
         name: list(group)
         for name, group in groupby(contrast.segments, key=lambda s: s.attribute)
         if any(s in found for s in contrast.segments if s.attribute == name)
     }
-    named = ", ".join(f"{s.attribute} {s.level} ({points(s.estimate.mean)})" for s in found)
+    named = listed([f"{segment_name(s)} ({points(s.estimate.mean)})" for s in found], STRONGEST)
+    within = limits([charts.segment_dot(s) for group in by_attribute.values() for s in group], _difference(contrast)[0])
     words = [
         f"In these groups the difference is another than among everybody else: {named}."
         if found
         else "In no group the difference is another than among everybody else, beyond chance.",
-        "At a false discovery rate of 5 % over all groups; dashed: everybody. It covers the people drawn only.",
+        f"{rule(len(contrast.segments))} Dashed: everybody. It covers the people drawn only.",
     ]
     return Section(
         f"Segments that differ: {pair}",
@@ -151,13 +211,14 @@ def _differing(contrast: Contrast) -> Section:
         [
             Chart(
                 dots(
-                    f"differ-{pair}-{name}",
-                    [Dot(s.level, s.estimate.mean, s.estimate.low, s.estimate.high, s.differs) for s in group],
-                    label=f"{pair}, percentage points",
+                    f"differ-{contrast.second}-{contrast.first}-{name}",
+                    [charts.segment_dot(s) for s in group],
+                    label="difference of CTR, percentage points",
                     reference=_difference(contrast)[0],
+                    within=within,
                 ),
                 f"{pair} by {name}: " + "; ".join(f"{s.level} {points(s.estimate.mean)}" for s in group),
-                name.replace("_", " "),
+                attribute_name(name),
             )
             for name, group in by_attribute.items()
         ],
@@ -165,9 +226,9 @@ def _differing(contrast: Contrast) -> Section:
     )
 
 
-def _effort(comparison: Comparison) -> Section:
+def _effort(comparison: Comparison, names: Mapping[str, str]) -> Section:
     rows = [
-        (f"{c.second} − {c.first}", _count(c.rows_needed), points(c.detectable), _count(c.impressions_needed))
+        (_pair(c, names), _count(c.rows_needed), points(c.detectable), _count(c.impressions_needed))
         for c in comparison.contrasts
     ]
     return Section(

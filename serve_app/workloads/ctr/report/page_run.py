@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve_app.workloads.ctr.report import charts
-from serve_app.workloads.ctr.report.figures import dollars, lines
+from serve_app.workloads.ctr.report.figures import lines
 from serve_app.workloads.ctr.report.page_calibrate import reliability_section
+from serve_app.workloads.ctr.report.page_segments import segments_section, strongest_section, who_stands_out
 from serve_app.workloads.ctr.statistics.calibration import CALIBRATED, CalibratedRate, Calibration
 from serve_app.workloads.ctr.statistics.estimate import column, weights_of
 from serve_app.workloads.ctr.statistics.levels import attributes_of
-from serve_app.workloads.ctr.statistics.segments import FALSE_DISCOVERY_RATE, Segment, segments
-from serve_app.workloads.report.page import SIMULATED, Chart, Grid, Page, Section, Tile, interval, percent, points
+from serve_app.workloads.ctr.statistics.segments import Segment, segments
+from serve_app.workloads.report.page import SIMULATED, Chart, Grid, Page, Section, Tile, about, interval, percent
 
 UNCALIBRATED = "Confidence and label mass are the model's own, before calibration."
+BY_MODEL = (
+    "These are the model's own scores, checked against no real click: they order people and ads better than they "
+    "foretell a rate. The range covers which people were drawn, not how wrong the model is; a calibration would tell."
+)
+BY_CALIBRATION = (
+    "Calibrated to observed clicks: the range covers the people drawn, the calibration's curve and this ad's own "
+    "error, as far as the ad is like the historic ones."
+)
 
 
 def run_page(
@@ -35,11 +43,14 @@ def run_page(
     chances = column(results, value)
     found = segments(results, chances, attributes=attributes)
     return Page(
-        title=f"Who clicks? {figures['ad']}",
-        lead=f"Predicted click-through of this ad on {figures['platform']}, over {figures['people']:,} people.",
-        tiles=_tiles(figures),
+        kind=f"Predicted click-through on {figures['platform']}, over {figures['people']:,} people",
+        title=figures["ad"],
+        sentence=_sentence(figures, found),
+        lead=BY_CALIBRATION if calibration else BY_MODEL,
+        tiles=_tiles(figures, found),
         sections=[
-            _segments(found, figures["ctr"], attributes or attributes_of(results)),
+            strongest_section(found, figures["ctr"]),
+            segments_section(found, figures["ctr"], attributes_of(results) if attributes is None else attributes),
             Section(
                 "How sure the people are",
                 ["Each person has a probability of a click; the CTR is their mean, not a count of yes."],
@@ -79,77 +90,29 @@ def provenance(figures: dict[str, Any], results: pa.Table) -> list[tuple[str, st
     ]
 
 
-def _tiles(figures: dict[str, Any]) -> list[Tile]:
+def _sentence(figures: dict[str, Any], found: Sequence[Segment]) -> str:
+    """What the run comes to, and no more than is known: a rate of the model's own is called so."""
+    if figures["ctr"] is None:
+        return "Nobody has an answer: there is no click-through to tell."
+    rate = about(figures["ctr"], figures["ctr_low"], figures["ctr_high"], "would click")
+    said = f"About {rate}" if "ctr_raw" in figures else f"By the model's scores, about {rate}"
+    groups = who_stands_out(found)
+    return f"{said}{'; ' if groups else ''}{groups}."
+
+
+def _tiles(figures: dict[str, Any], found: Sequence[Segment]) -> list[Tile]:
     rates = {"CTR, calibrated": "ctr", "CTR by the model": "ctr_raw"}
     if "ctr_raw" not in figures:
         rates = {"CTR by the model": "ctr"}
-    cost = figures["cost_per_1000"]
+    strong = sum(segment.differs for segment in found)
     return [
         *(
             Tile(name, percent(figures[key]), f"95 %: {interval(figures[f'{key}_low'], figures[f'{key}_high'])}")
             for name, key in rates.items()
         ),
-        Tile("predicted clicks", f"{figures['expected_clicks']:,.1f}", f"of {figures['answered']:,} people"),
-        Tile("high confidence", percent(figures["high_confidence_share"], 1), "of the predictions"),
-        Tile("total time", f"{figures['run_s']:,.1f} s", f"{figures['people_per_s']:,.1f} people/s"),
-        *([Tile("per 1,000 people", dollars(cost), f"{dollars(figures['cost'])} in all")] if cost else []),
+        Tile("expected clicks", f"{figures['expected_clicks']:,.1f}", f"of {figures['answered']:,} people"),
+        Tile("groups that stand out", f"{strong:,}", f"of {len(found):,}"),
     ]
-
-
-def _segments(found: list[Segment], mean: float | None, asked: Sequence[str]) -> Section:
-    by_attribute = {name: list(group) for name, group in groupby(found, key=lambda segment: segment.attribute)}
-    differing = sorted((s for s in found if s.differs), key=lambda s: s.q_value or 0.0)
-    named = [f"{_title(s.attribute)} {s.level} ({points(s.versus_rest)} points)" for s in differing[:8]]
-    left_out = [_title(name) for name in asked if name not in by_attribute]
-    words = [
-        "CTR of each group with its 95 % interval; dashed: everybody. Diamonds differ from all other people, at a "
-        f"false discovery rate of {FALSE_DISCOVERY_RATE:.0%} over all {len(found)} groups.",
-        f"Differ: {', '.join(named)}." if named else "No group differs from the rest beyond chance.",
-        "The intervals say how far other people drawn likewise may differ, not how wrong the model may be.",
-    ]
-    if left_out:
-        words.append(f"Not divided into groups (one value only, or too many): {', '.join(left_out)}.")
-    return Section(
-        "By segment",
-        words,
-        [
-            Chart(
-                charts.segment_chart(name, group, label="CTR, %", reference=mean),
-                _in_words(group),
-                _title(name),
-            )
-            for name, group in by_attribute.items()
-        ],
-        segment_table(found),
-    )
-
-
-def segment_table(found: Sequence[Segment], *, differences: bool = False) -> Grid:
-    """All segments as a table; of rates, or of differences of rates."""
-    show = points if differences else percent
-    head = ("attribute", "segment", "people", "answered", "mean", "from", "to", "shrunk", "against the rest", "q")
-    rows = [
-        (
-            _title(s.attribute),
-            s.level,
-            f"{s.people:,}",
-            f"{s.estimate.rows:,}",
-            *(show(value) for value in (s.estimate.mean, s.estimate.low, s.estimate.high, s.shrunk)),
-            points(s.versus_rest),
-            "–" if s.q_value is None else f"{s.q_value:.3g}",
-        )
-        for s in found
-    ]
-    return Grid(head, rows, range(2, len(head)))
-
-
-def _in_words(group: list[Segment]) -> str:
-    known = "; ".join(f"{s.level} {percent(s.estimate.mean)}" for s in group)
-    return f"CTR by {_title(group[0].attribute)}: {known}"
-
-
-def _title(attribute: str) -> str:
-    return attribute.removeprefix("is_").replace("_", " ")
 
 
 def _spread(chances: Any) -> str:

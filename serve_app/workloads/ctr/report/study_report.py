@@ -18,6 +18,7 @@ from serve_app.workloads.ctr.statistics.calibration import (
     apply_calibration,
     source_of,
 )
+from serve_app.workloads.ctr.statistics.levels import attributes_of
 from serve_app.workloads.ctr.study import Study
 from serve_app.workloads.report.page import Page, write_page
 
@@ -52,12 +53,18 @@ class StudyReport:
     def page(self) -> Page:
         """The same for people."""
         people, rate = self._calibrated
-        return run_page(self.figures, people, calibration=self.calibration, rate=rate)
+        attributes = [name for name in attributes_of(people) if name not in self._sensitive]
+        return run_page(self.figures, people, calibration=self.calibration, rate=rate, attributes=attributes)
 
     def write(self, folder: Path) -> list[Path]:
         """Write results.parquet, results.csv, report.json and report.html; their paths. Raises StoreError."""
         people, _ = self._calibrated
         return [*figures.write(folder, people, self.figures), write_page(self.page(), folder / "report.html")]
+
+    @property
+    def _sensitive(self) -> tuple[str, ...]:
+        """What is no segment, unless it is a column of the user's own file."""
+        return self.study.people_bank.sensitive if self.study.profiles is None else ()
 
     @cached_property
     def _calibrated(self) -> tuple[pa.Table, CalibratedRate | None]:

@@ -7,7 +7,7 @@ on the latter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -93,6 +93,7 @@ class _Asked:
     power: float
     smallest: float | None
     look: Look | None
+    attributes: Sequence[str] | None
 
 
 def compare(
@@ -105,12 +106,15 @@ def compare(
     draws: int = DRAWS,
     seed: int = 0,
     look: Look | None = None,
+    attributes: Sequence[str] | None = None,
 ) -> Comparison:
     """Compare ads by results (columns id, p_click, attributes; `weight` if sampled so) on one population.
 
-    `rows_needed` is for the observed difference or `smallest`. Check the calibration first (`Calibration.check`). With
-    `look`, a sequential test's last, intervals and decisions come from the confidence sequence, because ordinary
-    intervals are wrong at a stop chosen by data. Raises BadSettings as `pair_rows` does.
+    `rows_needed` is for the observed difference, or for `smallest`, the smallest difference worth knowing. Check the
+    calibration against the runs first (`Calibration.check`). With `look`, the last one of a sequential test, the
+    differences' intervals and decisions are the confidence sequence's: an ordinary interval is wrong once the data
+    chose when to stop. `attributes` are those whose segments are looked at; without, all. Raises BadSettings as
+    `pair_rows` does.
     """
     paired = pair_rows(results)
     weights = paired.weights
@@ -124,7 +128,7 @@ def compare(
     leads = drawn >= drawn.max(axis=1, keepdims=True) - 1e-12  # equal ads share the lead
     best = (leads / leads.sum(axis=1, keepdims=True)).mean(axis=0)
     pairs = list(combinations(range(len(scores)), 2))
-    asked = _Asked(level, (1 - level) / len(pairs), power, smallest, look)
+    asked = _Asked(level, (1 - level) / len(pairs), power, smallest, look, attributes)
     return Comparison(
         arms=tuple(Arm(*arm) for arm in zip(paired.ads, scores, rates, best.tolist(), strict=True)),
         contrasts=tuple(_contrast(paired, pair, shown, drawn if calibration else None, asked) for pair in pairs),
@@ -196,7 +200,13 @@ def _contrast(
         # Live tests need the world's rates, from a calibration.
         impressions_needed=impressions_needed(*map(float, rates), alpha=alpha, power=power) if calibrated else None,
         segments=tuple(
-            segments(paired.people, shown[second] - shown[first], level=asked.level, interval=difference_interval)
+            segments(
+                paired.people,
+                shown[second] - shown[first],
+                attributes=asked.attributes,
+                level=asked.level,
+                interval=difference_interval,
+            )
         ),
     )
 

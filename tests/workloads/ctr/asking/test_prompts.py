@@ -22,7 +22,7 @@ def test_prompts_share_all_but_the_profile() -> None:
 
 
 def test_version_1_of_the_prompt_is_word_for_word_what_it_was() -> None:
-    assert WORKLOAD == "ctr/v1"
+    assert WORKLOAD == "ctr/v2"
     (row,) = Question("A new phone", "tiktok").rows(ANN)
     assert row.messages[0]["content"] == (
         "You estimate whether a person clicks on an online ad. Most people ignore most ads; people click when an ad "
@@ -100,9 +100,9 @@ def test_platforms_that_say_nothing_are_refused(tmp_path: Path, text: str, probl
 
 
 def test_modes_are_other_workloads_with_their_own_way_to_answer() -> None:
-    assert Question("x", swap="order").job() == {"workload": "ctr/v1", "labels": ["Yes", "No"]}
+    assert Question("x", swap="order").job() == {"workload": "ctr/v2", "labels": ["Yes", "No"]}
     explain = Question("x", mode="explain").job()
-    assert explain["workload"] == "ctr-explain/v1"
+    assert explain["workload"] == "ctr-explain/v2"
     assert list(explain["structured"]["json"]["properties"]) == ["reasoning", "will_click", "confidence"]
 
 

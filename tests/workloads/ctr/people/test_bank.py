@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -114,10 +115,19 @@ def test_the_people_of_seed_42_are_those_that_they_always_were() -> None:
     assert digest == "89d804d35e0687b74fb0b37f297d82fe5db4ece5fcc39eef8928fb0e9b3ea76d"
 
 
+def test_the_default_bank_tells_the_model_nothing_of_health_and_the_rich_one_does() -> None:
+    def told(bank: str) -> str:
+        return " ".join(person.description for person in generate_profiles(300, bank=bank))
+
+    assert load_bank("default").sensitive == ("health_status", "illness")
+    assert not {"Depression", "Diabetes", "healthy"} & set(re.split(r"[ ,;]+", told("default")))
+    assert {"Depression", "Diabetes", "healthy"} <= set(re.split(r"[ ,;]+", told("rich")))
+
+
 def test_the_default_bank_describes_people_in_few_words() -> None:
     assert [person.description for person in generate_profiles(2)] == [
-        "Female, 28, married, New York, NY, Accountant, earns 60-90k, owes 0-5k, healthy",
-        "Male, 28, single, Dallas, TX, Lawyer, earns 40-60k, owes 5-20k, Depression",
+        "Female, 28, married, New York, NY, Accountant, earns 60-90k, owes 0-5k",
+        "Male, 28, single, Dallas, TX, Lawyer, earns 40-60k, owes 5-20k",
     ]
 
 

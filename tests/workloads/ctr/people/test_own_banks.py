@@ -97,12 +97,21 @@ CASES = "attributes.basket.cases"
         ("columns", ["age"], "columns: must have every attribute once"),
         ("describe", "{age} {city}", r"describe: '\{city\}' is no attribute; these are: age, member, basket"),
         ("describe", "{age", "describe: expected '}'"),
+        ("sensitive", ["memebr"], "sensitive: 'memebr' is no attribute; these are: age, member, basket"),
         ("words", {"memebr": {"true": "x"}}, "words: 'memebr' is no attribute"),
     ],
 )
 def test_a_wrong_bank_is_refused_and_the_field_named(path: str, value: Any, problem: str) -> None:
     with pytest.raises(BadSettings, match=problem):
         load_bank(changed(path, value))
+
+
+def test_what_is_sensitive_is_drawn_and_not_told() -> None:
+    person = generate_profiles(1, bank=load_bank(changed("sensitive", ["age"])))[0]
+    assert "age" in person.attributes
+    assert person.description.startswith("member: ")
+    with pytest.raises(BadSettings, match=r"describe: tells '\{age\}', which is sensitive"):
+        load_bank({**changed("sensitive", ["age"]), "describe": "{age} years"})
 
 
 def test_a_gap_between_cases_is_found_wherever_it_is() -> None:

@@ -1,23 +1,17 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pytest
 
-from serve_app.spec import JobStatus
-from serve_app.workloads.ctr.asking.predict import Prediction
 from serve_app.workloads.ctr.report import figures as report
 from serve_app.workloads.ctr.report.page_calibrate import calibrate_page
 from serve_app.workloads.ctr.report.page_compare import compare_page
 from serve_app.workloads.ctr.report.page_run import run_page
 from serve_app.workloads.ctr.statistics.calibration import (
-    CalibratedRate,
     Calibration,
-    Source,
     apply_calibration,
     calibrate,
 )
@@ -26,33 +20,7 @@ from serve_app.workloads.ctr.statistics.history import HistoricAd
 from serve_app.workloads.ctr.trial import name_arms
 from serve_app.workloads.report.page import SIMULATED, render, write_page
 from tests.workloads.ctr.made_up import results
-
-AD = 'Only $99 & "free" <script>alert(1)</script>'
-SOURCE = Source(model="m", workload="ctr/v1")
-
-
-def people(rows: int = 60, gap: float = 0.0) -> pa.Table:
-    rng = np.random.default_rng(0)
-    chances = np.clip(rng.beta(2, 6, rows) + gap, 0, 1)
-    chances[5] = np.nan
-    cities = rng.choice(["x", "$y$", "<z>"], rows)
-    return results(
-        chances, age=rng.integers(18, 80, rows).tolist(), city=cities, interests=[["a", "b"], ["a"], []] * (rows // 3)
-    )
-
-
-def figures(
-    table: pa.Table, *, simulated: bool = False, rate: CalibratedRate | None = None, **changes: Any
-) -> dict[str, Any]:
-    status = JobStatus.model_validate({
-        "id": "job-1", "state": "completed", "message": "", "simulated": simulated, "model": "m", "workload": "ctr/v1",
-        "total": table.num_rows, "ok": table.num_rows - 1, "invalid": 0, "failed": 1, "replicas_available": 2,
-        "replicas_chosen": 2, "rows_per_replica": 30, "rows_by_replica": {"replica-0": 30, "replica-1": 30},
-        "tensor_parallel_size": 2, "run_s": 40.0, "rows_per_s": 1.5, "prompt_tokens": 10, "cached_tokens": 7,
-        "price": {"replica_hour": 0.1}, "cost": 0.0022, **changes,
-    })  # fmt: skip
-    predictions = [Prediction(p, None if p is None else 0.9) for p in table["p_click"].to_pylist()]
-    return report.figures(status, predictions, ad=AD, platform="tiktok", seed=42, results=table, rate=rate)
+from tests.workloads.ctr.report.kit import AD, SOURCE, figures, people
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +125,7 @@ def test_a_run_without_a_single_answer_has_a_page() -> None:
 
 def test_provenance_names_model_engine_prompts_and_seed(pages: dict[str, str]) -> None:
     foot = pages["run"].split("<footer>")[1]
-    for said in ("vllm 1", "ctr/v1", ">42<", "job-1"):
+    for said in ("vllm 1", "ctr/v2", ">42<", "job-1"):
         assert said in foot
 
 

@@ -131,7 +131,7 @@ def test_the_file_says_all_of_it(calibration: Calibration, tmp_path: Path) -> No
     ("change", "platform", "said"),
     [
         ({"model": "other"}, "tiktok", "model 'm', the run with 'other'"),
-        ({"workload": "ctr/v2"}, "tiktok", "workload 'ctr/v1', the run with 'ctr/v2'"),
+        ({"workload": "ctr/v9"}, "tiktok", "workload 'ctr/v1', the run with 'ctr/v9'"),
         ({"simulated": True}, "tiktok", "simulated"),
         ({}, "amazon", "no ad on 'amazon', only on tiktok"),
     ],
