@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 WIDTHS = (390, 1280)
 looked_at: list[str] = []
+
+
+def system_chromium() -> str | None:
+    """The system's browser; None for playwright's own, if `playwright install chromium` was run."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def check_page(path: Path) -> None:
@@ -22,7 +28,7 @@ def check_page(path: Path) -> None:
         return
     with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch()
+            browser = playwright.chromium.launch(executable_path=system_chromium())
         except Error:  # the package is here, and no browser
             return
         for width in WIDTHS:
