@@ -27,6 +27,7 @@ from serve_app.driver.sources.requests import value_and_error
 from serve_app.driver.sources.source import Source
 from serve_app.driver.store.idmap import IdMap
 from serve_app.driver.store.log import OutcomeLog
+from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.threads import finish_in_thread
 from serve_app.errors import BadSettings, JobConflict
 from serve_app.schema import Chunk, Completion, Identity, Outcome, ReplicaInfo, Request, Row, RowKey
@@ -97,7 +98,7 @@ class PartRun:
         Raises EngineFailed without replicas, BadSettings for what the model cannot be asked, JobConflict when another
         driver took over or the rows changed since the last run, StoreError.
         """
-        await finish_in_thread(self._open)
+        await while_store_is_away(lambda: finish_in_thread(self._open), patience_s=lambda: self._settings.store_wait_s)
         start, stop = self._span
         if self.tally.done >= stop - start:
             return

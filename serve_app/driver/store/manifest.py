@@ -16,13 +16,17 @@ MANIFEST = "manifest.json"
 
 
 class Manifest(TypedDict):
-    """A job's state. `parts` are their [start, stop) rows, [] until the population was counted."""
+    """A job's state. `parts` are their [start, stop) rows, [] until the population was counted.
+
+    While `uploading` its rows are still being written, and no driver runs it.
+    """
 
     state: JobState
     message: str
     parts: list[list[int]]
     report: dict[str, Any]
     created_at: str
+    uploading: NotRequired[bool]
 
 
 class StoredManifest(Manifest):
@@ -41,6 +45,7 @@ class Change(TypedDict, total=False):
     message: str
     parts: list[list[int]]
     report: dict[str, Any]
+    uploading: bool
 
 
 class Segment(msgspec.Struct, frozen=True):
