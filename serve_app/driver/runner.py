@@ -100,6 +100,7 @@ class Runner:
                 self._settings,
                 span=self._span,
                 limit=lambda available: available,
+                pin=job.pin,
                 reuse=reuse,
             )
             await self._part.execute()

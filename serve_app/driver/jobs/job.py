@@ -137,6 +137,8 @@ class JobRun:
         """The parts' rows. A job keeps the parts that it was first cut into."""
         self.job.update(expected=ACTIVE, state=JobState.RUNNING, message="")
         manifest = self.job.manifest()
+        if manifest.get("engine") and not self.job.answered():
+            self.job.update(engine=None)  # whatever is served now may answer it
         if manifest["parts"]:
             self._check_source()
             spans = [Span(start, stop) for start, stop in manifest["parts"]]
@@ -169,6 +171,7 @@ class JobRun:
             self._settings,
             span=span,
             limit=lambda available: self.plan(available).chosen,
+            pin=self.job.pin,
             reuse=reuse,
             tally=self._tallies[number],
         )

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Unpack
 
@@ -27,7 +27,15 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from serve_app.driver.store.log import FAN_OUT, OutcomeLog
-from serve_app.driver.store.manifest import MANIFEST, Change, Manifest, StoredManifest, load_file, replace_file
+from serve_app.driver.store.manifest import (
+    MANIFEST,
+    AnsweredBy,
+    Change,
+    Manifest,
+    StoredManifest,
+    load_file,
+    replace_file,
+)
 from serve_app.driver.store.table import read_outcomes
 from serve_app.errors import BadSettings, FileChanged, JobConflict, JobNotFound, StoreError
 from serve_app.schema import Outcome, Status
@@ -176,6 +184,35 @@ class JobStore:
                 continue
         raise StoreError(f"store: {self.folder}: others replace {MANIFEST} all the time")
 
+    def pin(self, model: str, identity: str) -> str:
+        """Record whose the job's answers are, once; returns the identity that is part of its rows'.
+
+        That is "" for a job whose first answers are older than identities: it knows their model by name only. Raises
+        JobConflict, naming both, for another model than the recorded one.
+        """
+        for _ in range(TRIES):
+            manifest, version = self._load()
+            if (before := manifest.get("engine")) is not None:
+                if before["model"] == model and before["identity"] in ("", identity):
+                    return before["identity"]
+                now = _named({"model": model, "identity": identity})
+                now = _named({"model": model, "identity": identity})
+                raise JobConflict(
+                    f"job '{self.job_id}' was answered as another question than would be asked now: by "
+                    f"{_named(before)}, and the replicas serve {now}: serve "
+                    "the model that it began with (weights, tokenizer, chat template, data type, adapters), or submit "
+                    "a new job"
+                )
+            mine: AnsweredBy = {"model": model, "identity": "" if self.answered() else identity}
+            with suppress(FileChanged):
+                replace_file(self._folder, {**manifest, "engine": mine}, version)
+                return mine["identity"]
+        raise StoreError(f"store: {self._folder}: others replace {MANIFEST} all the time")
+
+    def answered(self) -> bool:
+        """Whether any row is committed."""
+        return any(log.rows for log in self.parts())
+
     # --- outcomes ---
 
     def part(self, number: int, *, fan_out: int = FAN_OUT) -> OutcomeLog:
@@ -246,3 +283,7 @@ class JobStore:
             yield
         finally:
             lock.release()
+
+
+def _named(engine: AnsweredBy) -> str:
+    return f"'{engine['model']}' ({engine['identity'] or 'of unknown identity'})"
