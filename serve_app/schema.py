@@ -109,9 +109,24 @@ class Completion(msgspec.Struct, frozen=True):
     response: HttpResponse | None = None
 
 
+class PromptSettings(msgspec.Struct, frozen=True):
+    """The engine's own settings by which a chat or a text becomes tokens, beside the tokenizer's name.
+
+    `chat_template` is Jinja text, "" for the tokenizer's own; `chat_template_kwargs` are its variables.
+    """
+
+    chat_template: str = ""
+    chat_template_kwargs: dict[str, Any] = {}
+    tokenizer_revision: str = ""
+    slow_tokenizer: bool = False
+    trust_remote_code: bool = False
+
+
 class EngineInfo(msgspec.Struct, frozen=True):
     """What an engine says of itself, once it is ready.
 
+    `identity` is the same for engines that answer alike, whatever they are called: a hash, in hex, of weights,
+    tokenizer, chat template, data type and adapters; "" if the engine does not tell (simulated or external ones).
     `dtype_reason` says why it is that one, where nobody asked for one and it is not the model's own.
     """
 
@@ -126,6 +141,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     worker_pids: tuple[int, ...] = ()
     dtype: str = ""
     dtype_reason: str = ""
+    identity: str = ""
+    prompts: PromptSettings = PromptSettings()
 
 
 class ReplicaInfo(msgspec.Struct, frozen=True):
@@ -191,13 +208,16 @@ _decode_outcome = msgspec.json.Decoder(Outcome).decode
 class Identity:
     """Content hashes of one request's rows.
 
-    SHA-256 over workload, model, labels, sampling and rendered prompt, 32 hex digits. The caller's id is no part
-    of it: the same question asked under two ids is the same work.
+    SHA-256 over workload, model, labels, sampling, the engine's identity (`EngineInfo.identity`) and what is asked, 32
+    hex digits. The caller's id is no part of it: the same question asked under two ids is the same work. Without the
+    engine's identity it is the hash of jobs that were begun before there was one.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, engine: str = "") -> None:
         self._encode = msgspec.json.Encoder(order="sorted").encode
         self._base = hashlib.sha256(self._encode(request) + b"\n")
+        if engine:
+            self._base.update(engine.encode() + b"\n")
 
     def content_hash(self, row: Row) -> str:
         """The row's content hash."""

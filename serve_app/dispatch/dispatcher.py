@@ -264,8 +264,8 @@ class Dispatcher:
         for stream in self._streams:
             made_for = stream.queue.made_for
             if made_for is not None and made_for not in models:
-                now = ", ".join(sorted({served.model for served in models}))
-                stream.report(EngineFailed(f"the replicas serve '{now}' now, and this began with '{made_for.model}'"))
+                now = ", ".join(sorted(map(str, models)))
+                stream.report(EngineFailed(f"the replicas serve {now} now, and this began with {made_for}"))
 
     def _fail_all(self, error: EngineFailed) -> None:
         for stream in self._streams:

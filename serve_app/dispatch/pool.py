@@ -26,14 +26,18 @@ class ReplicaPool(Protocol):
 
 
 class ServedModel(NamedTuple):
-    """What a prompt was made for. Token ids mean nothing to other models."""
+    """What a prompt was made for: token ids mean nothing to others, and answers of two models do not mix."""
 
     model: str
     tokenizer: str
+    identity: str = ""
 
     @classmethod
     def of(cls, engine: EngineInfo) -> ServedModel:
-        return cls(engine.model, engine.tokenizer)
+        return cls(engine.model, engine.tokenizer, engine.identity)
+
+    def __str__(self) -> str:
+        return f"'{self.model}'" + (f" ({self.identity[:12]})" if self.identity else "")
 
 
 class DispatchSettings(DispatchSizes):

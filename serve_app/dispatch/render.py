@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import msgspec
 
 from serve_app.errors import BadSettings
-from serve_app.schema import EngineInfo, Row, pack_tokens
+from serve_app.schema import EngineInfo, PromptSettings, Row, pack_tokens
+
+DEFAULT_PROMPTS = PromptSettings()
 
 
 class NotRendered(msgspec.Struct, frozen=True):
@@ -35,7 +37,7 @@ def make_renderer(engine: EngineInfo, *, external: bool = False, requests: bool 
     if engine.simulated and not engine.tokenizer:
         return CharacterRenderer()
     with _LOADING:
-        return _token_renderer(engine.tokenizer)
+        return _token_renderer(engine.tokenizer, msgspec.json.encode(engine.prompts))
 
 
 # Two threads break the library's lazy import.
@@ -43,18 +45,32 @@ _LOADING = threading.Lock()
 
 
 @lru_cache(maxsize=4)
-def _token_renderer(source: str) -> TokenRenderer:
-    return TokenRenderer(source)  # 1 s, with the first import 10 s
+def _token_renderer(source: str, settings: bytes) -> TokenRenderer:
+    return TokenRenderer(source, msgspec.json.decode(settings, type=PromptSettings))  # a second; the first import ten
 
 
 class TokenRenderer:
-    """Token ids by the model's tokenizer and chat template. `source` is a folder or hub name. Thread-safe."""
+    """Token ids as the engine's HTTP application would make them: by its tokenizer, chat template and settings.
 
-    def __init__(self, source: str) -> None:
+    `source` is a folder or hub name. Thread-safe.
+    """
+
+    def __init__(self, source: str, settings: PromptSettings = DEFAULT_PROMPTS) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        self._lock = threading.Lock()  # tokenizers change state in each call
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+            source,
+            revision=settings.tokenizer_revision or None,
+            use_fast=not settings.slow_tokenizer,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        self._chat_settings = {
+            **settings.chat_template_kwargs,
+            **({"chat_template": settings.chat_template} if settings.chat_template else {}),
+            "tokenize": False,
+            "add_generation_prompt": True,
+        }
+        self._lock = threading.Lock()  # a tokenizer changes its state in each call
 
     def prompts(self, rows: Sequence[Row]) -> list[bytes | NotRendered]:
         """Text gets the tokenizer's special tokens, a chat its template's."""
@@ -78,7 +94,7 @@ class TokenRenderer:
         return prompts
 
     def _chat(self, row: Row) -> str:
-        text: str = self._tokenizer.apply_chat_template(list(row.messages), tokenize=False, add_generation_prompt=True)
+        text: str = self._tokenizer.apply_chat_template(list(row.messages), **self._chat_settings)
         return text
 
     def label_ids(self, labels: Sequence[str]) -> tuple[int, ...]:

@@ -212,8 +212,8 @@ class Driver:
         self._reporting = asyncio.create_task(self._report_demand())
 
     async def _recover(self) -> None:
-        await self._jobs.recover()
-        await self._batches.recover()
+        # Beside each other: a job that cannot be read keeps no batch waiting.
+        await asyncio.gather(self._jobs.recover(), self._batches.recover())
 
     async def batches(self, call: str, *arguments: Any, **named: Any) -> Any:
         """For the deployment of `/v1/batches`: calls a method of `batches.routes.BatchService`."""

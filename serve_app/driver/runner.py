@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
@@ -21,7 +22,7 @@ from serve_app.driver.jobs.part import PartRun, Span
 from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally
 from serve_app.driver.sources.source import open_source
-from serve_app.driver.store.retries import log_retries
+from serve_app.driver.store.retries import log_retries, while_store_is_away
 from serve_app.driver.store.store import Store
 from serve_app.driver.threads import use_large_thread_pool
 from serve_app.errors import EngineFailed
@@ -30,6 +31,7 @@ from serve_app.settings import DriverSettings
 from serve_app.spec import JobSpec
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 POLL_S = 0.5
 # Deaths in a row, without a commit in between, after which another start would not help.
@@ -85,8 +87,9 @@ class Runner:
         use_large_thread_pool()
         log_retries()
         store = Store(self._settings.store)
-        job = store.open(self._job_id)
-        spec = JobSpec.model_validate(job.spec())
+        job = await self._read(lambda: store.open(self._job_id))
+        spec = JobSpec.model_validate(await self._read(job.spec))
+        reuse = await self._read(lambda: Reuse(store, self._job_id, spec.workload)) if spec.reuse else None
         pool = PoolShare(HandlePool.of(self._settings.replicas), self._number, self._parts)
         async with make_dispatcher(pool, self._settings) as dispatcher:
             self._part = PartRun(
@@ -97,9 +100,14 @@ class Runner:
                 self._settings,
                 span=self._span,
                 limit=lambda available: available,
-                reuse=await asyncio.to_thread(Reuse, store, self._job_id, spec.workload) if spec.reuse else None,
+                pin=job.pin,
+                reuse=reuse,
             )
             await self._part.execute()
+
+    async def _read(self, call: Callable[[], T]) -> T:
+        patience_s = self._settings.store_wait_s
+        return await while_store_is_away(lambda: asyncio.to_thread(call), patience_s=lambda: patience_s)
 
     async def progress(self) -> Progress:
         """How far the part is."""

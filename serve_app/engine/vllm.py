@@ -21,6 +21,7 @@ from serve_app.engine.health.check import HealthCheck
 from serve_app.engine.health.watchdog import Watchdog
 from serve_app.engine.host.cpu import CoreClaim, available_cores, claim_cores, cpu_build, memory_bytes
 from serve_app.engine.host.fit import fit_to_host
+from serve_app.engine.identity import engine_identity, prompt_settings
 from serve_app.engine.launch import build_app, build_engine, import_front_end, on_cpu, split_options
 from serve_app.engine.options import check_options
 from serve_app.engine.processes.fork import BINDING_ENV, start_fork_server
@@ -122,6 +123,7 @@ class VLLMEngine:
         config = self._engine.vllm_config
         workers = worker_pids(self._engine)
         self._watch(workers)
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
         self._info = EngineInfo(
             model=options["served_model_name"][0],
             engine_version=f"vllm {vllm_version()}",
@@ -132,8 +134,10 @@ class VLLMEngine:
             tokenizer=str(config.model_config.tokenizer),
             cpu_binding=self._cores.binding if self._cores else "",
             worker_pids=tuple(workers),
-            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            dtype=dtype,
             dtype_reason=self._dtype_reason,
+            identity=await asyncio.to_thread(engine_identity, options, dtype=dtype),
+            prompts=prompt_settings(options),
         )
 
     def _watch(self, workers: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from itertools import pairwise, starmap
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -24,11 +24,15 @@ from serve_app.driver.sources.source import Source, check_ids, open_source
 from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore, Store
 from serve_app.driver.threads import finish_in_thread
-from serve_app.errors import JobConflict, JobNotFound
+from serve_app.errors import JobConflict, JobNotFound, StoreError, TakenOver
 from serve_app.settings import DispatchSizes, DriverSettings
 from serve_app.spec import JobSpec, JobState, JobStatus
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# How often a run looks whether its job was ended elsewhere, as by a cancel that another driver got.
+WATCH_S = 5.0
 
 # Only a job in these states has an end to come; the first one written counts.
 ACTIVE = [state for state in JobState if state.active]
@@ -67,12 +71,16 @@ class JobRun:
         self._rows = self._before.total
         self._message = "waiting for its turn"
         self._state = JobState.QUEUED
+        self._held = False
+
+    def hold(self, message: str) -> None:
+        """Say why it cannot begin yet; until then it wants no replicas."""
+        self._held, self._message = True, message
 
     async def execute(self) -> None:
         """Plan and run the job to its end. Raises what ends it early, without writing that down."""
-        self._state, self._message = JobState.RUNNING, "counting the rows"
-        patience_s = self._settings.store_wait_s
-        spans = await while_store_is_away(lambda: finish_in_thread(self._plan), patience_s=lambda: patience_s)
+        self._state, self._message, self._held = JobState.RUNNING, "counting the rows", False
+        spans = await self._read(self._plan)
         async with AsyncExitStack() as stack:
             dispatcher = self._dispatcher
             if self.spec.provider is not None:
@@ -88,18 +96,38 @@ class JobRun:
             reuse = None
             if self.spec.reuse:
                 self._message = "looking for answers of other jobs"
-                reuse = await finish_in_thread(Reuse, self._store, self.job.job_id, self.spec.workload)
+                reuse = await self._read(lambda: Reuse(self._store, self.job.job_id, self.spec.workload))
             for number, span in enumerate(spans):
                 self._parts.append(self._part(number, span, len(spans), dispatcher, reuse))
             self._message = ""
             stack.enter_context(dispatcher.watching())
             async with asyncio.TaskGroup() as tasks:
-                for part in self._parts:
-                    tasks.create_task(part.execute())
-        await finish_in_thread(self._check_source)
+                watching = tasks.create_task(self._watch())
+                async with asyncio.TaskGroup() as parts:
+                    for part in self._parts:
+                        parts.create_task(part.execute())
+                watching.cancel()
+        await self._read(self._check_source)
         tally = total(part.tally for part in self._parts)
         unanswered = tally.failed or tally.invalid
         await self.end(JobState.COMPLETED_WITH_FAILURES if unanswered else JobState.COMPLETED, "")
+
+    async def _read(self, call: Callable[[], T]) -> T:
+        """What `call` gives in a thread, tried again while the store is away for a moment."""
+        return await while_store_is_away(lambda: finish_in_thread(call), patience_s=lambda: self._settings.store_wait_s)
+
+    async def _watch(self) -> None:
+        """Raise TakenOver once another driver, or a request to it, has ended or deleted the job."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                state = (await asyncio.to_thread(self.job.manifest))["state"]
+            except JobNotFound as error:
+                raise TakenOver(str(error)) from error
+            except StoreError:  # whoever has to write finds out
+                continue
+            if not state.active:
+                raise TakenOver(f"it is {state}, by another driver or request")
 
     def _check_source(self) -> None:
         if self.job.manifest()["report"].get("fingerprint") != fingerprint(self.spec, self._settings.source_reach):
@@ -109,6 +137,8 @@ class JobRun:
         """The parts' rows. A job keeps the parts that it was first cut into."""
         self.job.update(expected=ACTIVE, state=JobState.RUNNING, message="")
         manifest = self.job.manifest()
+        if manifest.get("engine") and not self.job.answered():
+            self.job.update(engine=None)  # whatever is served now may answer it
         if manifest["parts"]:
             self._check_source()
             spans = [Span(start, stop) for start, stop in manifest["parts"]]
@@ -141,6 +171,7 @@ class JobRun:
             self._settings,
             span=span,
             limit=lambda available: self.plan(available).chosen,
+            pin=self.job.pin,
             reuse=reuse,
             tally=self._tallies[number],
         )
@@ -154,7 +185,7 @@ class JobRun:
 
     def rows_left(self) -> int:
         """Rows that our replicas are wanted for; at least one, as long as the population was not counted."""
-        if self.spec.provider is not None:
+        if self.spec.provider is not None or self._held:
             return 0
         return max(1, self._rows - sum(part.tally.done for part in self._parts))
 

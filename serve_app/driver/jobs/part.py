@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -27,11 +27,14 @@ from serve_app.driver.sources.requests import value_and_error
 from serve_app.driver.sources.source import Source
 from serve_app.driver.store.idmap import IdMap
 from serve_app.driver.store.log import OutcomeLog
+from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.threads import finish_in_thread
 from serve_app.errors import BadSettings, JobConflict
 from serve_app.schema import Chunk, Completion, Identity, Outcome, ReplicaInfo, Request, Row, RowKey
 from serve_app.settings import DriverSettings
 from serve_app.spec import JobSpec
+
+T = TypeVar("T")
 
 # How long a cancelled or failed run retries its last commit.
 LAST_PATIENCE_S = 10.0
@@ -58,7 +61,11 @@ class Block(msgspec.Struct, frozen=True):
 
 
 class PartRun:
-    """Runs the rows `span` of `source` on up to `limit(available)` replicas; `tally` has what earlier runs counted."""
+    """Runs the rows `span` of `source` on up to `limit(available)` replicas; `tally` has what earlier runs counted.
+
+    `pin` is given the served model's name and identity and returns the identity that rows are to have: see
+    `JobStore.pin`.
+    """
 
     def __init__(
         self,
@@ -70,6 +77,7 @@ class PartRun:
         *,
         span: Span,
         limit: Callable[[int], int],
+        pin: Callable[[str, str], str] = lambda model, identity: identity,
         reuse: Reuse | None = None,
         tally: Tally | None = None,
     ) -> None:
@@ -80,6 +88,8 @@ class PartRun:
         self._settings = settings
         self._span = span
         self._limit = limit
+        self._pin = pin
+        self._engine = ""
         self._reuse = reuse
         self._committed: IdMap | None = None
         self._run_before_s = 0.0
@@ -97,7 +107,7 @@ class PartRun:
         Raises EngineFailed without replicas, BadSettings for what the model cannot be asked, JobConflict when another
         driver took over or the rows changed since the last run, StoreError.
         """
-        await finish_in_thread(self._open)
+        await self._patiently(self._open)
         start, stop = self._span
         if self.tally.done >= stop - start:
             return
@@ -105,6 +115,7 @@ class PartRun:
         replica = await self._dispatcher.replica()
         self.message = "reading"
         request, renderer, template = await asyncio.to_thread(self._prepare, replica)
+        self._engine = await self._patiently(lambda: self._pin(request.model, replica.engine.identity))
         stream: Stream[RowKey] = self._dispatcher.stream(template, limit=self._limit, engine=replica.engine)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -125,6 +136,9 @@ class PartRun:
                 f"source: {stop - start} rows were counted and {self.tally.done} have an outcome: it changed while it "
                 "was read; submit a new job"
             )
+
+    async def _patiently(self, call: Callable[[], T]) -> T:
+        return await while_store_is_away(lambda: finish_in_thread(call), patience_s=lambda: self._settings.store_wait_s)
 
     def _open(self) -> None:
         self._log.begin()
@@ -161,7 +175,7 @@ class PartRun:
 
     def _blocks(self, request: Request, renderer: Renderer) -> Iterator[Block]:
         """Rendered rows that have no outcome yet."""
-        identity = Identity(request)
+        identity = Identity(request, self._engine)
         rows = self._source.rows(*self._span)
         size = FIRST_BLOCK
         largest = min(LARGEST_BLOCK, max(1, self._settings.backlog_rows // 2))

@@ -7,17 +7,19 @@ import contextvars
 import logging
 import re
 import threading
-from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import BinaryIO
 
 from serve_app.dispatch.dispatcher import Dispatcher
-from serve_app.driver.jobs.job import JobRun, MakePart, status_of
+from serve_app.driver.jobs.job import ACTIVE, JobRun, MakePart, status_of
 from serve_app.driver.jobs.plan import replicas_wanted
+from serve_app.driver.jobs.turn import Turn
 from serve_app.driver.sources.files import write_rows
 from serve_app.driver.sources.source import check_ids, open_source
+from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore, Store
-from serve_app.errors import BadSettings, JobConflict, JobNotFound, ServeAppError, StoreError, TakenOver
+from serve_app.errors import BadSettings, JobConflict, JobNotFound, StoreError
 from serve_app.settings import DriverSettings
 from serve_app.spec import JobSpec, JobState, JobStatus
 
@@ -27,10 +29,8 @@ logger = logging.getLogger(__name__)
 INPUT = "input.jsonl"
 # Names of routes, here and at usual servers, which a job cannot have: it would be read instead of them.
 RESERVED_IDS = {"replicas", "health", "ping", "metrics", "docs", "redoc"}
-# How often a driver asks for a job that another one still holds, as while one version replaces another.
-TAKE_OVER_S = 2.0
-RECOVER_TRIES = 30
 CANCEL_WAIT_S = 30.0
+CLEAR_WAIT_S = 5.0
 
 
 class Jobs:
@@ -42,53 +42,57 @@ class Jobs:
         self._remote = remote
         self._store = Store(settings.store)
         self._turns = asyncio.Semaphore(settings.max_running_jobs)
-        self._runs: dict[str, JobRun] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._cancelled: set[str] = set()
+        self._active: dict[str, Turn] = {}
+        self._clearing: set[asyncio.Task[None]] = set()
         self._creating = threading.Lock()
 
     async def recover(self) -> list[str]:
-        """Go on with every job that was queued or running when its driver ended; their ids.
+        """Go on with every job that was queued or running when its driver ended, the oldest first; their ids.
 
-        What cannot be read is tried again for a while; then it is left as it is, and the list of jobs says why.
+        Returns once all could be read; those that can be read begin at once.
         """
+        left: list[str] | None = None
         begun: list[str] = []
-        for _ in range(RECOVER_TRIES):
-            found, problem = await asyncio.to_thread(self._unfinished)
-            for job in found:
-                if job.job_id not in self._tasks and await self._try_to_start(job):
-                    begun.append(job.job_id)
-            if not problem:
-                break
-            logger.warning("cannot look for unfinished jobs: %s", problem)
-            await asyncio.sleep(TAKE_OVER_S)
+
+        async def go_on() -> None:
+            nonlocal left
+            if left is None:
+                left = await asyncio.to_thread(self._store.jobs)
+                left.reverse()
+            unread, problem = [], None
+            for job_id in left:
+                try:
+                    if await self._recover_one(job_id):
+                        begun.append(job_id)
+                except StoreError as error:
+                    unread.append(job_id)
+                    problem = StoreError(f"{job_id}: {error}")
+            left = unread
+            if problem is not None:
+                raise problem
+
+        await while_store_is_away(go_on)
         return begun
 
-    def _unfinished(self) -> tuple[list[JobStore], str]:
-        """Jobs to go on with, the oldest first, and why some may be missing."""
-        found, problem = [], ""
-        try:
-            ids = self._store.jobs()
-        except StoreError as error:
-            return [], str(error)
-        for job_id in reversed(ids):
-            try:
-                job = self._store.open(job_id)
-                if job.manifest()["state"].active:
-                    found.append(job)
-            except JobNotFound:  # deleted meanwhile
-                pass
-            except (StoreError, LookupError) as error:
-                problem = f"{job_id}: {error}"
-        return found, problem
-
-    async def _try_to_start(self, job: JobStore) -> bool:
-        try:
-            await self._start(job)
-        except (ServeAppError, ValueError) as error:
-            logger.error("cannot go on with job %s: %s", job.job_id, error)
+    async def _recover_one(self, job_id: str) -> bool:
+        """Start it if it has not ended. Raises StoreError."""
+        if job_id in self._active:
             return False
-        return True
+
+        def unfinished() -> JobStore | None:
+            job = self._store.open(job_id)
+            return job if job.manifest()["state"].active else None
+
+        try:
+            job = await asyncio.to_thread(unfinished)
+            if job is not None:
+                await self._start(job)
+        except JobNotFound:  # deleted meanwhile
+            return False
+        except (LookupError, ValueError) as error:  # as of another version
+            logger.error("cannot go on with job %s: %s", job_id, error)
+            return False
+        return job is not None
 
     async def submit(self, spec: JobSpec, upload: tuple[str, BinaryIO] | None = None) -> str:
         """Write the job down and start it, both or none, though the caller may leave meanwhile; returns its id.
@@ -97,18 +101,19 @@ class Jobs:
         """
 
         async def whole() -> str:
-            job = await asyncio.to_thread(self._prepare, spec, upload)
+            job = await asyncio.to_thread(self._create, spec, upload)
             try:
+                await asyncio.to_thread(self._fill, job, spec, upload)
                 await self._start(job)
             except Exception:
-                await asyncio.to_thread(self._store.delete, job.job_id)
+                await self._clear(job.job_id)
                 raise
             return job.job_id
 
         return await asyncio.shield(asyncio.create_task(whole()))
 
-    def _prepare(self, spec: JobSpec, upload: tuple[str, BinaryIO] | None) -> JobStore:
-        """Write the job down as queued. `upload` is (name, file) to be read as its source."""
+    def _create(self, spec: JobSpec, upload: tuple[str, BinaryIO] | None) -> JobStore:
+        """Write the job down as queued. While its rows are not there no driver runs it."""
         job_id = spec.job_id or _new_id(spec.workload)
         if job_id in RESERVED_IDS:
             raise BadSettings(f"'{job_id}' is the name of a route: give another", field="job_id")
@@ -116,23 +121,36 @@ class Jobs:
         if spec.rows:
             kept = spec.model_copy(update={"rows": (), "source": f"job:{INPUT}", "format": "jsonl"})
         with self._creating:
-            job = self._store.create(job_id, kept.model_dump(mode="json"))
-        try:
-            if upload is not None:
-                name, file = upload
-                with job.open_output(name) as output:
-                    while block := file.read(1 << 20):
-                        output.write(block)
-            elif spec.rows:
-                with job.open_output(INPUT) as output:
-                    write_rows(spec.rows, output)
-            source = open_source(kept, folder_url=job.folder, reach=self.settings.source_reach)
-            if spec.rows:  # few enough to say at once what is wrong with them
-                check_ids(source)
-        except BaseException:
-            self._store.delete(job_id)
-            raise
-        return job
+            return self._store.create(job_id, kept.model_dump(mode="json"), uploading=bool(upload or spec.rows))
+
+    def _fill(self, job: JobStore, spec: JobSpec, upload: tuple[str, BinaryIO] | None) -> None:
+        """Write the job's rows down. `upload` is (name, file) to be read as its source."""
+        if upload is not None:
+            name, file = upload
+            with job.open_output(name) as output:
+                while block := file.read(1 << 20):
+                    output.write(block)
+        elif spec.rows:
+            with job.open_output(INPUT) as output:
+                write_rows(spec.rows, output)
+        source = open_source(
+            JobSpec.model_validate(job.spec()), folder_url=job.folder, reach=self.settings.source_reach
+        )
+        if spec.rows:  # few enough to say at once what is wrong with them
+            check_ids(source)
+        if upload is not None or spec.rows:
+            job.update(uploading=False)
+
+    async def _clear(self, job_id: str) -> None:
+        """Delete a job that was not submitted after all; with the store away, later."""
+        clearing = asyncio.create_task(
+            while_store_is_away(lambda: asyncio.to_thread(self._store.delete, job_id)), context=contextvars.Context()
+        )
+        self._clearing.add(clearing)
+        clearing.add_done_callback(self._clearing.discard)
+        await asyncio.wait([clearing], timeout=CLEAR_WAIT_S)
+        if clearing.done() and not clearing.cancelled():
+            clearing.exception()  # it is gone; the caller is told what went wrong before
 
     async def resume(self, job_id: str) -> None:
         """Run the rows that have no committed outcome. A running or completed job is left as it is."""
@@ -144,30 +162,38 @@ class Jobs:
                 job.update(expected=[state], state=JobState.QUEUED, message="")
             return job if state.active or state.resumable else None
 
-        if job_id not in self._tasks and (job := await asyncio.to_thread(queue)) is not None:
+        if job_id not in self._active and (job := await asyncio.to_thread(queue)) is not None:
             await self._start(job)
 
     async def cancel(self, job_id: str) -> None:
         """Stop a job; what it committed stays. Raises JobNotFound, or JobConflict when it is not running."""
-        task = self._tasks.get(job_id)
-        if task is None:
-            await asyncio.to_thread(self._store.open, job_id)
-            raise JobConflict(f"job '{job_id}' is not running")
-        self._cancelled.add(job_id)
-        if not task.cancelling():  # once is enough: a second one could cut the last commit short
-            task.cancel()
+        turn = self._active.get(job_id)
+        if turn is None or turn.task is None:  # another driver may run it, and will see it
+            try:
+                await asyncio.to_thread(self._mark_cancelled, job_id)
+            except JobConflict as error:
+                raise JobConflict(f"job '{job_id}' is not running") from error
+            return
+        turn.cancelled = True
+        await asyncio.sleep(0)  # a task that is cancelled before its first step would not write its end
+        if not turn.task.cancelling():  # once is enough: a second one could cut the last commit short
+            turn.task.cancel()
         # With the store away the end cannot be written; the job says so, and whoever cancelled need not wait.
-        await asyncio.wait([task], timeout=CANCEL_WAIT_S)
+        await asyncio.wait([turn.task], timeout=CANCEL_WAIT_S)
+
+    def _mark_cancelled(self, job_id: str) -> None:
+        job = self._store.open(job_id)
+        job.update(expected=ACTIVE, state=JobState.CANCELLED, message="cancelled by request")
 
     async def delete(self, job_id: str) -> None:
         """Remove a job and all its files. Raises JobNotFound, or JobConflict while it runs."""
-        if job_id in self._tasks:
+        if job_id in self._active:
             raise JobConflict(f"job '{job_id}' is running: cancel it first")
         await asyncio.to_thread(self._store.delete, job_id)
 
     async def close(self) -> None:
         """Stop running jobs as they are: the next driver goes on with them."""
-        tasks = list(self._tasks.values())
+        tasks = [turn.task for turn in self._active.values() if turn.task is not None] + list(self._clearing)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -187,17 +213,17 @@ class Jobs:
 
     async def status(self, job_id: str) -> JobStatus:
         """The job's state now. Raises JobNotFound."""
-        if run := self._runs.get(job_id):
-            return run.status()
+        if (turn := self._active.get(job_id)) and turn.run is not None:
+            return turn.run.status()
         return await asyncio.to_thread(lambda: status_of(self._store.open(job_id)))
 
     def running(self) -> tuple[JobRun, ...]:
         """The jobs that run or wait for their turn."""
-        return tuple(self._runs.values())
+        return tuple(turn.run for turn in self._active.values() if turn.run is not None)
 
     def replicas_wanted(self) -> int:
         """How many replicas the running jobs want together; 0 without any."""
-        rows = sum(run.rows_left() for run in self._runs.values())
+        rows = sum(run.rows_left() for run in self.running())
         low, high = self.settings.min_rows_per_replica, self.settings.max_rows_per_replica
         return replicas_wanted(rows, len(self._dispatcher.workers), min_rows=low, max_rows=high) if rows else 0
 
@@ -206,61 +232,21 @@ class Jobs:
         return self._store.open(job_id)
 
     async def _start(self, job: JobStore) -> None:
-        run = await asyncio.to_thread(JobRun, job, self._store, self.settings, self._dispatcher, self._remote)
-        if job.job_id in self._tasks:
+        """Have the job run. With the store away it is read as soon as it can be."""
+        make = partial(JobRun, job, self._store, self.settings, self._dispatcher, self._remote)
+        turn = Turn(job, make, self._turns)
+        try:
+            await turn.prepare()
+        except JobNotFound:
+            raise
+        except StoreError as error:
+            logger.warning("job %s begins once it can be read: %s", job.job_id, error)
+        if job.job_id in self._active:
             return
-        self._runs[job.job_id] = run
+        self._active[job.job_id] = turn
         # In a context of its own: see `Dispatcher._start`.
-        task = asyncio.create_task(self._in_turn(run), context=contextvars.Context())
-        self._tasks[job.job_id] = task
-        task.add_done_callback(lambda _: (self._tasks.pop(job.job_id, None), self._runs.pop(job.job_id, None)))
-
-    async def _in_turn(self, run: JobRun) -> None:
-        try:
-            async with self._turns:
-                await self._with_lock(run)
-        except asyncio.CancelledError:
-            if run.job.job_id in self._cancelled:  # and not the driver that ends
-                await run.end(JobState.CANCELLED, "cancelled by request")
-        except Exception:
-            logger.exception("job %s ended by a defect", run.job.job_id)
-        finally:
-            self._cancelled.discard(run.job.job_id)
-
-    async def _with_lock(self, run: JobRun) -> None:
-        while True:
-            with ExitStack() as held:
-                try:
-                    held.enter_context(run.job.lock())
-                except JobConflict as error:
-                    logger.info("%s", error)
-                else:
-                    state = (await asyncio.to_thread(run.job.manifest))["state"]
-                    if state.active:  # the other driver may have ended it
-                        await self._execute(run)
-                    return
-            await asyncio.sleep(TAKE_OVER_S)
-
-    async def _execute(self, run: JobRun) -> None:
-        try:
-            await run.execute()
-        except Exception as raised:
-            error = raised
-            while isinstance(error, ExceptionGroup):
-                error = error.exceptions[0]
-            if isinstance(error, TakenOver):
-                logger.warning("job %s: %s", run.job.job_id, error)
-            elif run.job.job_id in self._cancelled:  # whatever else went wrong on the way
-                await run.end(JobState.CANCELLED, f"cancelled by request; {_reason(error)}")
-            else:
-                await run.end(JobState.FAILED, _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ServeAppError):
-        return str(error)
-    logger.error("a job failed by a defect", exc_info=error)  # it must not look alive
-    return f"{type(error).__name__}: {error}"
+        turn.task = asyncio.create_task(turn.execute(), context=contextvars.Context())
+        turn.task.add_done_callback(lambda _: self._active.pop(job.job_id))
 
 
 def _new_id(workload: str) -> str:

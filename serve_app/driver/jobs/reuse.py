@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from serve_app.driver.store.idmap import IdMap
 from serve_app.driver.store.log import OutcomeLog
 from serve_app.driver.store.store import Store
 from serve_app.driver.store.table import from_table
+from serve_app.errors import JobNotFound, StoreError
 from serve_app.schema import Outcome
 
 # Cached tables: neighbouring questions have their answers in the same ones.
@@ -40,10 +42,19 @@ class Reuse:
         self._tables: list[TablePlace] = []
         self._table = lru_cache(maxsize=TABLES)(self._read)
         for other in store.jobs():
-            job = store.open(other)
-            if other != job_id and job.spec()["workload"] == workload:
+            if other != job_id:
+                self._add_job(store, other, workload)
+
+    def _add_job(self, store: Store, job_id: str, workload: str) -> None:
+        try:
+            job = store.open(job_id)
+            if job.spec()["workload"] == workload:
                 for log in job.parts():
-                    self._add(other, log)
+                    self._add(job_id, log)
+        except StoreError:
+            with suppress(JobNotFound):  # deleted meanwhile: what it had is not looked for
+                store.open(job_id)
+                raise
 
     def _add(self, job_id: str, log: OutcomeLog) -> None:
         start = 0
@@ -64,7 +75,12 @@ class Reuse:
     def _read(self, number: int) -> pa.Table | None:
         """None if the job was deleted meanwhile."""
         place = self._tables[number]
-        return next(place.log.tables(after=place.start), None)
+        try:
+            return next(place.log.tables(after=place.start), None)
+        except StoreError:
+            if place.log.rows > place.start:
+                raise
+            return None
 
     def find(self, content_hashes: Sequence[str]) -> dict[str, Outcome]:
         """Content hash -> answer, where known."""

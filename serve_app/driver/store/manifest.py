@@ -15,14 +15,27 @@ T = TypeVar("T")
 MANIFEST = "manifest.json"
 
 
+class AnsweredBy(TypedDict):
+    """The served name of a model and its `EngineInfo.identity`, "" for jobs that were begun before there was one."""
+
+    model: str
+    identity: str
+
+
 class Manifest(TypedDict):
-    """A job's state. `parts` are their [start, stop) rows, [] until the population was counted."""
+    """A job's state. `parts` are their [start, stop) rows, [] until the population was counted.
+
+    While `uploading` its rows are still being written, and no driver runs it. `engine` is what its answers are from,
+    once it has any.
+    """
 
     state: JobState
     message: str
     parts: list[list[int]]
     report: dict[str, Any]
     created_at: str
+    uploading: NotRequired[bool]
+    engine: NotRequired[AnsweredBy | None]
 
 
 class StoredManifest(Manifest):
@@ -41,6 +54,8 @@ class Change(TypedDict, total=False):
     message: str
     parts: list[list[int]]
     report: dict[str, Any]
+    uploading: bool
+    engine: AnsweredBy | None
 
 
 class Segment(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Unpack
 
@@ -27,7 +27,15 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from serve_app.driver.store.log import FAN_OUT, OutcomeLog
-from serve_app.driver.store.manifest import MANIFEST, Change, Manifest, StoredManifest, load_file, replace_file
+from serve_app.driver.store.manifest import (
+    MANIFEST,
+    AnsweredBy,
+    Change,
+    Manifest,
+    StoredManifest,
+    load_file,
+    replace_file,
+)
 from serve_app.driver.store.table import read_outcomes
 from serve_app.errors import BadSettings, FileChanged, JobConflict, JobNotFound, StoreError
 from serve_app.schema import Outcome, Status
@@ -55,14 +63,14 @@ class Store:
         """Absolute path or URL."""
         return self._root.url
 
-    def create(self, job_id: str, spec: dict[str, Any]) -> JobStore:
-        """Write a new job down, as queued.
+    def create(self, job_id: str, spec: dict[str, Any], *, uploading: bool = False) -> JobStore:
+        """Write a new job down, as queued; `uploading` says that its rows are still to come.
 
         Raises JobConflict if there is one, BadSettings for a malformed id, StoreError if it cannot be written.
         """
         job = self._job(job_id)
         try:
-            job.start(spec)
+            job.start(spec, uploading=uploading)
         except FileChanged as error:
             raise JobConflict(f"job '{job_id}' exists already: give another id, or resume it") from error
         return job
@@ -75,12 +83,18 @@ class Store:
         return job
 
     def jobs(self) -> list[str]:
-        """Ids of all jobs, newest first. Raises StoreError when the folder cannot be read."""
+        """Ids of all jobs, newest first, after those that cannot be read. Raises StoreError if the folder cannot."""
         names = [info.base_name for info in self._root.list()]
         ids = [name for name in names if JOB_ID.fullmatch(name)]
         with ThreadPoolExecutor(READERS) as threads:
-            created = list(threads.map(lambda job_id: self._job(job_id).created_at(), ids))
+            created = list(threads.map(self._created_at, ids))
         return [job_id for at, job_id in sorted(zip(created, ids, strict=True), reverse=True) if at]
+
+    def _created_at(self, job_id: str) -> str:
+        try:
+            return self._job(job_id).created_at()
+        except StoreError:  # it hides no other, and whoever opens it learns why
+            return "unreadable"
 
     def delete(self, job_id: str) -> None:
         """Remove a job and all its files. Raises JobNotFound."""
@@ -113,7 +127,7 @@ class JobStore:
         found = load_file(self._folder, StoredManifest)
         return found[0]["created_at"] if found else ""
 
-    def start(self, spec: dict[str, Any]) -> None:
+    def start(self, spec: dict[str, Any], *, uploading: bool = False) -> None:
         """Write the job down. Raises FileChanged if there is one."""
         # What a deletion that was cut short has left must not become this job's. It is listed before the look: all of
         # it is then older than any job that another driver creates of this name.
@@ -126,7 +140,8 @@ class JobStore:
         self._folder.make()
         created_at = datetime.now(UTC).isoformat(timespec="microseconds")
         manifest = {"state": JobState.QUEUED, "message": "", "parts": [], "report": {}, "created_at": created_at}
-        replace_file(self._folder, {**manifest, "spec": spec}, None)
+        marked = {"uploading": True} if uploading else {}
+        replace_file(self._folder, {**manifest, **marked, "spec": spec}, None)
 
     def clear(self) -> None:
         """Delete the job. Its manifest goes first: half a job is none."""
@@ -168,6 +183,35 @@ class JobStore:
             except FileChanged:
                 continue
         raise StoreError(f"store: {self.folder}: others replace {MANIFEST} all the time")
+
+    def pin(self, model: str, identity: str) -> str:
+        """Record whose the job's answers are, once; returns the identity that is part of its rows'.
+
+        That is "" for a job whose first answers are older than identities: it knows their model by name only. Raises
+        JobConflict, naming both, for another model than the recorded one.
+        """
+        for _ in range(TRIES):
+            manifest, version = self._load()
+            if (before := manifest.get("engine")) is not None:
+                if before["model"] == model and before["identity"] in ("", identity):
+                    return before["identity"]
+                now = _named({"model": model, "identity": identity})
+                now = _named({"model": model, "identity": identity})
+                raise JobConflict(
+                    f"job '{self.job_id}' was answered as another question than would be asked now: by "
+                    f"{_named(before)}, and the replicas serve {now}: serve "
+                    "the model that it began with (weights, tokenizer, chat template, data type, adapters), or submit "
+                    "a new job"
+                )
+            mine: AnsweredBy = {"model": model, "identity": "" if self.answered() else identity}
+            with suppress(FileChanged):
+                replace_file(self._folder, {**manifest, "engine": mine}, version)
+                return mine["identity"]
+        raise StoreError(f"store: {self._folder}: others replace {MANIFEST} all the time")
+
+    def answered(self) -> bool:
+        """Whether any row is committed."""
+        return any(log.rows for log in self.parts())
 
     # --- outcomes ---
 
@@ -239,3 +283,7 @@ class JobStore:
             yield
         finally:
             lock.release()
+
+
+def _named(engine: AnsweredBy) -> str:
+    return f"'{engine['model']}' ({engine['identity'] or 'of unknown identity'})"

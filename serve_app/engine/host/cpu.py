@@ -124,17 +124,35 @@ def check_memory(worker_and_kv: int, kv: int, *, workers: int, free: int, dtype:
         )
 
 
-def memory_bytes() -> tuple[int, int]:
-    """(free, total) memory in bytes: the host's, or the container's if less."""
+def memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """(free, total) memory in bytes: the host's, or the container's if less.
+
+    Page cache counts as free, in both: the kernel gives it up before it ends a process. Without that a pod that has
+    just read its weights could not start a second time (`memory.current` holds the cache, see the kernel's
+    admin-guide/cgroup-v2.rst).
+    """
     import psutil
 
     host = psutil.virtual_memory()
     free, total = int(host.available), int(host.total)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        total = min(total, int(text))
-        free = min(free, max(0, int(text) - int(used.read_text())))
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+    except OSError:
+        return free, total
+    if limit != "max":
+        total = min(total, int(limit))
+        free = min(free, max(0, int(limit) - max(0, used - _page_cache(cgroup))))
     return free, total
+
+
+def _page_cache(cgroup: Path) -> int:
+    """Bytes of files that the group's processes have read; shared memory is not among them."""
+    try:
+        counts = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
 
 
 def is_worker() -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from serve_app.engine.identity import prompt_settings
 from serve_app.engine.protocol import ASGIApp
 from serve_app.engine.simulated import answers
 from serve_app.engine.simulated.device import TOKEN_BYTES, Count, Device, Served, count_nothing
@@ -60,6 +61,7 @@ class SimulatedEngine:
             prefix_caching=True,
             simulated=True,
             tokenizer=str(resolve_model(self._options["model"])) if self._options.get("model") else "",
+            prompts=prompt_settings(self._options),
         )
 
     def app(self) -> ASGIApp:

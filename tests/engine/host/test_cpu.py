@@ -15,6 +15,7 @@ from serve_app.engine.host.cpu import (
     check_memory,
     claim_cores,
     kv_bytes_per_rank,
+    memory_bytes,
 )
 from serve_app.errors import NotEnoughMemory
 
@@ -103,3 +104,14 @@ def test_workers_have_a_scheduling_group_of_their_own_and_nobody_else() -> None:
 def test_vllm_names_its_workers_as_we_look_for_them() -> None:
     source = Path(str(find_spec("vllm").origin)).parent / "v1/executor/multiproc_executor.py"  # type: ignore[union-attr]
     assert f'name=f"{WORKER_NAME}-' in source.read_text()
+
+
+def test_a_container_that_has_read_its_weights_has_the_page_cache_free(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text(f"{64 << 20}\n")
+    (tmp_path / "memory.current").write_text(f"{60 << 20}\n")
+    assert memory_bytes(tmp_path) == (4 << 20, 64 << 20)
+    stat = {"anon": 10 << 20, "file": 50 << 20, "shmem": 2 << 20, "inactive_file": 40 << 20, "active_file": 8 << 20}
+    (tmp_path / "memory.stat").write_text("".join(f"{name} {count}\n" for name, count in stat.items()))
+    assert memory_bytes(tmp_path) == (52 << 20, 64 << 20)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_bytes(tmp_path)[1] > 64 << 20
