@@ -57,7 +57,7 @@ class Jobs:
         async def go_on() -> None:
             nonlocal left
             if left is None:
-                left = await asyncio.to_thread(self._store.jobs)
+                left = await asyncio.to_thread(self._store.jobs, unreadable=True)
                 left.reverse()
             unread, problem = [], None
             for job_id in left:
@@ -201,7 +201,7 @@ class Jobs:
 
     async def list(self) -> list[JobStatus]:
         """Every job in the store, newest first."""
-        ids = await asyncio.to_thread(self._store.jobs)
+        ids = await asyncio.to_thread(self._store.jobs, unreadable=True)
         found = await asyncio.gather(*map(self.status, ids), return_exceptions=True)
         statuses = []
         for job_id, status in zip(ids, found, strict=True):

@@ -82,19 +82,25 @@ class Store:
             raise JobNotFound(f"no job '{job_id}' in {self.folder}")
         return job
 
-    def jobs(self) -> list[str]:
-        """Ids of all jobs, newest first, after those that cannot be read. Raises StoreError if the folder cannot."""
+    def jobs(self, *, unreadable: bool = False) -> list[str]:
+        """Ids of all jobs, newest first, after those that are `unreadable`, if they are asked for.
+
+        Raises StoreError when the folder cannot be read, or a job, if those are not asked for.
+        """
         names = [info.base_name for info in self._root.list()]
         ids = [name for name in names if JOB_ID.fullmatch(name)]
-        with ThreadPoolExecutor(READERS) as threads:
-            created = list(threads.map(self._created_at, ids))
-        return [job_id for at, job_id in sorted(zip(created, ids, strict=True), reverse=True) if at]
 
-    def _created_at(self, job_id: str) -> str:
-        try:
-            return self._job(job_id).created_at()
-        except StoreError:  # it hides no other, and whoever opens it learns why
-            return "unreadable"
+        def created_at(job_id: str) -> str:
+            try:
+                return self._job(job_id).created_at()
+            except StoreError:
+                if unreadable:
+                    return "unreadable"
+                raise
+
+        with ThreadPoolExecutor(READERS) as threads:
+            created = list(threads.map(created_at, ids))
+        return [job_id for at, job_id in sorted(zip(created, ids, strict=True), reverse=True) if at]
 
     def delete(self, job_id: str) -> None:
         """Remove a job and all its files. Raises JobNotFound."""

@@ -56,6 +56,7 @@ async def test_a_store_that_is_away_before_a_job_runs_orphans_it_not(
     monkeypatch.setattr(JobStore, "lock", locked)
     job_id = await jobs.submit(spec(20))
     assert (await finished(jobs, job_id)).ok == 20
+    monkeypatch.setattr(JobStore, "lock", lock)
     away.left = 3
     job_id = await jobs.submit(spec(20))
     assert (await finished(jobs, job_id)).ok == 20
@@ -88,8 +89,10 @@ async def test_recovery_does_not_give_up_and_what_cannot_be_read_hides_no_other(
     recovering = asyncio.create_task(alive.recover())
     assert (await _ended(alive, "b")).ok == 5
     assert not recovering.done()
+    assert {status.id: status.state for status in await alive.list()} == {"a": "failed", "b": "completed"}
     bad.left = created.left = 0
     assert sorted(await recovering) == names
+    assert await _names(alive) == set(names)
     assert (await finished(alive, "a")).ok == 5
 
 
