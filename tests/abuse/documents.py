@@ -114,13 +114,20 @@ def _xlsx(junk: Junk) -> bytes:
 def hostile_yaml(junk: Junk, good: Any) -> bytes:
     """A document for readers of YAML, made bad in its values, its text or its bytes."""
     text = junk.pick(
-        yaml.safe_dump(json.loads(json.dumps(junk.changed(good), default=str)), allow_unicode=True),
-        yaml.safe_dump(json.loads(json.dumps(junk.changed(good), default=str))),
+        _dumped(junk.changed(good)), _dumped(junk.changed(good)), _dumped(junk.changed(good)),
         "a: &a [*a]", "!!python/object/apply:os.system ['id']", "a: 2001-99-99", "? [a]\n: b", "<<: 1", "--- 1\n--- 2",
         "a: *x", "a: !!binary x", "a: !!int x", "\t- a", "%YAML 9.9\n---\na: 1", "a: 1\na: 2", "{a: 1, ? }", "[" * 200,
         "a: " + "9" * 5000, "a: 0x" + "f" * 4000, "a: .inf", "a: " + junk.pick(*TEMPLATES), "a: 1:99:99:99", "- " * 300,
     )  # fmt: skip
     return broken(junk, str(text).encode("utf-8", "surrogatepass"))
+
+
+def _dumped(document: Any) -> str:
+    plain = json.loads(json.dumps(document, default=str))
+    try:
+        return yaml.safe_dump(plain, allow_unicode=True)
+    except RecursionError:
+        return json.dumps(plain)  # which is YAML too
 
 
 _MAKERS = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet, "xlsx": _xlsx}
