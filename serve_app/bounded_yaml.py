@@ -19,7 +19,7 @@ def check_size(text: str | bytes) -> None:
     nodes = 0
     for event in yaml.parse(text, yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            nodes += sizes.get(event.anchor, 1)
+            nodes += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.NodeEvent):
             nodes += 1
             if isinstance(event, yaml.CollectionStartEvent):

@@ -169,6 +169,7 @@ class _Recoded(io.RawIOBase):
             try:
                 text = self._decoder.decode(block, final=not block)
             except UnicodeDecodeError:  # the file ends within a character: this makes its row unreadable
+                self._decoder.reset()
                 text = "\ud800"
             block = text.encode("utf-8", "surrogatepass")
         return block.replace(b"\r", b"\n") if self._returns else block

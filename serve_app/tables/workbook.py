@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Rows searched for the header.
 FIRST_ROWS = 500
-# Of a sheet, from its first row and column to its last cell.
-MOST_CELLS = 1 << 26
+# Excel's own limit. Empty rows before the first cell are gone through one by one.
+MOST_ROWS = 1 << 20
 # Of reading a workbook, in a process of its own.
 MOST_MEMORY, MOST_SECONDS = 2 << 30, 120.0
 # What is no workbook is told by the reading that follows.
@@ -118,9 +118,8 @@ def _open(content: bytes) -> tuple[CalamineSheet, list[str]]:
         raise BadSettings(f"is no workbook that can be read ({error}): save it as .xlsx, or as CSV UTF-8") from error
     filled = [sheet for sheet in sheets if sheet.height]
     for sheet in filled:
-        # Rows before a first cell are read too, each as wide as the sheet.
-        if sheet.end and (sheet.end[0] + 1) * (sheet.end[1] + 1) > MOST_CELLS:
-            raise BadSettings(f"sheet '{sheet.name}' has a cell far from the others: save it as CSV UTF-8 or Parquet")
+        if sheet.end and sheet.end[0] >= MOST_ROWS:
+            raise BadSettings(f"sheet '{sheet.name}' has a cell below row {MOST_ROWS:,}, where no sheet has any")
     if not filled:
         raise BadSettings("line 1 has no column names: the workbook has no cells")
     return filled[0], [sheet.name for sheet in filled[1:]]

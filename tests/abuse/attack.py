@@ -91,7 +91,10 @@ async def look(site: Site, ledger: Ledger, before: dict[str, bytes], case: str) 
 async def still_answers(site: Site) -> list[str]:
     found = []
     chat = {"model": MODEL, "messages": CHAT, "max_tokens": 2}
-    for path, body in (("/v1/chat/completions", chat), ("/v1/populations", {"rows": [{"prompt": "x"}], "max_tokens": 2})):
+    for path, body in (
+        ("/v1/chat/completions", chat),
+        ("/v1/populations", {"rows": [{"prompt": "x"}], "max_tokens": 2}),
+    ):
         answer = await ask(site.app, Request("POST", path, body=json.dumps(body).encode()))
         if answer.status not in (200, 201):
             found.append(f"POST {path}: {answer.status} {answer.body[:300]!r} {answer.error!r}")

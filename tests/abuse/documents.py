@@ -41,7 +41,8 @@ def broken(junk: Junk, content: bytes) -> bytes:
         if flipped:
             flipped[junk.random.randrange(len(flipped))] = junk.random.randrange(256)
     return bytes(junk.pick(content, content, content, content[:at], content[:at] + junk.bytes() + content[at:],
-                           bytes(flipped), bytes(flipped), b"", b"\x00" * 50, content + content, junk.bytes()))  # fmt: skip
+                           bytes(flipped), bytes(flipped), b"", b"\x00" * 50, content + content,
+                           junk.bytes()))  # fmt: skip
 
 
 def _csv(junk: Junk) -> bytes:
@@ -49,10 +50,12 @@ def _csv(junk: Junk) -> bytes:
     names = [junk.pick("prompt", "id", "custom_id", junk.text()) for _ in range(junk.random.randint(1, 5))]
     lines = [sep.join(names)]
     for _ in range(junk.random.randint(0, 6)):
-        cells = [str(junk.pick(junk.value(), *FORMULAS, '"', '""', '"a', "a\nb")) for _ in range(junk.random.randint(0, 7))]
+        cells = [
+            str(junk.pick(junk.value(), *FORMULAS, '"', '""', '"a', "a\nb")) for _ in range(junk.random.randint(0, 7))
+        ]
         lines.append(sep.join(cells))
     encoding = junk.pick("utf-8", "utf-8", "utf-16", "latin-1", "utf-32", "utf-7", "cp037")
-    return end.join(lines).encode(encoding, "surrogatepass" if encoding.startswith("utf-8") else "replace")
+    return str(end.join(lines)).encode(encoding, "surrogatepass" if encoding.startswith("utf-8") else "replace")
 
 
 def _jsonl(junk: Junk) -> bytes:
@@ -68,7 +71,9 @@ def _parquet(junk: Junk) -> bytes:
         pa.array([2**62, 1], pa.duration("s")), pa.array([10**30, 1], pa.decimal128(38, 0)),
         pa.array([2**31 - 1, -(2**31)], pa.date32()), pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())),
     )  # fmt: skip
-    names = [junk.pick("prompt", "custom_id", "messages", "id", junk.text().replace("\ud800", "").replace("\udfff", ""))]
+    names = [
+        junk.pick("prompt", "custom_id", "messages", "id", junk.text().replace("\ud800", "").replace("\udfff", ""))
+    ]
     names += ["prompt"] * junk.random.randint(0, 1)
     sink = io.BytesIO()
     pa.parquet.write_table(pa.Table.from_arrays([values] * len(names), names=names), sink)
@@ -105,8 +110,12 @@ def sheet(cells: str) -> bytes:
 def _xlsx(junk: Junk) -> bytes:
     place = junk.pick("A1", "XFD1048576", "ZZZZZZ9", "A0", "", "1", "A99999999999", "a1", "A-1", "A1:B2")
     kind = junk.pick("s", "str", "b", "e", "d", "n", "inlineStr", "x")
-    value = junk.pick("99999999", "-1", "1e999", "NaN", "&#0;", "&x;", "<v>", "a" * 40_000, "2958466", "-700000", "#REF!")
-    cells = f'<row r="{junk.pick(1, 0, -1, 2**31)}"><c r="{place}" t="{kind}" s="{junk.pick(0, 99, -1)}"><v>{value}</v></c>'
+    value = junk.pick(
+        "99999999", "-1", "1e999", "NaN", "&#0;", "&x;", "<v>", "a" * 40_000, "2958466", "-700000", "#REF!"
+    )
+    cells = (
+        f'<row r="{junk.pick(1, 0, -1, 2**31)}"><c r="{place}" t="{kind}" s="{junk.pick(0, 99, -1)}"><v>{value}</v></c>'
+    )
     evil = b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd"><!ENTITY y "&x;&x;">]>' + sheet(f"{cells}</row>")
     return workbook(junk.pick(sheet(f"{cells}</row>"), sheet(cells), evil, broken(junk, sheet(cells)), b""))
 

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -32,7 +31,9 @@ def _laughs() -> bytes:
 
 
 def _far() -> bytes:
-    return workbook(sheet('<row r="1"><c r="A1"><v>1</v></c></row><row r="1048576"><c r="XFD1048576"><v>1</v></c></row>'))
+    return workbook(
+        sheet('<row r="1"><c r="A1"><v>1</v></c></row><row r="1048576"><c r="XFD1048576"><v>1</v></c></row>')
+    )
 
 
 def _big_sheet() -> bytes:
@@ -50,7 +51,11 @@ def _big_cells() -> bytes:
 HEAVY: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     "100 MB line": ("population jsonl", "jsonl", lambda: b'{"prompt": "' + b"a" * 100 * MB + b'"}\n{"prompt": "b"}\n'),
     "100 MB line, CSV": ("population csv, template", "csv", lambda: b"prompt\n" + b"a" * 100 * MB + b"\nb\n"),
-    "100 MB quoted field": ("population csv, template", "csv", lambda: b'prompt,x\n"' + (b"a" * 1023 + b"\n") * 100 * 1024),
+    "100 MB quoted field": (
+        "population csv, template",
+        "csv",
+        lambda: b'prompt,x\n"' + (b"a" * 1023 + b"\n") * 100 * 1024,
+    ),
     "100 MB header": ("population csv, template", "csv", lambda: b"a," * 50 * MB),
     "100 MB line, batch": ("batch file", "jsonl", lambda: b"[" * 100 * MB),
     "gzip bomb": ("population jsonl", "jsonl.gz", lambda: gzip.compress(b"\x00" * 1000 * MB, 1)),

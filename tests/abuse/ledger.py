@@ -47,6 +47,8 @@ class Ledger:
         """For each place: inputs, and what was wrong."""
         lines = []
         for place, number in sorted({**self.routes, **self.formats}.items()):
-            wrong = ", ".join(f"{kind}: {count}" for (where, kind), count in sorted(self.wrong.items()) if where == place)
+            wrong = ", ".join(
+                f"{kind}: {count}" for (where, kind), count in sorted(self.wrong.items()) if where == place
+            )
             lines.append([place, str(number), wrong or "-"])
         return lines

@@ -39,7 +39,8 @@ BATCH = {"input_file_id": "file-" + "0" * 24, "endpoint": "/v1/chat/completions"
          "metadata": {"a": "b"}, "output_expires_after": {"anchor": "created_at", "seconds": 3600}}  # fmt: skip
 PATHS = ("/v1/populations/{}", "/v1/populations/{}/results", "/v1/populations/{}/events", "/v1/populations/{}/resume",
          "/v1/populations/{}/cancel", "/v1/files/{}", "/v1/files/{}/content", "/v1/batches/{}", "/v1/batches/{}/cancel",
-         "/v1/models/{}", "/v1/populations", "/v1/files/", "/v1/batches", "/v1/models", "/health", "/metrics", "/version",
+         "/v1/models/{}", "/v1/populations", "/v1/files/", "/v1/batches", "/v1/models", "/health", "/metrics",
+         "/version",
          "/{}", "/v1/{}", "/v1/populations/replicas", "/openapi.json", "/docs")  # fmt: skip
 QUERIES = ("after", "limit", "order", "purpose", "format", "inputs", "x")
 HEADERS = ("content-length", "authorization", "x-api-key", "x-request-id", "x-session-id", "origin", "host", "range",
@@ -95,12 +96,18 @@ def _job(junk: Junk, known: Known) -> tuple[str, Request]:
 
         spec["prompt"] = junk.pick(*TEMPLATES)
     elif given == "provider":
-        spec["provider"] = {**JOB["provider"], "base_url": junk.url(), "api_key_env": junk.pick("", "HOME", junk.text())}
+        spec["provider"] = {
+            **JOB["provider"],
+            "base_url": junk.url(),
+            "api_key_env": junk.pick("", "HOME", junk.text()),
+        }
     if junk.random.random() < 0.6:
         spec = junk.changed(spec)
     if isinstance(spec, dict) and junk.random.random() < 0.2:
         return "POST /v1/populations (form)", _form(junk, "/v1/populations", {"spec": json.dumps(spec)})
-    return "POST /v1/populations", Request("POST", junk.pick("/v1/populations", "/v1/populations/"), body=junk.encoded(spec))
+    return "POST /v1/populations", Request(
+        "POST", junk.pick("/v1/populations", "/v1/populations/"), body=junk.encoded(spec)
+    )
 
 
 def _batch(junk: Junk, known: Known) -> tuple[str, Request]:
@@ -139,10 +146,8 @@ def _path(junk: Junk, known: Known) -> tuple[str, Request]:
     name = junk.pick(*known.ids) if known.ids and junk.random.random() < 0.4 else junk.name()
     written = junk.pick(quote(name, safe=""), quote(name, safe="/%"), quote(quote(name, safe=""), safe=""))
     method = junk.pick("GET", "GET", "GET", "POST", "DELETE", *METHODS)
-    query = "&".join(
-        f"{junk.pick(*QUERIES)}={quote(str(junk.pick(junk.value(), 'csv', 'parquet', 'jsonl', 'true', 1)).encode('utf-8', 'replace'))}"
-        for _ in range(junk.random.randint(0, 3))
-    )
+    values = [junk.pick(junk.value(), "csv", "parquet", "jsonl", "true", 1) for _ in range(junk.random.randint(0, 3))]
+    query = "&".join(f"{junk.pick(*QUERIES)}={quote(str(value).encode('utf-8', 'replace'))}" for value in values)
     raw = junk.pick(query.encode(), query.encode(), query.encode(), b"%ff&&&=%00" + query.encode(), b"a" * 9000)
     return f"any {path}", Request(method, path.replace("{}", written), raw, body=junk.pick(b"", b"{}", junk.bytes()))
 
@@ -151,7 +156,9 @@ def _with_headers(junk: Junk, request: Request) -> Request:
     extra = []
     for _ in range(junk.pick(1, 2, 3, 200)):
         name = junk.pick(*HEADERS)
-        value = str(junk.pick(junk.text(), junk.number(), "Bearer x", "bytes=0-1,5-", "bytes=-" + "9" * 30, "gzip", "null"))
+        value = str(
+            junk.pick(junk.text(), junk.number(), "Bearer x", "bytes=0-1,5-", "bytes=-" + "9" * 30, "gzip", "null")
+        )
         extra.append((name.encode(), value.encode("latin-1", "replace").replace(b"\r", b"").replace(b"\n", b"")))
     headers = request.headers
     if junk.random.random() < 0.3:

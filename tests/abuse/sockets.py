@@ -27,9 +27,11 @@ CASES: dict[str, Callable[[Junk], bytes]] = {
     "long header": lambda junk: GET + b"X: " + b"a" * 2_000_000 + b"\r\n\r\n",
     "long line": lambda junk: b"GET /" + b"a" * 500_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
     "bad chunks": lambda junk: POST + b"Transfer-Encoding: chunked\r\n\r\n" + junk.pick(
-        b"zz\r\n{}\r\n0\r\n\r\n", b"-1\r\n{}\r\n", b"f" * 100 + b"\r\n{}", b"2\r\n{}{}{}\r\n0\r\n\r\n", b"2;" + b"a" * 90_000,
+        b"zz\r\n{}\r\n0\r\n\r\n", b"-1\r\n{}\r\n", b"f" * 100 + b"\r\n{}", b"2\r\n{}{}{}\r\n0\r\n\r\n",
+        b"2;" + b"a" * 90_000,
         b"0x2\r\n{}\r\n0\r\n\r\n", b"2\n{}\n0\n\n", b"2\r\n{}\r\n0\r\nX: y\r\n" + b"T: a\r\n" * 5000),
-    "bad length": lambda junk: POST + b"Content-Length: " + junk.pick(b"-1", b"9" * 40, b"2, 2", b"+2", b"2x", b"", b"0x2")
+    "bad length": lambda junk: POST + b"Content-Length: " + junk.pick(b"-1", b"9" * 40, b"2, 2", b"+2", b"2x", b"",
+    b"0x2")
     + b"\r\n\r\n{}",
     "smuggling": lambda junk: POST + junk.pick(
         b"Content-Length: 2\r\nTransfer-Encoding: chunked", b"Content-Length: 2\r\nContent-Length: 30",
@@ -40,12 +42,14 @@ CASES: dict[str, Callable[[Junk], bytes]] = {
     "half a head": lambda junk: POST[: junk.random.randint(1, len(POST))],
     "no HTTP": lambda junk: junk.pick(b"\x16\x03\x01\x02\x00\x01" + junk.bytes(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
                                       junk.bytes() + b"\r\n\r\n", b"GET /\r\n\r\n", b"\x00" * 4096, b"\r\n" * 5000),
-    "bad head": lambda junk: junk.pick(b"GET / HTTP/9.9", b"GET  / HTTP/1.1", b"GET / HTTP/1.1\r\nHost", b"G\x00T / HTTP/1.1",
+    "bad head": lambda junk: junk.pick(b"GET / HTTP/9.9", b"GET  / HTTP/1.1", b"GET / HTTP/1.1\r\nHost",
+    b"G\x00T / HTTP/1.1",
                                        b"GET http://a/ HTTP/1.1\r\n :", b"GET /\xff\xfe HTTP/1.1", b"GET * HTTP/1.1",
                                        b"GET /%zz%00 HTTP/1.1", b"CONNECT a:80 HTTP/1.1", b"GET / HTTP/1.1\r\nX: \x00")
     + b"\r\nHost: localhost\r\n\r\n",
     "pipelined": lambda junk: (GET + b"\r\n") * 200,
-    "upgrade": lambda junk: GET + b"Connection: Upgrade\r\nUpgrade: " + junk.pick(b"websocket", b"h2c", b"\x00") + b"\r\n\r\n",
+    "upgrade": lambda junk: GET + b"Connection: Upgrade\r\nUpgrade: " + junk.pick(b"websocket", b"h2c",
+    b"\x00") + b"\r\n\r\n",
     "expects": lambda junk: POST + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n",
 }  # fmt: skip
 
@@ -54,7 +58,7 @@ CASES: dict[str, Callable[[Junk], bytes]] = {
 async def listening(app: Any) -> AsyncIterator[int]:
     """The port of a uvicorn that serves the application in this loop."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
-        config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, log_config=None, interface="asgi3", lifespan="off", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve([listener]))
         while not server.started:
