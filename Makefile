@@ -6,7 +6,7 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast test-long chaos contract k8s-check lint serve bench docs lock clean
+.PHONY: help setup demo test test-fast test-long chaos contract abuse k8s-check lint serve bench docs lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ chaos: .venv/ready ## kill drivers, replicas and stores: 50 runs simulated, 3 on
 
 contract: .venv/ready ## the OpenAI surface: stock client, raw HTTP and 10,000 made-up requests
 	@$(BIN)/python -m tests.contract --json contract.json
+
+abuse: .venv/ready ## 24,000 hostile requests and files, bombs and broken HTTP, without a cluster
+	@$(BIN)/python -m tests.abuse --json abuse.json
 
 journeys: .venv/ready ## what people do at a terminal, end to end, on simulated engines
 	@$(BIN)/python -m tests.journeys --json journeys.json

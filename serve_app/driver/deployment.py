@@ -46,6 +46,8 @@ EVENT_EVERY_S = 0.5
 MOST_JSON_BYTES = 64 * 2**20
 # Above any population; numbers in JSON are exact up to here.
 MOST_ROWS = 2**53
+# Lists and objects in each other; pydantic writes no more than 255.
+MOST_NESTED = 100
 # Period of telling jobs' demand for replicas: a cluster at zero starts within it.
 DEMAND_EVERY_S = 1.0
 logger = logging.getLogger(__name__)
@@ -161,11 +163,22 @@ def _spec(body: str | bytes, **known: Any) -> JobSpec:
         raise BadSettings("the request's body is not a JSON object")
     spec = JobSpec.parse({**fields, **known})
     for name, value in fields.items():
+        if nested(value) > MOST_NESTED:
+            raise BadSettings(f"nested deeper than {MOST_NESTED} lists and objects", field=name)
         try:  # what Python reads and no store could keep: infinities, lone surrogates
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
             raise BadSettings(f"not JSON in UTF-8: {error}", field=name) from error
     return spec
+
+
+def nested(value: Any) -> int:
+    """How many lists and objects of JSON are in each other, at most."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, list | dict)]:
+        depth += 1
+        level = [child for one in level for child in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:

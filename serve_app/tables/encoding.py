@@ -166,5 +166,10 @@ class _Recoded(io.RawIOBase):
 
     def _recode(self, block: bytes) -> bytes:
         if self._decoder is not None:
-            block = self._decoder.decode(block, final=not block).encode("utf-8", "surrogatepass")
+            try:
+                text = self._decoder.decode(block, final=not block)
+            except UnicodeDecodeError:  # the file ends within a character: this makes its row unreadable
+                self._decoder.reset()
+                text = "\ud800"
+            block = text.encode("utf-8", "surrogatepass")
         return block.replace(b"\r", b"\n") if self._returns else block

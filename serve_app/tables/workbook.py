@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta
 from itertools import islice
@@ -16,6 +18,26 @@ if TYPE_CHECKING:
 
 # Rows searched for the header.
 FIRST_ROWS = 500
+# Excel's own limit. Empty rows before the first cell are gone through one by one.
+MOST_ROWS = 1 << 20
+# Of reading a workbook, in a process of its own.
+MOST_MEMORY, MOST_SECONDS = 2 << 30, 120.0
+# What is no workbook is told by the reading that follows.
+TRIAL = """
+import io, resource, sys
+from python_calamine import CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
+content = sys.stdin.buffer.read()
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+try:
+    book = CalamineWorkbook.from_filelike(io.BytesIO(content))
+    shown = [sheet for sheet in book.sheets_metadata if sheet.visible == SheetVisibleEnum.Visible]
+    sheets = [book.get_sheet_by_name(sheet.name) for sheet in shown if sheet.typ == SheetTypeEnum.WorkSheet]
+except MemoryError:
+    raise
+except Exception:
+    pass
+"""
 
 
 class WorkbookTable:
@@ -29,7 +51,9 @@ class WorkbookTable:
 
     def __init__(self, read: Callable[[], bytes]) -> None:
         self._read = read
-        sheet, self._others = _open(read())
+        content = read()
+        _try(content)
+        sheet, self._others = _open(content)
         self._name = sheet.name
         self._header: Header = find_header(list(islice(_records(sheet), FIRST_ROWS)))
 
@@ -59,6 +83,24 @@ class WorkbookTable:
         return record if isinstance(record, str) else self._header.cells(record)
 
 
+def _try(content: bytes) -> None:
+    """Raise BadSettings for a workbook that ends a process: one far cell makes calamine ask for half a terabyte.
+
+    calamine keeps a rectangle of cells, and memory that it does not get ends its process.
+    """
+    command = [sys.executable, "-I", "-c", TRIAL, str(MOST_MEMORY)]
+    try:
+        trial = subprocess.run(command, input=content, capture_output=True, timeout=MOST_SECONDS, check=False)
+        ended = trial.returncode
+    except subprocess.TimeoutExpired:
+        ended = 1
+    if ended:
+        raise BadSettings(
+            f"needs more than {MOST_MEMORY >> 30} GiB of memory or {MOST_SECONDS:g} s to read, or has a cell far from "
+            "the others: save it as CSV UTF-8 or Parquet"
+        )
+
+
 def _open(content: bytes) -> tuple[CalamineSheet, list[str]]:
     """The sheet, and names of others with cells."""
     from python_calamine import CalamineError, CalamineWorkbook, PasswordError, SheetTypeEnum, SheetVisibleEnum
@@ -75,6 +117,9 @@ def _open(content: bytes) -> tuple[CalamineSheet, list[str]]:
     except (CalamineError, OSError, ValueError) as error:
         raise BadSettings(f"is no workbook that can be read ({error}): save it as .xlsx, or as CSV UTF-8") from error
     filled = [sheet for sheet in sheets if sheet.height]
+    for sheet in filled:
+        if sheet.end and sheet.end[0] >= MOST_ROWS:
+            raise BadSettings(f"sheet '{sheet.name}' has a cell below row {MOST_ROWS:,}, where no sheet has any")
     if not filled:
         raise BadSettings("line 1 has no column names: the workbook has no cells")
     return filled[0], [sheet.name for sheet in filled[1:]]

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from serve_app.errors import BadSettings, ServeAppError, StoreError
 from serve_app.openai.errors import ErrorAnswer, of_exception
@@ -50,5 +51,10 @@ def control_app(title: str) -> FastAPI:
         answer = ErrorAnswer(status=error.status_code, message=str(error.detail)).response()
         answer.headers.update(error.headers or {})
         return answer
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_gone(request: Request, error: ClientDisconnect) -> Response:
+        # Nobody reads this; without an answer the server would log a fault of its own.
+        return ErrorAnswer(status=400, message="the request ended before its body did").response()
 
     return app

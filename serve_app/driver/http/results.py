@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -19,6 +21,10 @@ from serve_app.errors import BadSettings
 from serve_app.schema import Outcome
 
 MEDIA_TYPES = {"jsonl": "application/jsonl", "csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
+
+# How a formula begins in Excel, LibreOffice and Google Sheets; and what does so and is none.
+FORMULA = re.compile(r"^[=+\-@\t\r]")
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
 def stream_results(job: JobStore, form: str, *, after: int = 0) -> Iterator[bytes]:
@@ -58,12 +64,34 @@ def _columns(job: JobStore, form: str, after: int) -> Iterator[bytes]:
 def _write(form: str, schema: pa.Schema, tables: Iterator[pa.Table]) -> Iterator[bytes]:
     sink = _Sink()
     target: Any = sink
-    writer: Any = pa.csv.CSVWriter(target, schema) if form == "csv" else pa.parquet.ParquetWriter(target, schema)
+    if form == "csv":
+        writer: Any = pa.csv.CSVWriter(target, without_formulas(schema.empty_table()).schema)
+    else:
+        writer = pa.parquet.ParquetWriter(target, schema)
     with writer:
         for table in tables:
-            writer.write_table(table)
+            writer.write_table(without_formulas(table) if form == "csv" else table)
             yield sink.take()
     yield sink.take()
+
+
+def without_formulas(table: pa.Table) -> pa.Table:
+    """The table with a ' before texts, and names of columns, that a spreadsheet would run as formulas.
+
+    Numbers as text stay. See OWASP, CSV Injection.
+    """
+    names = [f"'{name}" if FORMULA.match(name) else name for name in table.column_names]
+    return pa.table([_as_cells(column) for column in table.columns], names=names)
+
+
+def _as_cells(column: Any) -> Any:
+    if not pa.types.is_string(column.type):
+        return column
+    runs = pc.match_substring_regex(column, FORMULA.pattern)
+    if not pc.any(runs).as_py():
+        return column
+    runs = pc.and_(runs, pc.invert(pc.match_substring_regex(column, NUMBER)))
+    return pc.if_else(runs, pc.binary_join_element_wise("'", column, ""), column)
 
 
 def value_fields(labels: Sequence[str], *, requests: bool = False) -> list[pa.Field[Any]]:

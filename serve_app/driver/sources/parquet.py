@@ -16,8 +16,8 @@ from serve_app.driver.sources.template import IDS_SEEN, Input, RowMaker
 from serve_app.schema import Row
 from serve_app.storage.filesystem import resolve
 
-# Rows decoded together: few, since a row may be a long document.
-BATCH_ROWS = 1024
+# Rows decoded together: few, since a row may be a long document, which its file may hold once for all rows.
+BATCH_ROWS = 64
 
 
 class ParquetRows:

@@ -28,8 +28,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import yaml
 from pydantic import AwareDatetime, Field, ValidationError
 
+from serve_app.bounded_yaml import check_size
 from serve_app.errors import BadSettings
 from serve_app.fields import Frozen
 
@@ -109,10 +111,9 @@ def read_keys(file: Path) -> tuple[Key, ...]:
         content = file.read_bytes()
     except OSError as error:
         raise BadSettings(f"key file {file}: {error.strerror or error}") from error
-    decode = msgspec.json.decode if file.suffix == ".json" else msgspec.yaml.decode
     try:
-        document: Any = decode(content) if content.strip() else None
-    except (msgspec.DecodeError, ValueError) as error:
+        document: Any = _decode(content, file.suffix) if content.strip() else None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadSettings(f"key file {file} cannot be read: {error}") from error
     try:
         keys = _File.model_validate({} if document is None else document).keys
@@ -120,6 +121,16 @@ def read_keys(file: Path) -> tuple[Key, ...]:
         first = error.errors()[0]
         raise BadSettings(f"key file {file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     return keys
+
+
+def _decode(content: bytes, suffix: str) -> Any:
+    if suffix == ".json":
+        return msgspec.json.decode(content)
+    try:
+        check_size(content)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    return msgspec.yaml.decode(content)
 
 
 def _by_hash(files: Sequence[Path]) -> dict[str, Key]:

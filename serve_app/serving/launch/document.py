@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from serve_app.bounded_yaml import check_size
 from serve_app.errors import BadSettings
 from serve_app.mistakes import Mistake, sharpest
 from serve_app.mistakes import Path as Place
@@ -21,13 +22,14 @@ class Document:
         self._twice: list[Mistake] = []
         try:
             text = path.read_text()
+            check_size(text)
             node = yaml.compose(text, yaml.CSafeLoader)
             self.data: dict[Any, Any] = yaml.load(text, yaml.CSafeLoader)  # a safe loader
         except OSError as error:
             raise BadSettings(f"{path}: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
             raise BadSettings(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, or too large
             raise BadSettings(f"{path} is not YAML: {error}") from error
         if not isinstance(self.data, dict):
             raise BadSettings(f"{path} is not a Serve config file: it has no fields")

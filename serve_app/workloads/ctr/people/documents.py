@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
+from serve_app.bounded_yaml import check_size
 from serve_app.errors import BadSettings
 
 M = TypeVar("M", bound=pydantic.BaseModel)
@@ -21,7 +22,7 @@ def read_document(path: Path) -> Any:
         return parse_document(path.read_text(encoding="utf-8"), as_json=path.suffix.lower() == ".json")
     except OSError as error:
         raise BadSettings(f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadSettings(f"{path} cannot be read: {error}") from error
 
 
@@ -29,6 +30,7 @@ def parse_document(text: str, *, as_json: bool = False) -> Any:
     """The same of text. Raises yaml.YAMLError or ValueError."""
     if as_json:
         return json.loads(text, object_pairs_hook=_without_doubles)
+    check_size(text)
     return yaml.load(text, _StrictLoader)
 
 
@@ -59,7 +61,9 @@ class _StrictLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and (type(key), key) in seen:
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or mapping", key_node.start_mark)
+            if (type(key), key) in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key}' is given twice", key_node.start_mark
                 )

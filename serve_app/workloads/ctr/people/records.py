@@ -52,8 +52,11 @@ def read_records(path: Path) -> Records:
         case ".jsonl" | ".ndjson":
             return _jsonl(path)
         case ".parquet" | ".pq":
-            columns = tuple(pa_parquet.read_schema(path).names)
-            return Records(columns, list(_parquet_records(path)), "Parquet")
+            try:
+                columns = tuple(pa_parquet.read_schema(path).names)
+                return Records(columns, list(_parquet_records(path)), "Parquet")
+            except (OverflowError, UnicodeDecodeError) as error:  # a date beyond Python's, text that is none
+                raise BadSettings(f"--profiles {path} has a value that cannot be read: {error}") from error
         case ending if ending in (*DELIMITED, *WORKBOOKS):
             return _tabular(path)
     endings = ", ".join([*DELIMITED, *WORKBOOKS, ".jsonl"])
