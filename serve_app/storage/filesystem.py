@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -70,6 +71,10 @@ def join(url: str, *names: str) -> str:
         return os.path.join(url, *names)
     base, mark, query = url.partition("?")
     return "/".join([base.rstrip("/"), *names]) + mark + query
+
+
+# A writer that does not know of a deletion stops at its next commit.
+CLEAR_TRIES, CLEAR_PAUSE_S = 10, 0.05
 
 
 @dataclass(frozen=True)
@@ -196,8 +201,15 @@ class Folder:
     def clear(self) -> None:
         """Delete the folder and its content, if present."""
         with store_errors("delete", self.filesystem, self.path):
-            if self.filesystem.get_file_info(self.path).type == FileType.Directory:
-                self.filesystem.delete_dir(self.path)
+            for tries_left in reversed(range(CLEAR_TRIES)):
+                if self.filesystem.get_file_info(self.path).type != FileType.Directory:
+                    return
+                try:
+                    return self.filesystem.delete_dir(self.path)
+                except OSError:  # another process may have written a file meanwhile
+                    if not tries_left:
+                        raise
+                    time.sleep(CLEAR_PAUSE_S)
 
     def check(self) -> None:
         """Write and delete a test file. Raises BadSettings without conditional writes."""
