@@ -32,18 +32,12 @@ from serve_app.cli.ctr_calibrate import calibrate
 from serve_app.cli.ctr_compare import compare
 from serve_app.cli.ctr_options import bank_name, make_study, platform_context, profile_file, read_calibration
 from serve_app.cli.provider import (
-    OWN,
-    ApiKeyEnv,
-    BatchRows,
-    Concurrency,
+    OWN_REPLICAS,
     InputPrice,
-    Model,
     OutputPrice,
-    ProviderName,
-    RequestsPerMinute,
-    TokensPerMinute,
-    job_fields,
+    ProviderOptions,
     price_fields,
+    provider_options,
 )
 from serve_app.cli.server import print_notes
 from serve_app.errors import BadSettings, ServerUnavailable
@@ -67,6 +61,7 @@ REPLICA_HOUR = 0.10
 
 # Renamed from `--batch-size` to `--batch-rows`.
 @app.command(context_settings=spelling({"batch-size": "batch-rows"}))
+@provider_options
 def predict(
     context: typer.Context,
     ad: Ad = "",
@@ -91,13 +86,7 @@ def predict(
     stratify: Annotated[list[str] | None, typer.Option(help="Attribute, or age:30,45,60; may be repeated.")] = None,
     allocation: Annotated[str, typer.Option(help="People a stratum: proportional or equal.")] = "proportional",
     calibration: Annotated[Path | None, typer.Option(help="File of `serve-app ctr calibrate`.")] = None,
-    provider: ProviderName = OWN,
-    model: Model = "",
-    api_key_env: ApiKeyEnv = None,
-    batch_rows: BatchRows = None,
-    concurrency: Concurrency = None,
-    requests_per_minute: RequestsPerMinute = None,
-    tokens_per_minute: TokensPerMinute = None,
+    answering: ProviderOptions = OWN_REPLICAS,
     price: Annotated[float | None, typer.Option(
         "--price", min=0, help=f"Dollars for one replica's hour, for the cost; default: {REPLICA_HOUR:g}.")] = None,
     input_price: InputPrice = None,
@@ -128,10 +117,7 @@ def predict(
             strata=tuple(stratify or ()), allocation=allocation,
         )  # fmt: skip
         say_people(study, output)
-        job = job_fields(
-            provider, model, api_key_env=api_key_env, batch_rows=batch_rows, concurrency=concurrency,
-            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
-        )  # fmt: skip
+        job = answering.job_fields()
         external = "provider" in job
         replica_hour = REPLICA_HOUR if price is None and not external else price
         job |= price_fields(external, replica_hour, input_price, output_price)

@@ -8,32 +8,17 @@ from typing import Annotated
 
 import typer
 
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, Open, connect, output_of, stops, tell_files
-from serve_app.cli.ctr_options import cancelled
-from serve_app.cli.provider import (
-    OWN,
-    ApiKeyEnv,
-    BatchRows,
-    Concurrency,
-    Model,
-    ProviderName,
-    RequestsPerMinute,
-    TokensPerMinute,
-    job_fields,
-)
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, Open, connect, output_of, tell_files
+from serve_app.cli.ctr_options import follow_jobs
+from serve_app.cli.provider import OWN_REPLICAS, ProviderOptions, provider_options
 
 
+@provider_options
 def calibrate(
     ads: Annotated[Path, typer.Option("--ads", help="CSV, YAML or JSON with ad, platform, impressions, clicks.")],
     population_size: Annotated[int, typer.Option("--population-size", min=2, help="People per ad.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the population.")] = 42,
-    provider: ProviderName = OWN,
-    model: Model = "",
-    api_key_env: ApiKeyEnv = None,
-    batch_rows: BatchRows = None,
-    concurrency: Concurrency = None,
-    requests_per_minute: RequestsPerMinute = None,
-    tokens_per_minute: TokensPerMinute = None,
+    answering: ProviderOptions = OWN_REPLICAS,
     out: Annotated[Path, typer.Option("--out", help="File to write; its report goes beside it.")] = Path(
         "calibration.json"
     ),
@@ -43,19 +28,13 @@ def calibrate(
 ) -> None:
     """Learn from historic ads how a predicted click-through becomes a real one; `--calibration` applies it."""
     client = connect(base_url)
-    from serve_app.client.progress import JobProgress
     from serve_app.workloads.ctr.calibrate import CalibrationStudy, write_calibration
     from serve_app.workloads.ctr.statistics.history import read_history
 
     output = output_of(as_json)
-    job = job_fields(
-        provider, model, api_key_env=api_key_env, batch_rows=batch_rows, concurrency=concurrency,
-        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
-    )  # fmt: skip
+    job = answering.job_fields()
     study = CalibrationStudy(history=read_history(ads), size=population_size, seed=seed)
-    progress = JobProgress(output)
-    with stops(lambda: cancelled(client, progress.status)), progress:
-        found = study.run(client, progress, **job)
+    found = follow_jobs(client, output, lambda progress: study.run(client, progress, **job))
     paths = write_calibration(found, out)
     curve, simulated = found.curve, found.source.simulated
     mark = " (SIMULATED ENGINE)" if simulated else ""

@@ -9,24 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, Open, connect, output_of, stops, tell_files
-from serve_app.cli.ctr_options import cancelled
-from serve_app.cli.provider import (
-    OWN,
-    ApiKeyEnv,
-    BatchRows,
-    Concurrency,
-    Model,
-    ProviderName,
-    RequestsPerMinute,
-    TokensPerMinute,
-    job_fields,
-)
+from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, Open, connect, output_of, tell_files
+from serve_app.cli.ctr_options import follow_jobs
+from serve_app.cli.provider import OWN_REPLICAS, ProviderOptions, provider_options
 
 if TYPE_CHECKING:
     from serve_app.workloads.ctr.compare import CompareResult
 
 
+@provider_options
 def compare(
     ad: Annotated[list[str], typer.Option("--ad", help="Text of an ad; once for each.")],
     ad_platform: Annotated[list[str] | None, typer.Option("--ad-platform", help="Once for each; facebook.")] = None,
@@ -44,13 +35,7 @@ def compare(
     ] = None,
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
     power: Annotated[float, typer.Option(min=0.5, max=0.999, help="For the sample size.")] = 0.8,
-    provider: ProviderName = OWN,
-    model: Model = "",
-    api_key_env: ApiKeyEnv = None,
-    batch_rows: BatchRows = None,
-    concurrency: Concurrency = None,
-    requests_per_minute: RequestsPerMinute = None,
-    tokens_per_minute: TokensPerMinute = None,
+    answering: ProviderOptions = OWN_REPLICAS,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the runs; results go to a folder named by the comparison's id.")
     ] = Path("runs"),
@@ -60,25 +45,19 @@ def compare(
 ) -> None:
     """Compare ads on the same population: difference with interval, win probability, segments, sample size."""
     client = connect(base_url)
-    from serve_app.client.progress import JobProgress
     from serve_app.serving.launch.config import check_store
     from serve_app.workloads.ctr.compare import CompareStudy
     from serve_app.workloads.ctr.statistics.calibration import load_calibration
 
     output = output_of(as_json)
-    job = job_fields(
-        provider, model, api_key_env=api_key_env, batch_rows=batch_rows, concurrency=concurrency,
-        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
-    )  # fmt: skip
+    job = answering.job_fields()
     study = CompareStudy(
         ads=tuple(ad), platforms=tuple(ad_platform or ["facebook"]), size=population_size, seed=seed,
         calibration=load_calibration(calibration) if calibration else None, batch=sequential,
         indifference=indifference, smallest=smallest, level=level, power=power,
     )  # fmt: skip
     check_store(out)
-    progress = JobProgress(output)
-    with stops(lambda: cancelled(client, progress.status)), progress:
-        found = study.run(client, progress, **job)
+    found = follow_jobs(client, output, lambda progress: study.run(client, progress, **job))
     paths = found.write(out / found.id)
     output.print(as_table(found))
     tell_files(paths, output, open_page=open_page)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from rich.console import Console
+
+from serve_app.cli.common import stops
 from serve_app.errors import BadSettings
 
 if TYPE_CHECKING:
     from serve_app.client.populations import PopulationClient
+    from serve_app.client.progress import JobProgress
     from serve_app.spec import JobStatus
     from serve_app.workloads.ctr.people.profile_file import ProfileFile
     from serve_app.workloads.ctr.statistics.calibration import Calibration
     from serve_app.workloads.ctr.study import Study
 
+T = TypeVar("T")
 
-def cancelled(client: PopulationClient, status: JobStatus | None) -> str:
-    """Cancel the job, one of several in a study; describe what remains."""
+
+def follow_jobs(client: PopulationClient, output: Console, run: Callable[[JobProgress], T]) -> T:
+    """Run a study of several jobs and show its progress. Ctrl-C cancels the job under way."""
+    from serve_app.client.progress import JobProgress
+
+    progress = JobProgress(output)
+    with stops(lambda: _cancelled(client, progress.status)), progress:
+        return run(progress)
+
+
+def _cancelled(client: PopulationClient, status: JobStatus | None) -> str:
+    """Cancel the job; describe what remains."""
     from serve_app.errors import JobConflict
 
     if status is None:

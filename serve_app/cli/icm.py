@@ -25,19 +25,7 @@ from serve_app.cli.common import (
     tell_files,
 )
 from serve_app.cli.common import connect as connect_server
-from serve_app.cli.provider import (
-    OWN,
-    RENAMED,
-    ApiKeyEnv,
-    BatchRows,
-    Concurrency,
-    Model,
-    ProviderName,
-    RequestsPerMinute,
-    TokensPerMinute,
-    address,
-    job_fields,
-)
+from serve_app.cli.provider import OWN, OWN_REPLICAS, RENAMED, ProviderOptions, address, provider_options
 from serve_app.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -48,11 +36,11 @@ app = typer.Typer(cls=default_group("run"), help="Label data by a model's own co
 PRESETS = {"8B": "llama-3.1-8b", "70B": "llama-3.1-70b", "405B": "llama-3.1-405b"}
 # Renamed or missing in a run's checkpoint.
 ASKED = {"iterations": "K", "api_key_env": "provider_key_env"}
-RATES = ("requests_per_minute", "tokens_per_minute")
 NOT_ASKED = {"resume", "out", "cluster", "as_json", "open_page", "base_url", "provider"}
 
 
 @app.command(context_settings=spelling({**RENAMED, "K": "iterations"}))
+@provider_options
 def run(
     context: typer.Context,
     testbed: Annotated[str, typer.Option(help="reviews or claims (bundled); truthfulqa, gsm8k, alpaca or text, with "
@@ -73,13 +61,7 @@ def run(
     shots: Annotated[int, typer.Option(min=1, help="Demonstrations of the few-shot baselines.")] = 32,
     baseline_seeds: Annotated[int, typer.Option("--baseline-seeds", min=1, help="Draws of demonstrations.")] = 3,
     cluster: Annotated[bool, typer.Option("--cluster", help="Replicas by handle, from inside the cluster.")] = False,
-    provider: ProviderName = OWN,
-    model: Model = "",
-    api_key_env: ApiKeyEnv = None,
-    batch_rows: BatchRows = None,
-    concurrency: Concurrency = None,
-    requests_per_minute: RequestsPerMinute = None,
-    tokens_per_minute: TokensPerMinute = None,
+    answering: ProviderOptions = OWN_REPLICAS,
     resume: Annotated[Path | None, typer.Option(help="Folder of a run to go on with, by its own settings.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run; goes on with one that is there.")] = Path("runs/icm"),
     base_url: BaseUrl = DEFAULT_URL,
@@ -101,12 +83,11 @@ def run(
         for name, value in said.items()
         if name not in NOT_ASKED
     }
-    if provider != OWN:
-        asked["provider_url"], key = address(provider)
-        asked["provider_key_env"] = api_key_env or key
+    if answering.provider != OWN:
+        asked["provider_url"], key = address(answering.provider)
+        asked["provider_key_env"] = answering.api_key_env or key
     if resume is None:
-        limits = {n: said[n] for n in ("api_key_env", "batch_rows", "concurrency", *RATES)}
-        job_fields(provider, model, **limits)  # raises
+        answering.job_fields()  # raises
         labelling = Labelling.of(asked)
     else:
         if "out" in said and out.absolute() != resume.absolute():

@@ -14,19 +14,13 @@ from rich.table import Table
 from serve_app.atomic import atomic_write
 from serve_app.cli.common import DEFAULT_URL, BaseUrl, Json, console, goes_on_without_us, print_whole, spelling
 from serve_app.cli.provider import (
-    OWN,
+    OWN_REPLICAS,
     RENAMED,
-    ApiKeyEnv,
-    BatchRows,
-    Concurrency,
     InputPrice,
-    Model,
     OutputPrice,
-    ProviderName,
-    RequestsPerMinute,
-    TokensPerMinute,
-    job_fields,
+    ProviderOptions,
     price_fields,
+    provider_options,
 )
 from serve_app.errors import BadSettings, ServerUnavailable
 
@@ -40,6 +34,7 @@ Job = Annotated[str, typer.Argument(metavar="JOB_ID")]
 
 
 @app.command(context_settings=spelling(RENAMED))
+@provider_options
 def submit(
     source: Annotated[
         str, typer.Argument(help="CSV, Excel, JSONL or Parquet: a local file (sent along), or a URL.")
@@ -64,13 +59,7 @@ def submit(
     reuse: Annotated[bool, typer.Option("--reuse", help="Take answers that other jobs already have.")] = False,
     job_id: Annotated[str | None, typer.Option(help="Default: made from workload and time.")] = None,
     no_upload: Annotated[bool, typer.Option("--no-upload", help="The server reads the path itself.")] = False,
-    provider: ProviderName = OWN,
-    model: Model = "",
-    api_key_env: ApiKeyEnv = None,
-    batch_rows: BatchRows = None,
-    concurrency: Concurrency = None,
-    requests_per_minute: RequestsPerMinute = None,
-    tokens_per_minute: TokensPerMinute = None,
+    answering: ProviderOptions = OWN_REPLICAS,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
     as_json: Json = False,
     base_url: BaseUrl = DEFAULT_URL,
@@ -80,10 +69,7 @@ def submit(
 
     chat = [{"role": role, "content": text} for role, text in (("system", system), ("user", user)) if text is not None]
     said = _read_json(spec) if spec else {}
-    answered_by = job_fields(
-        provider, model, api_key_env=api_key_env, batch_rows=batch_rows, concurrency=concurrency,
-        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
-    )  # fmt: skip
+    answered_by = answering.job_fields()
     external = "provider" in answered_by or "provider" in said
     fields: dict[str, Any] = {
         "prompt": prompt,

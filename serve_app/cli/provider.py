@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +28,47 @@ BatchRows = Annotated[int | None, typer.Option("--batch-rows", min=1, help="Rows
 Concurrency = Annotated[int | None, typer.Option("--concurrency", min=1, help="Requests open at a provider.")]
 RequestsPerMinute = Annotated[float | None, typer.Option("--requests-per-minute", help="The provider's limit.")]
 TokensPerMinute = Annotated[float | None, typer.Option("--tokens-per-minute", help="The provider's limit.")]
+
+
+@dataclass(frozen=True)
+class ProviderOptions:
+    """Who answers. In a command with `@provider_options`, a parameter of this type is these options."""
+
+    provider: ProviderName = OWN
+    model: Model = ""
+    api_key_env: ApiKeyEnv = None
+    batch_rows: BatchRows = None
+    concurrency: Concurrency = None
+    requests_per_minute: RequestsPerMinute = None
+    tokens_per_minute: TokensPerMinute = None
+
+    def job_fields(self) -> dict[str, Any]:
+        """See `job_fields`."""
+        return job_fields(**asdict(self))
+
+
+OWN_REPLICAS = ProviderOptions()
+
+
+def provider_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command for typer, which reads signatures: its one `ProviderOptions` parameter becomes an option a field."""
+    signature = inspect.signature(command, eval_str=True)
+    options = inspect.signature(ProviderOptions, eval_str=True).parameters
+    (taken,) = (name for name, one in signature.parameters.items() if one.annotation is ProviderOptions)
+    flat = [
+        option
+        for name, one in signature.parameters.items()
+        for option in (options.values() if name == taken else [one])
+    ]
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        said = {field.name: given.pop(field.name) for field in fields(ProviderOptions)}
+        command(**given, **{taken: ProviderOptions(**said)})
+
+    with_options.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {option.name: option.annotation for option in flat}
+    return with_options
 
 
 def job_fields(provider: str, model: str, **limits: Any) -> dict[str, Any]:
