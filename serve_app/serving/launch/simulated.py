@@ -1,5 +1,6 @@
-"""A server without a model for application tests, from `simulated.yaml` beside this file or one's own config file. All
-but the engine is real: routes, populations, files and batches, keys and limits.
+"""A server without a model for application tests, from any config file.
+
+All but the engine is real: routes, populations, files and batches, keys and limits.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from serve_app.serving.launch.config import ServeConfig
 from serve_app.serving.launch.wiring import served_names
 from serve_app.settings import REPLICA_DEPLOYMENT
 
-# One instant replica, without vLLM or a model.
-SIMULATED_CONFIG = Path(__file__).with_name("simulated.yaml")
 REPLICAS_PATH = "serve_app.serving.apps:replicas"
 AT_ONCE = {"step_ms": 0, "prefill_ms_per_token": 0}
 # Otherwise read from the model's files.

@@ -22,16 +22,7 @@ from tests.serving.launch.conftest import ENGINE, POLICY, REPLICA, REPLICAS, ROO
 PRESETS = ROOT / "serve_app" / "workloads" / "icm" / "presets"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "config.yaml",
-        "config.gpu.yaml",
-        "config.two-models.yaml",
-        "serve_app/config.yaml",
-        "serve_app/serving/launch/simulated.yaml",
-    ],
-)
+@pytest.mark.parametrize("name", ["config.yaml", "config.gpu.yaml", "config.two-models.yaml", "serve_app/config.yaml"])
 def test_the_shipped_files_have_no_mistakes(name: str) -> None:
     ServeConfig.load(ROOT / name)
 

@@ -11,7 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.errors import BadSettings
 from serve_app.serving.launch.config import ServeConfig, set_store
-from serve_app.serving.launch.simulated import SIMULATED_CONFIG, simulate, write_simulated
+from serve_app.serving.launch.simulated import simulate, write_simulated
 
 ROOT = Path(__file__).parents[3]
 
@@ -69,9 +69,3 @@ def test_other_applications_stay_as_they_are() -> None:
     before = [dict(application) for application in document["applications"][1:]]
     simulate(document)
     assert document["applications"][1:] == before
-
-
-def test_the_packaged_config_is_fit_to_run(tmp_path: Path, free_port: int) -> None:
-    config = loaded(yaml.safe_load(SIMULATED_CONFIG.read_text()), tmp_path, free_port)
-    assert config.worked.models == ("simulated",)
-    assert config.replicas == 1
