@@ -7,10 +7,9 @@ from importlib import metadata
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from serve_app.cli import ctr, icm, k8s, keys, population, server, up
-from serve_app.cli.common import spelling
+from serve_app.cli.common import error_console, spelling
 from serve_app.errors import BadSettings, ServeAppError
 
 app = typer.Typer(
@@ -51,7 +50,7 @@ def main() -> None:
     try:
         app()
     except ServeAppError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False)
+        error_console.print(f"error: {error}", style="bold red", markup=False)
         sys.exit(2 if isinstance(error, BadSettings) else 1)
 
 

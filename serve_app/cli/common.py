@@ -80,7 +80,7 @@ def config_file(given: Path | None) -> Path:
     found = find_config(given)
     if given is None and found == packaged_config():
         # stdout may be JSON only.
-        Console(stderr=True, soft_wrap=True).print(
+        error_console.print(
             f"no config.yaml here: taking {found}, which comes with the package (`serve-app init` copies it here)",
             markup=False,
             highlight=False,

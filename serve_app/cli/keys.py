@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from serve_app.cli.common import Json, console, print_whole
+from serve_app.cli.common import Json, console, error_console, print_whole
 from serve_app.errors import BadSettings
 
 app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
@@ -42,7 +41,7 @@ def create(
         "expires": expires,
     }
     key = create_key(file, name, **{option: value for option, value in options.items() if value})
-    Console(stderr=True, soft_wrap=True).print(f"key '{name}' is in {file}; it is shown only now:", markup=False)
+    error_console.print(f"key '{name}' is in {file}; it is shown only now:", markup=False)
     console.print(key, markup=False, highlight=False)
 
 
