@@ -4,11 +4,23 @@ level and overflows the C stack at some 10^5, and aliases of aliases ("billion l
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 MOST_NESTED = 100
 # Fields and items, aliases written out.
 MOST_NODES = 1_000_000
+
+
+def load(text: str | bytes, loader: Any = yaml.CSafeLoader) -> Any:
+    """The document. Raises ValueError or yaml.YAMLError, and nothing else."""
+    check_size(text)
+    try:
+        return yaml.load(text, loader)
+    # `!!int ""` is an IndexError in PyYAML's constructors, `!!bool x` a KeyError, `!!timestamp x` an AttributeError.
+    except (LookupError, AttributeError, TypeError) as error:
+        raise ValueError(f"a value is not of the type that its tag says: {error!r}") from error
 
 
 def check_size(text: str | bytes) -> None:

@@ -38,6 +38,17 @@ def test_deep_json_is_refused(tmp_path: Path, read: Callable[[Path], Any]) -> No
         read(path)
 
 
+@pytest.mark.parametrize("value", ['!!int ""', "!!bool x", "!!timestamp x", "!!float x", "!!binary ÿ"])
+@pytest.mark.parametrize("read", READERS)
+def test_a_value_that_is_not_what_its_tag_says_is_refused(
+    tmp_path: Path, read: Callable[[Path], Any], value: str
+) -> None:
+    path = tmp_path / "in.yaml"
+    path.write_text(f"a: {value}")
+    with pytest.raises(BadSettings, match=r"in\.yaml"):
+        read(path)
+
+
 def test_a_bank_whose_key_is_a_list_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "in.yaml"
     path.write_text("? [a]\n: b\n")

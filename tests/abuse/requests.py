@@ -34,7 +34,8 @@ JOB: dict[str, Any] = {
     "price": {"replica_hour": 1.0}, "reuse": True, "structured": {"regex": "a*"},
     "provider": {"base_url": "http://127.0.0.1:9/v1", "model": "m", "max_retries": 0, "timeout_s": 1},
 }  # fmt: skip
-SENDERS = ("rows", "source", "generator")
+STUDY = {"ad": "a", "size": 2, "seed": 1, "platform": "p", "mode": "score", "swap": "none", "strata": ["gender"],
+         "bank": "default", "context": "c"}  # fmt: skip
 BATCH = {"input_file_id": "file-" + "0" * 24, "endpoint": "/v1/chat/completions", "completion_window": "24h",
          "metadata": {"a": "b"}, "output_expires_after": {"anchor": "created_at", "seconds": 3600}}  # fmt: skip
 PATHS = ("/v1/populations/{}", "/v1/populations/{}/results", "/v1/populations/{}/events", "/v1/populations/{}/resume",
@@ -89,7 +90,7 @@ def _job(junk: Junk, known: Known) -> tuple[str, Request]:
         spec = {**spec, "source": junk.url(), "format": junk.pick(*FORMATS, None)}
         del spec["rows"]
     elif given == "generator":
-        spec["generator"] = {"name": junk.pick("ctr", junk.text()), "arguments": junk.changed({"ad": "a", "size": 2})}
+        spec["generator"] = {"name": junk.pick("ctr", junk.text()), "arguments": junk.changed(STUDY)}
         del spec["rows"]
     elif given == "template":
         from tests.abuse.junk import TEMPLATES

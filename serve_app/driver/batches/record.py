@@ -28,6 +28,8 @@ FIELD = "batch"
 BATCH_ID = re.compile(r"batch_([0-9a-f]{24})")
 JOB_ID = re.compile(r"batch-([0-9a-f]{24})")
 WINDOW = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+# JSON may have them alone, and no store can keep them.
+SURROGATE = re.compile("[\ud800-\udfff]")
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 End = Literal["completed", "failed", "expired", "cancelled"]
@@ -54,6 +56,8 @@ class BatchRequest(Frozen):
     def _short(cls, metadata: dict[str, str] | None) -> dict[str, str] | None:
         if any(len(name) > 64 or len(value) > 512 for name, value in (metadata or {}).items()):
             raise ValueError("names have at most 64 characters, values 512")
+        if any(SURROGATE.search(text) for pair in (metadata or {}).items() for text in pair):
+            raise ValueError("half a surrogate pair is no text in UTF-8")
         return metadata
 
     @property

@@ -31,7 +31,7 @@ import msgspec
 import yaml
 from pydantic import AwareDatetime, Field, ValidationError
 
-from serve_app.bounded_yaml import check_size
+from serve_app.bounded_yaml import load
 from serve_app.errors import BadSettings
 from serve_app.fields import Frozen
 
@@ -127,10 +127,9 @@ def _decode(content: bytes, suffix: str) -> Any:
     if suffix == ".json":
         return msgspec.json.decode(content)
     try:
-        check_size(content)
+        return load(content)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
-    return msgspec.yaml.decode(content)
 
 
 def _by_hash(files: Sequence[Path]) -> dict[str, Key]:

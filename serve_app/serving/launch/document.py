@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from serve_app.bounded_yaml import check_size
+from serve_app.bounded_yaml import load
 from serve_app.errors import BadSettings
 from serve_app.mistakes import Mistake, sharpest
 from serve_app.mistakes import Path as Place
@@ -22,9 +22,8 @@ class Document:
         self._twice: list[Mistake] = []
         try:
             text = path.read_text()
-            check_size(text)
+            self.data: dict[Any, Any] = load(text)
             node = yaml.compose(text, yaml.CSafeLoader)
-            self.data: dict[Any, Any] = yaml.load(text, yaml.CSafeLoader)  # a safe loader
         except OSError as error:
             raise BadSettings(f"{path}: {error.strerror or error}") from error
         except UnicodeDecodeError as error:

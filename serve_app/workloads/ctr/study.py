@@ -33,6 +33,10 @@ from serve_app.workloads.ctr.result import Result
 SIZE = 1000
 # A stratified sample of a bank is drawn from this many times its size, to include rare strata.
 POOL = 20
+# That sample is held in memory, some 10 KB for each person that is asked for.
+MOST_STRATIFIED = 100_000
+# More than there are, and few enough to count their rows.
+MOST_PEOPLE = 10**12
 
 
 class Client(Protocol):
@@ -76,6 +80,9 @@ class Study:
         self.question  # noqa: B018  # raises
         if self.size is not None and self.size < 1:
             raise BadSettings("--population-size must be at least 1")
+        most = MOST_STRATIFIED if self.strata and self.profiles is None else MOST_PEOPLE
+        if self.size is not None and self.size > most:
+            raise BadSettings(f"--population-size must be at most {most:,}{' with --stratify' if self.strata else ''}")
         if self.seed < 0:
             raise BadSettings("--seed must be at least 0")
         if self.allocation not in ("proportional", "equal"):

@@ -1,5 +1,6 @@
 """Batches over HTTP and by handle."""
 
+import json
 from typing import Any
 
 import httpx
@@ -49,10 +50,13 @@ async def test_a_wrong_request_is_refused_at_once_with_the_field_that_is_wrong(m
             ({"input_file_id": picture}, "input_file_id"),
             ({"metadata": {"k": "v" * 513}}, "metadata"),
             ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
+            ({"metadata": {"k": "\ud800"}}, "metadata"),
+            ({"metadata": {"\udfff": "v"}}, "metadata"),
             ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds"),
             ({"unknown": 1}, "unknown"),
         ):
-            answer = await client.post("/batches", json={**good, **change})
+            headers = {"content-type": "application/json"}
+            answer = await client.post("/batches", content=json.dumps({**good, **change}), headers=headers)
             assert answer.status_code == 400, change
             assert answer.json()["error"]["param"] == param
         assert (await client.get("/batches")).json()["data"] == []

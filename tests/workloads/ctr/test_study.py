@@ -94,6 +94,8 @@ def test_a_generator_refuses_what_a_study_refuses_and_paths(arguments: dict[str,
     ("fields", "problem"),
     [
         ({"size": 0}, "--population-size must be at least 1"),
+        ({"size": 10**400}, "--population-size must be at most 1,000,000,000,000"),
+        ({"size": 10**8, "strata": ("gender",)}, "--population-size must be at most 100,000 with --stratify"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"allocation": "fair"}, "--allocation 'fair' is unknown"),
         ({"strata": ("age:x",)}, "--stratify age:x"),

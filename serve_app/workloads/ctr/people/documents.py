@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from serve_app.bounded_yaml import check_size
+from serve_app.bounded_yaml import load
 from serve_app.errors import BadSettings
 
 M = TypeVar("M", bound=pydantic.BaseModel)
@@ -30,8 +30,7 @@ def parse_document(text: str, *, as_json: bool = False) -> Any:
     """The same of text. Raises yaml.YAMLError or ValueError."""
     if as_json:
         return json.loads(text, object_pairs_hook=_without_doubles)
-    check_size(text)
-    return yaml.load(text, _StrictLoader)
+    return load(text, _StrictLoader)
 
 
 def validated(model: type[M], document: Any, where: str) -> M:
