@@ -202,12 +202,10 @@ class JobStore:
                 if before["model"] == model and before["identity"] in ("", identity):
                     return before["identity"]
                 now = _named({"model": model, "identity": identity})
-                now = _named({"model": model, "identity": identity})
                 raise JobConflict(
                     f"job '{self.job_id}' was answered as another question than would be asked now: by "
-                    f"{_named(before)}, and the replicas serve {now}: serve "
-                    "the model that it began with (weights, tokenizer, chat template, data type, adapters), or submit "
-                    "a new job"
+                    f"{_named(before)}, and the replicas serve {now}: serve the model that it began with (weights, "
+                    "tokenizer, chat template, data type, adapters), or submit a new job"
                 )
             mine: AnsweredBy = {"model": model, "identity": "" if self.answered() else identity}
             with suppress(FileChanged):
