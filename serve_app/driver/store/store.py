@@ -175,7 +175,8 @@ class JobStore:
         return found
 
     def update(self, *, expected: Collection[JobState] = tuple(JobState), **changed: Unpack[Change]) -> None:
-        """Replace fields of the manifest, all or none, if the state is among the `expected`.
+        """Replace fields of the manifest, all or none, if the state is among the `expected`. A `report` keeps those of
+        its figures that are not given anew.
 
         Raises JobConflict if it is not, and then nothing is written: another driver may have ended the job.
         """
@@ -183,8 +184,9 @@ class JobStore:
             manifest, version = self._load()
             if manifest["state"] not in expected:
                 raise JobConflict(f"job '{self.job_id}' is {manifest['state']}, by another driver or request")
+            report = {**manifest["report"], **changed.get("report", {})}
             try:
-                replace_file(self._folder, {**manifest, **changed}, version)
+                replace_file(self._folder, {**manifest, **changed, "report": report}, version)
                 return
             except FileChanged:
                 continue
