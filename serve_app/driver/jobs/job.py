@@ -260,7 +260,7 @@ async def write_end(job: JobStore, state: JobState, message: str, figures: dict[
 
 def status_of(job: JobStore) -> JobStatus:
     """The status of a job that nobody runs, from what it left in the store."""
-    manifest, spec = job.manifest(), job.spec()
+    manifest, spec = job.read()
     report: dict[str, Any] = {k: v for k, v in manifest["report"].items() if k in JobStatus.model_fields}
     reports = [log.report for log in job.parts()]
     tally = total(msgspec.convert(report, Tally) for report in reports if report)

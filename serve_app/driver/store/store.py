@@ -154,13 +154,15 @@ class JobStore:
         self._folder.delete(MANIFEST)
         self._folder.clear()
 
+    def read(self) -> tuple[Manifest, dict[str, Any]]:
+        """The job's state, and what was asked."""
+        manifest, _ = self._load()
+        spec = manifest.pop("spec", None)
+        return manifest, msgspec.json.decode(self._folder.read("job.json")) if spec is None else spec
+
     def spec(self) -> dict[str, Any]:
         """What was asked."""
-        manifest, _ = self._load()
-        if "spec" in manifest:
-            return manifest["spec"]
-        spec: dict[str, Any] = msgspec.json.decode(self._folder.read("job.json"))
-        return spec
+        return self.read()[1]
 
     def manifest(self) -> Manifest:
         """The job's state."""
