@@ -18,7 +18,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
-from serve_app.addresses import PUBLIC, Reach
+from serve_app.addresses import PORTS, PUBLIC, Reach
 from serve_app.atomic import atomic_write, sync_folder
 from serve_app.errors import BadSettings, FileChanged, StoreError
 from serve_app.storage import web
@@ -53,7 +53,7 @@ def resolve(url: str, reach: Reach = PUBLIC) -> tuple[FileSystem, str]:
     try:
         if scheme[1].lower() in ARROW_SCHEMES:
             return FileSystem.from_uri(url)
-        return _fsspec(url, web.options(reach) if scheme[1].lower() in web.SCHEMES else {})
+        return _fsspec(url, web.options(reach) if scheme[1].lower() in PORTS else {})
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
         raise BadSettings(f"{base}: {reason(error)}") from error  # the query may hold a signature
 
