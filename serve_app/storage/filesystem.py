@@ -30,6 +30,8 @@ ARROW_SCHEMES = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}
 ATOMIC = {"local", "s3", "gcs", "abfs"}
 # Held during a conditional replace: a write and two disk syncs.
 LOCK, LOCK_WAIT_S = ".lock", 10.0
+# A writer that does not know of a deletion stops at its next commit.
+CLEAR_TRIES, CLEAR_PAUSE_S = 10, 0.05
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 # A file's version: its content on a local disk, else the server's.
@@ -71,10 +73,6 @@ def join(url: str, *names: str) -> str:
         return os.path.join(url, *names)
     base, mark, query = url.partition("?")
     return "/".join([base.rstrip("/"), *names]) + mark + query
-
-
-# A writer that does not know of a deletion stops at its next commit.
-CLEAR_TRIES, CLEAR_PAUSE_S = 10, 0.05
 
 
 @dataclass(frozen=True)
