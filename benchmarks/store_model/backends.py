@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import obstore
 import pyarrow as pa
 from obstore.exceptions import GenericError
 from obstore.store import MemoryStore, ObjectStore, S3Store
-from pyarrow.fs import FileInfo, FileSystemHandler, FileType, PyFileSystem
+from pyarrow.fs import FileInfo, FileSystemHandler, FileType, PyFileSystem, S3FileSystem
 
 from benchmarks.store_model.schedule import hooked, request
 from serve_app import atomic
@@ -86,8 +87,6 @@ def _s3() -> Iterator[ObjectStore]:
         host, port = server.get_host_and_port()
         keys: Any = {"access_key_id": "testing", "secret_access_key": "testing", "region": "us-east-1"}
         bucket = S3Store("bucket", endpoint=f"http://{host}:{port}", client_options={"allow_http": True}, **keys)
-        from pyarrow.fs import S3FileSystem
-
         S3FileSystem(
             access_key="testing",
             secret_key="testing",
@@ -143,11 +142,13 @@ class _Reading(FileSystemHandler):
     def get_file_info_selector(self, selector: Any) -> list[FileInfo]:
         return request(f"lists {_short(selector.base_dir)}", lambda: self.inside(selector.base_dir), error=OSError)
 
+    @abstractmethod
     def content(self, path: str) -> bytes:
-        raise NotImplementedError
+        """The file's."""
 
+    @abstractmethod
     def inside(self, path: str) -> list[FileInfo]:
-        raise NotImplementedError
+        """The folder's files."""
 
     normalize_path = get_file_info = create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = _unused
     delete_file = move = copy_file = open_input_stream = open_output_stream = open_append_stream = _unused

@@ -5,14 +5,13 @@ Knows what a log promises. Does not know what lies underneath (see `backends.py`
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from benchmarks.store_model.schedule import Actor, Killed, Schedule
-from serve_app.driver.store.log import OutcomeLog
+from serve_app.driver.store.log import OutcomeLog, id_keys
 from serve_app.errors import JobConflict, ServeAppError, StoreError
 from serve_app.schema import Outcome
 from serve_app.storage.filesystem import Folder
@@ -108,8 +107,7 @@ class Driver:
 
     def __call__(self) -> None:
         self._log.begin()
-        keys = [hashlib.sha256(name.encode()).digest()[:16] for name in self._names]
-        found = self._log.committed().lookup(keys)
+        found = self._log.committed().lookup(id_keys(self._names))
         todo = [name for name, content in zip(self._names, found, strict=True) if content is None]
         size = 1 + len(todo) % 2
         for start in range(0, len(todo), size):

@@ -18,7 +18,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
-from serve_app.addresses import PUBLIC, Reach
+from serve_app.addresses import PORTS, PUBLIC, Reach
 from serve_app.atomic import atomic_write, sync_folder
 from serve_app.errors import BadSettings, FileChanged, StoreError
 from serve_app.storage import web
@@ -30,6 +30,8 @@ ARROW_SCHEMES = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}
 ATOMIC = {"local", "s3", "gcs", "abfs"}
 # Held during a conditional replace: a write and two disk syncs.
 LOCK, LOCK_WAIT_S = ".lock", 10.0
+# A writer that does not know of a deletion stops at its next commit.
+CLEAR_TRIES, CLEAR_PAUSE_S = 10, 0.05
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 # A file's version: its content on a local disk, else the server's.
@@ -53,7 +55,7 @@ def resolve(url: str, reach: Reach = PUBLIC) -> tuple[FileSystem, str]:
     try:
         if scheme[1].lower() in ARROW_SCHEMES:
             return FileSystem.from_uri(url)
-        return _fsspec(url, web.options(reach) if scheme[1].lower() in web.SCHEMES else {})
+        return _fsspec(url, web.options(reach) if scheme[1].lower() in PORTS else {})
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
         raise BadSettings(f"{base}: {reason(error)}") from error  # the query may hold a signature
 
@@ -71,10 +73,6 @@ def join(url: str, *names: str) -> str:
         return os.path.join(url, *names)
     base, mark, query = url.partition("?")
     return "/".join([base.rstrip("/"), *names]) + mark + query
-
-
-# A writer that does not know of a deletion stops at its next commit.
-CLEAR_TRIES, CLEAR_PAUSE_S = 10, 0.05
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from typing import Any
 
 from serve_app.addresses import Reach
 
-SCHEMES = ("http", "https")
-
 
 def options(reach: Reach) -> dict[str, Any]:
     """Options of fsspec's HTTPFileSystem."""

@@ -8,7 +8,7 @@ import urllib.request
 
 import httpx
 
-from serve_app.addresses import Reach
+from serve_app.addresses import PORTS, Reach
 from serve_app.errors import BadSettings
 
 
@@ -21,7 +21,7 @@ class CheckedTransport(httpx.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         host, url = request.url.host, request.url
-        port = url.port or (443 if url.scheme == "https" else 80)
+        port = url.port or PORTS[url.scheme]
         addresses = await self._look_up(host, port)
         request.extensions = {**request.extensions, "sni_hostname": host}  # the name in the certificate
         for last, address in enumerate(addresses, 1 - len(addresses)):

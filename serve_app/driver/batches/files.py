@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, Literal
@@ -137,16 +137,11 @@ class FileStore:
                     return found[:limit], True
         return found, False
 
-    def _ids(self) -> list[str]:
-        names = (info.base_name for info in self._folder.list())
-        return [name.removesuffix(".json") for name in names if name.endswith(".json") and _is_id(name[:-5])]
-
     def _written(self) -> dict[str, int]:
         """When each file's content was written whole, in Unix nanoseconds. An id tells only when that began, and a
         batch's output has its batch's time."""
         found = {info.base_name: info for info in self._folder.list()}
-        ids = [name.removesuffix(".json") for name in found if name.endswith(".json") and _is_id(name[:-5])]
-        return {i: (found[i].mtime_ns if i in found else None) or _stamped(i) for i in ids}
+        return {i: (found[i].mtime_ns if i in found else None) or _stamped(i) for i in _described_ids(found)}
 
     def content(self, file_id: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """The file's bytes [start, stop), in blocks. Raises NoSuchFile at once."""
@@ -183,18 +178,19 @@ class FileStore:
 
     def sweep(self) -> int:
         """Remove expired files and the rest of interrupted uploads; returns how many."""
-        described = set(self._ids())
+        listed = self._folder.list()
+        described = set(_described_ids(info.base_name for info in listed))
         gone = 0
-        for file_id in described:
-            stored = self._described(file_id)
-            if stored is not None and self._expired(stored):
-                self._remove(file_id)
-                gone += 1
-        for info in self._folder.list():
+        for info in listed:
             name = info.base_name
             age_s = self._now() - info.mtime_ns / 1e9 if info.mtime_ns else 0.0
             if info.is_file and name.removesuffix(".json") not in described and age_s > ORPHAN_S:
                 self._folder.delete(name)
+                gone += 1
+        for file_id in described:
+            stored = self._described(file_id)
+            if stored is not None and self._expired(stored):
+                self._remove(file_id)
                 gone += 1
         return gone
 
@@ -232,6 +228,11 @@ def _checked(file_id: str) -> str:
 
 def _description(file_id: str) -> str:
     return f"{file_id}.json"
+
+
+def _described_ids(names: Iterable[str]) -> list[str]:
+    """Ids of the files whose description is among the names."""
+    return [name.removesuffix(".json") for name in names if name.endswith(".json") and _is_id(name[:-5])]
 
 
 def _pages(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -6,7 +6,6 @@ driver that dies while writing leaves none, and the next one starts over.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 from serve_app.driver.batches.files import FileStore
 from serve_app.driver.sources.requests import answered_line, lost_line, refused_line
 from serve_app.driver.sources.source import Source
+from serve_app.driver.store.log import id_keys
 from serve_app.driver.store.store import JobStore
 from serve_app.errors import BadSettings
 from serve_app.openai.usage import Usage, usage_of_response
@@ -91,7 +91,7 @@ class BatchOutput:
         try:
             rows = open_source().rows()
             while some := list(islice(rows, LOOKUP_ROWS)):
-                keys = [hashlib.sha256(row.custom_id.encode()).digest()[:16] for row in some]
+                keys = id_keys(row.custom_id for row in some)
                 found = [ids.lookup(keys) for ids in committed]
                 for i, row in enumerate(some):
                     if any(part[i] is not None for part in found):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from itertools import pairwise, starmap
 from typing import Any, Protocol, TypeVar
 
@@ -195,21 +196,11 @@ class JobRun:
         return make_plan(max(1, self._rows), available, min_rows=low, max_rows=high)
 
     async def end(self, state: JobState, message: str) -> None:
-        """Record how the job ended, with its last figures, however long the store is away: until it is written, the
-        job counts as running. If it was ended, or deleted, by somebody else, that stays."""
+        """Record how the job ended, with its last figures: see `write_end`. Until then it counts as running."""
         figures = self.status().model_dump(exclude={"id", "state", "message", "eta_s"})
         self._message = f"ending as {state}{': ' if message else ''}{message}"
-
-        def write() -> None:
-            report = {**self.job.manifest()["report"], **figures}
-            self.job.update(expected=ACTIVE, state=state, message=message, report=report)
-
-        try:
-            await while_store_is_away(lambda: finish_in_thread(write))
-        except (JobConflict, JobNotFound) as error:
-            logger.warning("%s; it would have ended here as %s", error, state)
-            return
-        self._state, self._message = state, message
+        if await write_end(self.job, state, message, figures):
+            self._state, self._message = state, message
 
     def status(self) -> JobStatus:
         """The job as it is now."""
@@ -255,9 +246,21 @@ class JobRun:
         )
 
 
+async def write_end(job: JobStore, state: JobState, message: str, figures: dict[str, Any]) -> bool:
+    """Record how the job ended, however long the store is away. False if it was ended, or deleted, by somebody else:
+    that stays."""
+    update = partial(job.update, expected=ACTIVE, state=state, message=message, report=figures)
+    try:
+        await while_store_is_away(lambda: finish_in_thread(update))
+    except (JobConflict, JobNotFound) as error:
+        logger.warning("%s; it would have ended here as %s", error, state)
+        return False
+    return True
+
+
 def status_of(job: JobStore) -> JobStatus:
     """The status of a job that nobody runs, from what it left in the store."""
-    manifest, spec = job.manifest(), job.spec()
+    manifest, spec = job.read()
     report: dict[str, Any] = {k: v for k, v in manifest["report"].items() if k in JobStatus.model_fields}
     reports = [log.report for log in job.parts()]
     tally = total(msgspec.convert(report, Tally) for report in reports if report)

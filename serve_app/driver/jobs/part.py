@@ -7,7 +7,6 @@ own (see `driver/runner.py`).
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from serve_app.driver.jobs.tally import Tally
 from serve_app.driver.sources.requests import value_and_error
 from serve_app.driver.sources.source import Source
 from serve_app.driver.store.idmap import IdMap
-from serve_app.driver.store.log import OutcomeLog
+from serve_app.driver.store.log import OutcomeLog, id_keys
 from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.threads import finish_in_thread
 from serve_app.errors import BadSettings, JobConflict
@@ -210,7 +209,7 @@ class PartRun:
     def _without_committed(self, keys: Sequence[RowKey]) -> list[int]:
         if self._committed is None:
             return list(range(len(keys)))
-        found = self._committed.lookup([hashlib.sha256(key.custom_id.encode()).digest()[:16] for key in keys])
+        found = self._committed.lookup(id_keys(key.custom_id for key in keys))
         for key, before in zip(keys, found, strict=True):
             if before is not None and before != int(key.content_hash[:16], 16):
                 raise JobConflict(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
-from serve_app.driver.jobs.job import ACTIVE, JobRun
+from serve_app.driver.jobs.job import JobRun, write_end
 from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore
 from serve_app.driver.threads import finish_in_thread
@@ -98,13 +98,8 @@ class Turn:
     async def _end(self, state: JobState, message: str) -> None:
         if self.run is not None:
             await self.run.end(state, message)
-            return
-        try:
-            await while_store_is_away(
-                lambda: finish_in_thread(self.job.update, expected=ACTIVE, state=state, message=message)
-            )
-        except (JobConflict, JobNotFound) as error:
-            logger.warning("%s; it would have ended here as %s", error, state)
+        else:
+            await write_end(self.job, state, message, {})
 
 
 def _reason(error: Exception) -> str:

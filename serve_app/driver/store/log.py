@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve_app.driver.store.idmap import IdMap
+from serve_app.driver.store.idmap import KEY_BYTES, IdMap
 from serve_app.driver.store.manifest import MANIFEST, PartManifest, Segment, load_file, replace_file, rows_of
 from serve_app.driver.store.table import SCHEMA, grouped, read_outcomes, to_table
 from serve_app.errors import FileChanged, JobConflict, StoreError, TakenOver
@@ -29,6 +29,12 @@ MERGED_ROWS = 64 * 64 * 1024
 TRIES = 100
 # A segment's epoch, also in the name under which a disk holds it until it is whole.
 EPOCH = re.compile(r"\.?(\d+)-")
+
+
+def id_keys(custom_ids: Iterable[str | bytes]) -> list[bytes]:
+    """Their keys in `OutcomeLog.committed`: the first 16 bytes of SHA-256 of each in UTF-8."""
+    encoded = (one if isinstance(one, bytes) else one.encode() for one in custom_ids)
+    return [hashlib.sha256(one).digest()[:KEY_BYTES] for one in encoded]
 
 
 class OutcomeLog:
@@ -88,13 +94,13 @@ class OutcomeLog:
             yield from read_outcomes(table)
 
     def committed(self) -> IdMap:
-        """First 16 bytes of SHA-256 of each committed custom_id -> first 64 bits of the row's content hash."""
+        """`id_keys` of each committed custom_id -> first 64 bits of the row's content hash."""
         ids = IdMap()
         for table in self.tables(columns=["custom_id", "content_hash"]):
             names: list[Any] = table["custom_id"].cast(pa.binary()).to_pylist()
             contents: list[Any] = table["content_hash"].to_pylist()
             hashes = bytes.fromhex("".join([content[:16] for content in contents]))
-            ids.add([hashlib.sha256(name).digest()[:16] for name in names], np.frombuffer(hashes, ">u8"))
+            ids.add(id_keys(names), np.frombuffer(hashes, ">u8"))
         pa.default_memory_pool().release_unused()
         return ids
 

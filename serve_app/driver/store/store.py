@@ -154,13 +154,15 @@ class JobStore:
         self._folder.delete(MANIFEST)
         self._folder.clear()
 
+    def read(self) -> tuple[Manifest, dict[str, Any]]:
+        """The job's state, and what was asked."""
+        manifest, _ = self._load()
+        spec = manifest.pop("spec", None)
+        return manifest, msgspec.json.decode(self._folder.read("job.json")) if spec is None else spec
+
     def spec(self) -> dict[str, Any]:
         """What was asked."""
-        manifest, _ = self._load()
-        if "spec" in manifest:
-            return manifest["spec"]
-        spec: dict[str, Any] = msgspec.json.decode(self._folder.read("job.json"))
-        return spec
+        return self.read()[1]
 
     def manifest(self) -> Manifest:
         """The job's state."""
@@ -175,7 +177,8 @@ class JobStore:
         return found
 
     def update(self, *, expected: Collection[JobState] = tuple(JobState), **changed: Unpack[Change]) -> None:
-        """Replace fields of the manifest, all or none, if the state is among the `expected`.
+        """Replace fields of the manifest, all or none, if the state is among the `expected`. A `report` keeps those of
+        its figures that are not given anew.
 
         Raises JobConflict if it is not, and then nothing is written: another driver may have ended the job.
         """
@@ -183,8 +186,9 @@ class JobStore:
             manifest, version = self._load()
             if manifest["state"] not in expected:
                 raise JobConflict(f"job '{self.job_id}' is {manifest['state']}, by another driver or request")
+            report = {**manifest["report"], **changed.get("report", {})}
             try:
-                replace_file(self._folder, {**manifest, **changed}, version)
+                replace_file(self._folder, {**manifest, **changed, "report": report}, version)
                 return
             except FileChanged:
                 continue
@@ -202,12 +206,10 @@ class JobStore:
                 if before["model"] == model and before["identity"] in ("", identity):
                     return before["identity"]
                 now = _named({"model": model, "identity": identity})
-                now = _named({"model": model, "identity": identity})
                 raise JobConflict(
                     f"job '{self.job_id}' was answered as another question than would be asked now: by "
-                    f"{_named(before)}, and the replicas serve {now}: serve "
-                    "the model that it began with (weights, tokenizer, chat template, data type, adapters), or submit "
-                    "a new job"
+                    f"{_named(before)}, and the replicas serve {now}: serve the model that it began with (weights, "
+                    "tokenizer, chat template, data type, adapters), or submit a new job"
                 )
             mine: AnsweredBy = {"model": model, "identity": "" if self.answered() else identity}
             with suppress(FileChanged):
