@@ -24,9 +24,8 @@ import pytest
 import yaml
 
 from benchmarks.common import console, keep_replicas_apart, machine, publish
-from serve_app.serving.launch.config import set_store
 from serve_app.serving.launch.local import local_serve
-from tests.conftest import unused_port
+from tests.conftest import own_document
 from tests.contract.conftest import CONTRACT_URL
 from tests.contract.fuzz import SKIPPED, fuzz
 from tests.contract.tally import Tally
@@ -72,9 +71,7 @@ def server(base_url: str | None, config: Path) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        document = yaml.safe_load(config.read_text())
-        document["http_options"]["port"] = unused_port()
-        set_store(document, str(folder / "runs"))
+        document = own_document(folder, config)
         keep_replicas_apart(document)
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(document))

@@ -19,10 +19,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.serving.launch.config import set_store
 from serve_app.serving.launch.local import local_serve
-from serve_app.serving.launch.simulated import write_simulated
-from tests.conftest import unused_port
+from serve_app.serving.launch.simulated import simulate
+from tests.conftest import own_document, unused_port
 from tests.journeys import analyst, engineer, operator, pages, researcher
 from tests.journeys.kit import ROOT, Person
 
@@ -75,13 +74,11 @@ def walk(folder: Path) -> dict[str, Person]:
     people = {"operator": person_in(folder / "operator", f"http://127.0.0.1:{unused_port()}")}
     console.print("operator")
     operator.journey(people["operator"])
-    document = yaml.safe_load((ROOT / "config.yaml").read_text())
-    document["http_options"]["port"] = unused_port()
-    set_store(document, str(folder / "runs"))
+    document = own_document(folder)
+    simulate(document)
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(document))
-    simulated = write_simulated(config, folder / "simulated.yaml")
-    with local_serve(simulated, log=folder / "serve.log", on_wait=console.print) as base_url:
+    with local_serve(config, log=folder / "serve.log", on_wait=console.print) as base_url:
         for who, journey in ON_A_SERVER.items():
             console.print(who)
             people[who] = person_in(folder / who, base_url)

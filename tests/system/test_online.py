@@ -33,7 +33,7 @@ from serve_app.serving.gate.limits import SLOT_S, WINDOW_S
 from serve_app.serving.launch.local import local_serve
 from serve_app.spec import JobSpec
 from tests.collector import Collector, collect
-from tests.conftest import ROOT, unused_port
+from tests.conftest import own_document
 from tests.system.lora import write_adapter
 
 pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(1200)]
@@ -82,14 +82,12 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
         "limited": create_key(file, "limited", requests_per_minute=LIMIT),
         "operator": create_key(file, "operator", scopes=["populations"]),
     }
-    document = yaml.safe_load((ROOT / "config.yaml").read_text())
-    document["http_options"]["port"] = unused_port()
+    document = own_document(folder)
     document["applications"] = document["applications"][:2]
-    replicas, driver = (application["args"] for application in document["applications"])
+    replicas = document["applications"][0]["args"]
     adapter = {"name": ADAPTER, "path": str(write_adapter(folder / "adapter"))}
     replicas["engine"] |= {"enable_lora": True, "max_lora_rank": 8, "lora_modules": [adapter]}
     replicas["access"] = {"key_files": [str(file)], "write_timeout_s": 5}
-    driver["store"] = str(folder / "runs")
     (folder / "config.yaml").write_text(yaml.safe_dump(document))
     with collect() as collector:
         env = {
