@@ -5,7 +5,6 @@ Knows presets, GPU types, images and names. Does not know manifests. `_lay_over`
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from importlib.metadata import version
@@ -224,17 +223,6 @@ class Values(Frozen):
         return "://" not in self.store
 
 
-# For hints.
-PARTS: dict[str, type[Frozen]] = {
-    "images": Images,
-    "storage": Storage,
-    "redis": Redis,
-    "ingress": Ingress,
-    "gpus": Gpu,
-    "presets": Preset,
-}
-
-
 def digest(document: Any) -> str:
     """Eight hex digits, for names of immutable objects."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]
@@ -286,9 +274,4 @@ def _lay_over(defaults: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
 def _problem(path: Path, error: Any) -> str:
     """`mine.yaml: images.registri: Extra inputs are not permitted; did you mean 'registry'?`."""
     place = [".".join(map(str, error["loc"]))] if error["loc"] else []
-    text = ": ".join([str(path), *place, error["msg"].removeprefix("Value error, ")])
-    if error["type"] == "extra_forbidden":
-        known = (PARTS.get(str(error["loc"][0]), Values) if len(error["loc"]) > 1 else Values).model_fields
-        if near := difflib.get_close_matches(str(error["loc"][-1]), known, n=1):
-            text += f"; did you mean '{near[0]}'?"
-    return text
+    return ": ".join([str(path), *place, error["msg"].removeprefix("Value error, ")])
