@@ -8,20 +8,11 @@ from typing import Any
 
 import yaml
 
+from serve_app.k8s.write_back import quantity
+
 Manifest = dict[str, Any]
 Found = Iterator[tuple[Manifest, str]]
 RAY_KINDS = ("RayService", "RayJob", "RayCluster")
-MULTIPLES = {
-    "": 1.0,
-    "m": 1e-3,
-    "Ki": 2.0**10,
-    "Mi": 2.0**20,
-    "Gi": 2.0**30,
-    "Ti": 2.0**40,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +123,9 @@ def deployments(document: Manifest) -> Iterator[tuple[Manifest, Manifest]]:
             yield application, deployment
 
 
-def amount(value: Any) -> float:
-    """A quantity as a number: 0.5 for "500m", 1024 for "1Ki". Raises ValueError for an invalid quantity."""
-    text = str(value)
-    unit = text.lstrip("0123456789.")
-    if unit not in MULTIPLES or not text[: len(text) - len(unit)]:
-        raise ValueError(f"'{text}' is no quantity")
-    return float(text[: len(text) - len(unit)]) * MULTIPLES[unit]
-
-
 def limit(container: Manifest, resource: str) -> float:
-    """0 if unset."""
-    return amount(((container.get("resources") or {}).get("limits") or {}).get(resource, 0))
+    """0 if unset. Raises ValueError for an invalid quantity."""
+    return float(quantity(((container.get("resources") or {}).get("limits") or {}).get(resource, 0)))
 
 
 def variables(container: Manifest) -> dict[str, Any]:
