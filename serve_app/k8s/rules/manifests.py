@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from serve_app.k8s.write_back import quantity
+from serve_app.k8s.write_back import CLUSTER_FIELDS, quantity
 
 Manifest = dict[str, Any]
 Found = Iterator[tuple[Manifest, str]]
-RAY_KINDS = ("RayService", "RayJob", "RayCluster")
+RAY_KINDS = tuple(CLUSTER_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Template:
 
     @property
     def containers(self) -> list[Manifest]:
-        return [*(self.spec.get("initContainers") or []), *(self.spec.get("containers") or [])]
+        return containers(self.spec)
 
     @property
     def main(self) -> Manifest:
@@ -78,11 +78,15 @@ def of_kind(manifests: Sequence[Manifest], *kinds: str) -> Iterator[Manifest]:
 
 def ray_clusters(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
     """(object, its RayClusterSpec)."""
-    fields = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec"}
     for manifest in of_kind(manifests, *RAY_KINDS):
-        spec = manifest.get("spec") or {}
-        if cluster := spec.get(fields[manifest["kind"]]) if manifest["kind"] in fields else spec:
+        spec, field = manifest.get("spec") or {}, CLUSTER_FIELDS[manifest["kind"]]
+        if cluster := spec.get(field) if field else spec:
             yield manifest, cluster
+
+
+def containers(spec: Manifest) -> list[Manifest]:
+    """All of a pod's spec."""
+    return [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
 
 
 def templates(manifests: Sequence[Manifest]) -> Iterator[Template]:
@@ -114,6 +118,21 @@ def serve_configs(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Man
         if text := holder.get("serveConfigV2") or holder.get("serve.yaml"):
             document = yaml.safe_load(text)
             yield manifest, document if isinstance(document, dict) else {}
+
+
+def ingress_services(ingress: Manifest) -> Iterator[Manifest]:
+    """The Services that an Ingress leads to, as its backends name them."""
+    rules = ingress["spec"].get("rules") or []
+    backends = [path.get("backend") for entry in rules for path in (entry.get("http") or {}).get("paths") or []]
+    for backend in [ingress["spec"].get("defaultBackend"), *backends]:
+        if service := (backend or {}).get("service"):
+            yield service
+
+
+def redis_host(cluster: Manifest) -> str:
+    """Where a RayClusterSpec keeps its state; "" if nowhere."""
+    address = str((cluster.get("gcsFaultToleranceOptions") or {}).get("redisAddress") or "")
+    return address.rpartition("//")[2].partition(":")[0]
 
 
 def deployments(document: Manifest) -> Iterator[tuple[Manifest, Manifest]]:
