@@ -218,10 +218,6 @@ class Values(Frozen):
         """Whether Ray Serve keeps the replicas, so the head needs fault tolerance."""
         return "server" in self.run and not self.presets[self.run["server"]].multi_node
 
-    @property
-    def store_is_mounted(self) -> bool:
-        return "://" not in self.store
-
 
 def digest(document: Any) -> str:
     """Eight hex digits, for names of immutable objects."""

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from tests.abuse.asking import Request
 from tests.abuse.documents import FORMATS, hostile_file
-from tests.abuse.junk import METHODS, TYPES, Junk
+from tests.abuse.junk import METHODS, TEMPLATES, TYPES, Junk
 from tests.abuse.site import MODEL
 
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -34,7 +34,6 @@ JOB: dict[str, Any] = {
     "price": {"replica_hour": 1.0}, "reuse": True, "structured": {"regex": "a*"},
     "provider": {"base_url": "http://127.0.0.1:9/v1", "model": "m", "max_retries": 0, "timeout_s": 1},
 }  # fmt: skip
-SENDERS = ("rows", "source", "generator")
 BATCH = {"input_file_id": "file-" + "0" * 24, "endpoint": "/v1/chat/completions", "completion_window": "24h",
          "metadata": {"a": "b"}, "output_expires_after": {"anchor": "created_at", "seconds": 3600}}  # fmt: skip
 PATHS = ("/v1/populations/{}", "/v1/populations/{}/results", "/v1/populations/{}/events", "/v1/populations/{}/resume",
@@ -92,8 +91,6 @@ def _job(junk: Junk, known: Known) -> tuple[str, Request]:
         spec["generator"] = {"name": junk.pick("ctr", junk.text()), "arguments": junk.changed({"ad": "a", "size": 2})}
         del spec["rows"]
     elif given == "template":
-        from tests.abuse.junk import TEMPLATES
-
         spec["prompt"] = junk.pick(*TEMPLATES)
     elif given == "provider":
         spec["provider"] = {
