@@ -19,7 +19,7 @@ from serve_app.schema import Row
 from serve_app.serving.launch.local import local_serve
 from serve_app.spec import JobSpec
 from tests.conftest import ROOT, own_document
-from tests.system.test_online import wait_for
+from tests.system.kit import wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(900)]
 CHAT, EMBEDDING = "smollm2-short", "all-minilm-l6-v2"
