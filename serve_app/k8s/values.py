@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from serve_app.bounded_yaml import check_size
 from serve_app.errors import BadSettings
 from serve_app.fields import Frozen
 
@@ -239,10 +240,12 @@ def json_schema() -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        check_size(text)
+        document = yaml.safe_load(text)
     except OSError as error:
         raise BadSettings(f"{path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, or too large
         raise BadSettings(f"{path} is not YAML: {error}") from error
     if not isinstance(document, dict | None):
         raise BadSettings(f"{path} is not a values file: it has no fields")
