@@ -6,7 +6,7 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast test-long chaos contract abuse k8s-check lint serve bench docs lock clean
+.PHONY: help setup demo test test-fast test-long chaos contract abuse journeys k8s-check lint serve bench docs lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14

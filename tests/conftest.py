@@ -50,6 +50,16 @@ def served(app: Any, *, lifespan: Literal["auto", "off"] = "auto", port: int = 0
         thread.join()
 
 
+def own_document(folder: Path, config: Path = ROOT / "config.yaml") -> dict[str, Any]:
+    """What is in the config file, but for a free port and a store in `folder`."""
+    from serve_app.serving.launch.config import set_store
+
+    document: dict[str, Any] = yaml.safe_load(config.read_text())
+    document["http_options"]["port"] = unused_port()
+    set_store(document, str(folder / "runs"))
+    return document
+
+
 @dataclass(frozen=True)
 class Cluster:
     base_url: str
@@ -60,13 +70,10 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    from serve_app.serving.launch.config import set_store
     from serve_app.serving.launch.local import local_serve
 
     folder = tmp_path_factory.mktemp("cluster")
-    document = yaml.safe_load((ROOT / "config.yaml").read_text())
-    document["http_options"]["port"] = unused_port()
-    set_store(document, str(folder / "runs"))
+    document = own_document(folder)
     document["applications"][1]["args"]["chunk_rows"] = 16
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(document))

@@ -5,7 +5,6 @@ Knows presets, GPU types, images and names. Does not know manifests. `_lay_over`
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from serve_app.bounded_yaml import check_size
 from serve_app.errors import BadSettings
 from serve_app.fields import Frozen
 
@@ -219,21 +219,6 @@ class Values(Frozen):
         """Whether Ray Serve keeps the replicas, so the head needs fault tolerance."""
         return "server" in self.run and not self.presets[self.run["server"]].multi_node
 
-    @property
-    def store_is_mounted(self) -> bool:
-        return "://" not in self.store
-
-
-# For hints.
-PARTS: dict[str, type[Frozen]] = {
-    "images": Images,
-    "storage": Storage,
-    "redis": Redis,
-    "ingress": Ingress,
-    "gpus": Gpu,
-    "presets": Preset,
-}
-
 
 def digest(document: Any) -> str:
     """Eight hex digits, for names of immutable objects."""
@@ -255,10 +240,12 @@ def json_schema() -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        check_size(text)
+        document = yaml.safe_load(text)
     except OSError as error:
         raise BadSettings(f"{path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, or too large
         raise BadSettings(f"{path} is not YAML: {error}") from error
     if not isinstance(document, dict | None):
         raise BadSettings(f"{path} is not a values file: it has no fields")
@@ -286,9 +273,4 @@ def _lay_over(defaults: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
 def _problem(path: Path, error: Any) -> str:
     """`mine.yaml: images.registri: Extra inputs are not permitted; did you mean 'registry'?`."""
     place = [".".join(map(str, error["loc"]))] if error["loc"] else []
-    text = ": ".join([str(path), *place, error["msg"].removeprefix("Value error, ")])
-    if error["type"] == "extra_forbidden":
-        known = (PARTS.get(str(error["loc"][0]), Values) if len(error["loc"]) > 1 else Values).model_fields
-        if near := difflib.get_close_matches(str(error["loc"][-1]), known, n=1):
-            text += f"; did you mean '{near[0]}'?"
-    return text
+    return ": ".join([str(path), *place, error["msg"].removeprefix("Value error, ")])

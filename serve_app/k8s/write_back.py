@@ -81,20 +81,29 @@ def differences(written: Any, back: Any, place: str = "") -> Iterator[str]:
         yield place
 
 
+def quantity(value: Any) -> Fraction:
+    """As a number: 1/2 for "500m", 1024 for "1Ki". Raises ValueError for an invalid quantity."""
+    return _parsed(value)[0]
+
+
 def canonical_quantity(value: Any) -> str:
     """Kubernetes' canonical form: the largest unit without a fraction. Raises ValueError for an invalid quantity."""
-    if (match := _QUANTITY.fullmatch(str(value))) is None:
-        raise ValueError(f"'{value}' is no quantity")
-    number, binary, decimal, exponent = match.groups()
-    amount = Fraction(number) * (
-        1024 ** BINARY[binary] if binary else Fraction(10) ** int(exponent or 3 * DECIMAL[decimal or ""])
-    )
+    amount, binary, exponent = _parsed(value)
     if binary and abs(amount) >= 1024:
         return _in_units(amount, 1024, BINARY)
     if exponent:
         power = max(p for p in DECIMAL.values() if amount % Fraction(1000) ** p == 0) if amount else 0
         return f"{amount / Fraction(1000) ** power}{f'e{3 * power}' if power else ''}"
     return _in_units(amount, 1000, DECIMAL)
+
+
+def _parsed(value: Any) -> tuple[Fraction, str | None, str | None]:
+    """(amount, binary unit, exponent), the latter two as written."""
+    if (match := _QUANTITY.fullmatch(str(value))) is None:
+        raise ValueError(f"'{value}' is no quantity")
+    number, binary, decimal, exponent = match.groups()
+    unit = 1024 ** BINARY[binary] if binary else Fraction(10) ** int(exponent or 3 * DECIMAL[decimal or ""])
+    return Fraction(number) * unit, binary, exponent
 
 
 def _in_units(amount: Fraction, base: int, units: dict[str, int]) -> str:

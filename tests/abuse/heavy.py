@@ -37,7 +37,7 @@ def _far() -> bytes:
 
 
 def _big_sheet() -> bytes:
-    return workbook(sheet("<row>" + "<c><v>1</v></c>" * 100 + "</row>").replace(b"<row>", b"<row>", 1).replace(
+    return workbook(sheet("<row>" + "<c><v>1</v></c>" * 100 + "</row>").replace(
         b"</sheetData>", b"<row><c><v>1</v></c></row>" * 12_000_000 + b"</sheetData>"))  # fmt: skip
 
 

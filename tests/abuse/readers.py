@@ -29,7 +29,6 @@ KEYS = {"keys": [{"name": "a", "sha256": "0" * 64, "created": "2026-11-21T10:00:
                   "requests_per_minute": 5}]}  # fmt: skip
 # An input may take so long; a workbook has a process of its own that takes some of it.
 BOUND_S = 30.0
-PACKED = ("", ".gz", ".bz2", ".zst")
 
 
 def _population(path: Path, **fields: Any) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from tests.abuse.asking import Request
 from tests.abuse.documents import FORMATS, hostile_file
-from tests.abuse.junk import METHODS, TYPES, Junk
+from tests.abuse.junk import METHODS, TEMPLATES, TYPES, Junk
 from tests.abuse.site import MODEL
 
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -93,8 +93,6 @@ def _job(junk: Junk, known: Known) -> tuple[str, Request]:
         spec["generator"] = {"name": junk.pick("ctr", junk.text()), "arguments": junk.changed(STUDY)}
         del spec["rows"]
     elif given == "template":
-        from tests.abuse.junk import TEMPLATES
-
         spec["prompt"] = junk.pick(*TEMPLATES)
     elif given == "provider":
         spec["provider"] = {

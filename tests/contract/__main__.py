@@ -12,24 +12,21 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import httpx
-import pytest
 import yaml
 
 from benchmarks.common import console, keep_replicas_apart, machine, publish
-from serve_app.serving.launch.config import set_store
 from serve_app.serving.launch.local import local_serve
-from tests.conftest import unused_port
+from tests.conftest import own_document
 from tests.contract.conftest import CONTRACT_URL
 from tests.contract.fuzz import SKIPPED, fuzz
 from tests.contract.tally import Tally
+from tests.outcomes import run_tests
 
 COLUMNS = ["route", "requests", "2xx", "3xx", "4xx", "5xx", "no answer"]
 
@@ -38,7 +35,8 @@ def main() -> int:
     options = _options()
     with server(options.base_url, options.config) as base_url:
         before = processes(base_url)
-        tests = run_tests(base_url)
+        os.environ[CONTRACT_URL] = base_url
+        tests = run_tests("-m", "contract", str(Path(__file__).parent))
         tally, wall_s = Tally(), time.monotonic()
         console.print(f"making up {options.requests} requests with seed {options.seed}")
         fuzz(base_url, requests=options.requests, seed=options.seed, workers=options.workers, tally=tally)
@@ -72,9 +70,7 @@ def server(base_url: str | None, config: Path) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        document = yaml.safe_load(config.read_text())
-        document["http_options"]["port"] = unused_port()
-        set_store(document, str(folder / "runs"))
+        document = own_document(folder, config)
         keep_replicas_apart(document)
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(document))
@@ -86,30 +82,6 @@ def processes(base_url: str) -> set[int]:
     """Ids of the replicas' processes and their engines' workers."""
     replicas = httpx.get(f"{base_url}/v1/populations/replicas", timeout=60).json()["data"]
     return {pid for replica in replicas for pid in (replica["pid"], *replica["engine"]["worker_pids"])}
-
-
-def run_tests(base_url: str) -> Counter[str]:
-    """Run this package's tests against the server; how many passed, failed and were skipped."""
-    outcomes = Outcomes()
-    os.environ[CONTRACT_URL] = base_url
-    # Libraries that the runner has imported already cannot be rewritten by their plugins, which is a warning.
-    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    pytest.main(["-q", *quiet, "-m", "contract", str(Path(__file__).parent)], plugins=[outcomes])
-    return outcomes.counts
-
-
-class Outcomes:
-    """A pytest plugin that counts tests by outcome; one whose set-up fails has failed."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter(passed=0, failed=0, skipped=0)
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
-            self.counts[report.outcome] += 1
-
-    def pytest_collectreport(self, report: Any) -> None:
-        self.counts["failed"] += report.failed
 
 
 def _options() -> argparse.Namespace:

@@ -16,10 +16,9 @@ import yaml
 
 from serve_app.client.replicas import ReplicaClient
 from serve_app.dispatch.render import CharacterRenderer
-from serve_app.serving.launch.config import set_store
 from serve_app.serving.launch.local import local_serve
 from serve_app.serving.launch.simulated import simulate
-from tests.conftest import unused_port
+from tests.conftest import own_document
 from tests.docs.blocks import LANGUAGES, PROSE, ROOT, Block, Reader, blocks, pages
 from tests.fakes import FakePool
 
@@ -31,9 +30,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 def simulated_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """config.yaml's server, but with a simulated engine and a port of its own."""
     folder = tmp_path_factory.mktemp("docs")
-    document = yaml.safe_load((ROOT / "config.yaml").read_text())
-    document["http_options"]["port"] = unused_port()
-    set_store(document, str(folder / "runs"))
+    document = own_document(folder)
     simulate(document)
     document["applications"][0]["deployments"][0]["num_replicas"] = 1
     (folder / "config.yaml").write_text(yaml.safe_dump(document))

@@ -12,19 +12,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.serving.launch.config import set_store
 from serve_app.serving.launch.local import local_serve
-from serve_app.serving.launch.simulated import write_simulated
-from tests.conftest import unused_port
+from serve_app.serving.launch.simulated import simulate
+from tests.conftest import own_document, unused_port
 from tests.journeys import analyst, engineer, operator, pages, researcher
 from tests.journeys.kit import ROOT, Person
+from tests.outcomes import run_tests
 
 console = Console(soft_wrap=True)
 ON_A_SERVER: dict[str, Callable[[Person], None]] = {
@@ -45,7 +43,7 @@ def main() -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         people = walk(Path(name))
-    kinds = {kind: passed(ROOT / path) for kind, path in KINDS.items()}
+    kinds = {kind: run_tests(str(ROOT / path)) for kind, path in KINDS.items()}
     table = Table("journey", "steps", "failed")
     for who, person in people.items():
         table.add_row(who, str(len(person.steps)), str(len(person.failures)))
@@ -75,13 +73,11 @@ def walk(folder: Path) -> dict[str, Person]:
     people = {"operator": person_in(folder / "operator", f"http://127.0.0.1:{unused_port()}")}
     console.print("operator")
     operator.journey(people["operator"])
-    document = yaml.safe_load((ROOT / "config.yaml").read_text())
-    document["http_options"]["port"] = unused_port()
-    set_store(document, str(folder / "runs"))
+    document = own_document(folder)
+    simulate(document)
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(document))
-    simulated = write_simulated(config, folder / "simulated.yaml")
-    with local_serve(simulated, log=folder / "serve.log", on_wait=console.print) as base_url:
+    with local_serve(config, log=folder / "serve.log", on_wait=console.print) as base_url:
         for who, journey in ON_A_SERVER.items():
             console.print(who)
             people[who] = person_in(folder / who, base_url)
@@ -93,21 +89,6 @@ def person_in(folder: Path, base_url: str) -> Person:
     """A person in a new folder."""
     folder.mkdir()
     return Person(folder, base_url)
-
-
-def passed(path: Path) -> dict[str, int]:
-    """How many tests of a file passed and failed."""
-
-    class Counting:
-        counts: dict[str, int] = {"passed": 0, "failed": 0}  # noqa: RUF012  # one file's
-
-        def pytest_runtest_logreport(self, report: Any) -> None:
-            if report.when == "call":
-                self.counts["passed" if report.passed else "failed"] += 1
-
-    counting = Counting()
-    pytest.main(["-q", "-W", "ignore::pytest.PytestAssertRewriteWarning", str(path)], plugins=[counting])
-    return counting.counts
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +39,7 @@ class Person:
 
     def run(self, *arguments: str, code: int = 0) -> str:
         """Type a `serve-app` command and read all that it prints. Raises AssertionError for another exit code."""
-        child = self.start(*arguments)
-        child.expect(pexpect.EOF)
-        child.close()
-        text = plain(str(child.before))
-        assert child.exitstatus == code, f"serve-app {' '.join(arguments)} ended with {child.exitstatus}:\n{text}"
-        return text
+        return _read_to_end(self.start(*arguments), code, f"serve-app {' '.join(arguments)}")
 
     def start(self, *arguments: str) -> pexpect.spawn[str]:
         """Type a command that goes on; it is read by the caller."""
@@ -61,14 +57,15 @@ class Person:
     def interrupt(self, child: pexpect.spawn[str], code: int) -> str:
         """Press Ctrl-C and read the rest."""
         child.sendintr()
-        child.expect(pexpect.EOF)
-        child.close()
-        text = plain(str(child.before))
-        assert child.exitstatus == code, f"ended with {child.exitstatus}:\n{text}"
-        return text
+        return _read_to_end(child, code, "what was interrupted")
 
 
-Journey = Callable[[Person], None]
+def _read_to_end(child: pexpect.spawn[str], code: int, what: str) -> str:
+    child.expect(pexpect.EOF)
+    child.close()
+    text = plain(str(child.before))
+    assert child.exitstatus == code, f"{what} ended with {child.exitstatus}:\n{text}"
+    return text
 
 
 def plain(text: str) -> str:
@@ -84,6 +81,4 @@ def says(text: str, *wanted: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     return {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "SERVE_APP"))}

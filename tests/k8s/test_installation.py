@@ -151,6 +151,16 @@ def test_what_is_wrong_is_said_by_its_field(tmp_path: Path, mine: dict[str, Any]
         made(tmp_path, mine)
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"[" * 5000, "nested deeper"), (b"a: [", "is not YAML"), (b"\xff", "is not YAML"), (b"- a", "has no fields")],
+)
+def test_a_file_that_is_no_values_file_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(BadSettings, match=problem):
+        Values.load(tmp_path / "mine.yaml")
+
+
 def test_the_schema_takes_the_defaults_and_every_overlays_values() -> None:
     import jsonschema
 

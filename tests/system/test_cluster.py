@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES, render_row
 from serve_app.workloads.ctr.people.profiles import generate_profiles
 from serve_app.workloads.ctr.study import Study
 from tests.conftest import Cluster, unused_port
+from tests.system.kit import wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 MODEL = "smollm2-135m-instruct"
@@ -52,13 +52,6 @@ def openai(cluster: Cluster) -> Any:
 
 def replicas(cluster: Cluster) -> list[ReplicaInfo]:
     return PopulationClient(cluster.base_url).replicas()
-
-
-def wait_for(what: str, condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")

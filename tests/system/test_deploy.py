@@ -6,7 +6,6 @@ without an engine.
 
 import asyncio
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -32,6 +31,7 @@ from serve_app.serving.launch.local import local_serve
 from serve_app.settings import ReplicaSettings
 from serve_app.spec import JobSpec
 from tests.conftest import ROOT, unused_port
+from tests.system.kit import dashboard
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 TOKEN_S = 0.1
@@ -157,9 +157,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     log = folder / "serve.log"
     # Ray's processes import this module by the same name.
     with local_serve(folder / "config.yaml", log=log, on_wait=print, env={"PYTHONPATH": str(ROOT)}) as base_url:
-        dashboard = re.search(r"127\.0\.0\.1:\d+", log.read_text().partition("dashboard at")[2])
-        assert dashboard is not None, log.read_text()
-        yield Cluster(base_url, folder, f"http://{dashboard[0]}", PopulationClient(base_url))
+        yield Cluster(base_url, folder, dashboard(log), PopulationClient(base_url))
 
 
 # --- the load ---

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from serve_app.serving.gate.limits import SLOT_S, WINDOW_S
 from serve_app.serving.launch.local import local_serve
 from serve_app.spec import JobSpec
 from tests.collector import Collector, collect
-from tests.conftest import ROOT, unused_port
+from tests.conftest import own_document
+from tests.system.kit import dashboard, wait_for
 from tests.system.lora import write_adapter
 
 pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(1200)]
@@ -82,14 +83,12 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
         "limited": create_key(file, "limited", requests_per_minute=LIMIT),
         "operator": create_key(file, "operator", scopes=["populations"]),
     }
-    document = yaml.safe_load((ROOT / "config.yaml").read_text())
-    document["http_options"]["port"] = unused_port()
+    document = own_document(folder)
     document["applications"] = document["applications"][:2]
-    replicas, driver = (application["args"] for application in document["applications"])
+    replicas = document["applications"][0]["args"]
     adapter = {"name": ADAPTER, "path": str(write_adapter(folder / "adapter"))}
     replicas["engine"] |= {"enable_lora": True, "max_lora_rank": 8, "lora_modules": [adapter]}
     replicas["access"] = {"key_files": [str(file)], "write_timeout_s": 5}
-    driver["store"] = str(folder / "runs")
     (folder / "config.yaml").write_text(yaml.safe_dump(document))
     with collect() as collector:
         env = {
@@ -98,19 +97,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
             "RAY_DEDUP_LOGS": "0",
         }
         with local_serve(folder / "config.yaml", log=folder / "serve.log", on_wait=print, env=env) as base_url:
-            log = (folder / "serve.log").read_text()
-            dashboard = re.search(r"127\.0\.0\.1:\d+", log.partition("dashboard at")[2])
-            assert dashboard is not None, log
-            yield Online(base_url, f"http://{dashboard[0]}", folder, document, keys, collector)
-
-
-def wait_for(what: str, condition: Callable[[], bool], timeout_s: float) -> float:
-    """Seconds that it took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < timeout_s, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.5)
-    return time.monotonic() - started
+            yield Online(base_url, dashboard(folder / "serve.log"), folder, document, keys, collector)
 
 
 # --- keys ---

@@ -9,10 +9,9 @@ import yaml
 
 from serve_app.client.populations import PopulationClient
 from serve_app.schema import Row
-from serve_app.serving.launch.config import set_store
 from serve_app.serving.launch.local import local_serve
 from serve_app.spec import JobSpec
-from tests.conftest import ROOT, unused_port
+from tests.conftest import ROOT, own_document
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 # Shorter than a step of this engine, so that only the use of the processor can tell that it lives.
@@ -20,9 +19,7 @@ STALL_S = 1.0
 
 
 def test_an_engine_slowed_by_a_hundred_completes_its_job_and_its_replica_is_not_killed(tmp_path: Path) -> None:
-    document = yaml.safe_load((ROOT / "config.yaml").read_text())
-    document["http_options"]["port"] = unused_port()
-    set_store(document, str(tmp_path / "runs"))
+    document = own_document(tmp_path)
     replicas = document["applications"][0]
     replicas["args"]["engine"]["worker_cls"] = "tests.system.slow_worker.SlowWorker"
     replicas["args"]["health"] = {"stall_timeout_s": STALL_S}

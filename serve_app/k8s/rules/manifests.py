@@ -8,20 +8,11 @@ from typing import Any
 
 import yaml
 
+from serve_app.k8s.write_back import CLUSTER_FIELDS, quantity
+
 Manifest = dict[str, Any]
 Found = Iterator[tuple[Manifest, str]]
-RAY_KINDS = ("RayService", "RayJob", "RayCluster")
-MULTIPLES = {
-    "": 1.0,
-    "m": 1e-3,
-    "Ki": 2.0**10,
-    "Mi": 2.0**20,
-    "Gi": 2.0**30,
-    "Ti": 2.0**40,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-}
+RAY_KINDS = tuple(CLUSTER_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +60,7 @@ class Template:
 
     @property
     def containers(self) -> list[Manifest]:
-        return [*(self.spec.get("initContainers") or []), *(self.spec.get("containers") or [])]
+        return containers(self.spec)
 
     @property
     def main(self) -> Manifest:
@@ -87,11 +78,15 @@ def of_kind(manifests: Sequence[Manifest], *kinds: str) -> Iterator[Manifest]:
 
 def ray_clusters(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
     """(object, its RayClusterSpec)."""
-    fields = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec"}
     for manifest in of_kind(manifests, *RAY_KINDS):
-        spec = manifest.get("spec") or {}
-        if cluster := spec.get(fields[manifest["kind"]]) if manifest["kind"] in fields else spec:
+        spec, field = manifest.get("spec") or {}, CLUSTER_FIELDS[manifest["kind"]]
+        if cluster := spec.get(field) if field else spec:
             yield manifest, cluster
+
+
+def containers(spec: Manifest) -> list[Manifest]:
+    """All of a pod's spec."""
+    return [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
 
 
 def templates(manifests: Sequence[Manifest]) -> Iterator[Template]:
@@ -125,6 +120,21 @@ def serve_configs(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, Man
             yield manifest, document if isinstance(document, dict) else {}
 
 
+def ingress_services(ingress: Manifest) -> Iterator[Manifest]:
+    """The Services that an Ingress leads to, as its backends name them."""
+    rules = ingress["spec"].get("rules") or []
+    backends = [path.get("backend") for entry in rules for path in (entry.get("http") or {}).get("paths") or []]
+    for backend in [ingress["spec"].get("defaultBackend"), *backends]:
+        if service := (backend or {}).get("service"):
+            yield service
+
+
+def redis_host(cluster: Manifest) -> str:
+    """Where a RayClusterSpec keeps its state; "" if nowhere."""
+    address = str((cluster.get("gcsFaultToleranceOptions") or {}).get("redisAddress") or "")
+    return address.rpartition("//")[2].partition(":")[0]
+
+
 def deployments(document: Manifest) -> Iterator[tuple[Manifest, Manifest]]:
     """(application, deployment) of a Serve config document."""
     for application in document.get("applications") or []:
@@ -132,18 +142,9 @@ def deployments(document: Manifest) -> Iterator[tuple[Manifest, Manifest]]:
             yield application, deployment
 
 
-def amount(value: Any) -> float:
-    """A quantity as a number: 0.5 for "500m", 1024 for "1Ki". Raises ValueError for an invalid quantity."""
-    text = str(value)
-    unit = text.lstrip("0123456789.")
-    if unit not in MULTIPLES or not text[: len(text) - len(unit)]:
-        raise ValueError(f"'{text}' is no quantity")
-    return float(text[: len(text) - len(unit)]) * MULTIPLES[unit]
-
-
 def limit(container: Manifest, resource: str) -> float:
-    """0 if unset."""
-    return amount(((container.get("resources") or {}).get("limits") or {}).get(resource, 0))
+    """0 if unset. Raises ValueError for an invalid quantity."""
+    return float(quantity(((container.get("resources") or {}).get("limits") or {}).get(resource, 0)))
 
 
 def variables(container: Manifest) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from serve_app.k8s.rules.form import LABEL_VALUE
 from serve_app.k8s.rules.manifests import Found, Manifest, of_kind, ray_clusters, rule, variables
 
 START_RESOURCES = ("num-cpus", "num-gpus", "memory", "resources")
@@ -19,7 +20,6 @@ AUTOSCALER_V2 = "RAY_enable_autoscaler_v2"
 PRIORITY_SINCE, AUTOSCALER_V2_SINCE = (2, 56), (2, 47)
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")
-LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?")
 DURATION = re.compile(r"\+?([1-9]\d*|(\d+(\.\d*)?(ns|us|ms|s|m|h))+)")
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from serve_app.k8s.pods import CAPABILITIES_REASON, GPU_RESOURCE, ROOT_REASON
-from serve_app.k8s.rules.manifests import Found, Manifest, amount, limit, ray_clusters, rule, templates
+from serve_app.k8s.rules.manifests import Found, Manifest, limit, ray_clusters, rule, templates
+from serve_app.k8s.write_back import quantity
 
 DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 # Full versions, dates or commits. Shorter tags (7, latest) move.
@@ -20,7 +21,7 @@ def gpu_request_limit(manifests: Sequence[Manifest]) -> Found:
         for container in template.containers:
             resources = container.get("resources") or {}
             asked = (resources.get("requests") or {}).get(GPU_RESOURCE)
-            if asked is not None and amount(asked) != limit(container, GPU_RESOURCE):
+            if asked is not None and float(quantity(asked)) != limit(container, GPU_RESOURCE):
                 yield template.owner, f"{container['name']}: request and limit of {GPU_RESOURCE} differ"
 
 
@@ -31,7 +32,7 @@ def request_above_limit(manifests: Sequence[Manifest]) -> Found:
             resources = container.get("resources") or {}
             for name, asked in (resources.get("requests") or {}).items():
                 most = (resources.get("limits") or {}).get(name)
-                if name != GPU_RESOURCE and most is not None and amount(asked) > amount(most):
+                if name != GPU_RESOURCE and most is not None and quantity(asked) > quantity(most):
                     yield template.owner, f"{container['name']}: request of {name} {asked} is above its limit {most}"
 
 

@@ -16,6 +16,7 @@ from serve_app.k8s.rules.manifests import (
     Template,
     of_kind,
     ray_clusters,
+    redis_host,
     rule,
     selects,
     templates,
@@ -42,13 +43,13 @@ class Peer:
     address: str = ""
 
 
-def pod_peer(template: Template, manifests: Sequence[Manifest], **labels: str) -> Peer:
-    """A pod of a template. KubeRay adds the node type; `labels` override."""
+def pod_peer(template: Template, manifests: Sequence[Manifest]) -> Peer:
+    """A pod of a template. KubeRay adds the node type."""
     space = template.owner.get("metadata", {}).get("namespace") or ""
     named = {m["metadata"]["name"]: m["metadata"].get("labels") or {} for m in of_kind(manifests, "Namespace")}
     own = {**named.get(space, {"app.kubernetes.io/part-of": "serve-app"}), "kubernetes.io/metadata.name": space}
     added = {"ray.io/node-type": template.place} if template.place else {}
-    return Peer({**template.labels, **(template.group.get("labels") or {}), **added, **labels}, space, own)
+    return Peer({**template.labels, **(template.group.get("labels") or {}), **added}, space, own)
 
 
 def in_namespace(name: str) -> Peer:
@@ -220,8 +221,7 @@ def _of_redis(
     owner: Manifest, pods: list[Template], cluster: Manifest, manifests: Sequence[Manifest], policies: Policies
 ) -> Iterator[tuple[Manifest, str, str]]:
     """From the head to its Redis."""
-    address = str((cluster.get("gcsFaultToleranceOptions") or {}).get("redisAddress") or "")
-    host = address.rpartition("//")[2].partition(":")[0]
+    host = redis_host(cluster)
     for service in of_kind(manifests, "Service"):
         if service["metadata"]["name"] != host:
             continue

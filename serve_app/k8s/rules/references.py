@@ -17,8 +17,11 @@ from serve_app.k8s.pods import (
 from serve_app.k8s.rules.manifests import (
     Found,
     Manifest,
+    containers,
+    ingress_services,
     of_kind,
     ray_clusters,
+    redis_host,
     rule,
     selects,
     templates,
@@ -102,20 +105,16 @@ def referred(spec: Manifest) -> Iterator[tuple[str, str]]:
     for field, kind in (("secretKeyRef", "Secret"), ("configMapKeyRef", "ConfigMap")):
         for name, _ in _keys(spec, field):
             yield kind, name
-    for container in _containers(spec):
+    for container in containers(spec):
         for source in container.get("envFrom") or []:
             for field, kind in (("secretRef", "Secret"), ("configMapRef", "ConfigMap")):
                 if field in source:
                     yield kind, source[field]["name"]
 
 
-def _containers(spec: Manifest) -> list[Manifest]:
-    return [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
-
-
 def _keys(spec: Manifest, field: str) -> Iterator[tuple[str, str]]:
     """(name, key) that variables come from."""
-    for container in _containers(spec):
+    for container in containers(spec):
         for entry in container.get("env") or []:
             if source := (entry.get("valueFrom") or {}).get(field):
                 yield source["name"], source["key"]
@@ -124,11 +123,8 @@ def _keys(spec: Manifest, field: str) -> Iterator[tuple[str, str]]:
 def _others(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, str, str]]:
     """(object, kind, name) that objects without pods refer to."""
     for ingress in of_kind(manifests, "Ingress"):
-        rules = ingress["spec"].get("rules") or []
-        backends = [path.get("backend") for entry in rules for path in (entry.get("http") or {}).get("paths") or []]
-        for backend in [ingress["spec"].get("defaultBackend"), *backends]:
-            if service := (backend or {}).get("service"):
-                yield ingress, "Service", service["name"]
+        for service in ingress_services(ingress):
+            yield ingress, "Service", service["name"]
     for route in of_kind(manifests, "HTTPRoute"):
         for parent in route["spec"].get("parentRefs") or []:
             yield route, "Gateway", parent["name"]
@@ -151,9 +147,7 @@ def _others(manifests: Sequence[Manifest]) -> Iterator[tuple[Manifest, str, str]
     for owner, cluster in ray_clusters(manifests):
         autoscaler = {"containers": [{**(cluster.get("autoscalerOptions") or {}), "name": "autoscaler"}]}
         yield from ((owner, kind, name) for kind, name in referred(autoscaler))
-        address = str((cluster.get("gcsFaultToleranceOptions") or {}).get("redisAddress") or "")
-        host = address.rpartition("//")[2].partition(":")[0]
-        if host and "." not in host:  # otherwise outside the namespace
+        if (host := redis_host(cluster)) and "." not in host:  # otherwise outside the namespace
             yield owner, "Service", host
 
 
@@ -188,14 +182,9 @@ def ports(manifests: Sequence[Manifest]) -> Found:
             if asked and endpoint.get("port") not in names:
                 yield monitor, f"no Service that it selects has a port '{endpoint.get('port')}'"
     for ingress in of_kind(manifests, "Ingress"):
-        for entry in ingress["spec"].get("rules") or []:
-            for path in (entry.get("http") or {}).get("paths") or []:
-                service = (path.get("backend") or {}).get("service") or {}
-                if (
-                    str(service.get("name")).endswith("-serve-svc")
-                    and (service.get("port") or {}).get("number") != 8000
-                ):
-                    yield ingress, f"the Service '{service['name']}' has the port 8000 alone"
+        for service in ingress_services(ingress):
+            if service["name"].endswith("-serve-svc") and (service.get("port") or {}).get("number") != 8000:
+                yield ingress, f"the Service '{service['name']}' has the port 8000 alone"
 
 
 @rule("nodes", whole=True)

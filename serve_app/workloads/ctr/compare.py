@@ -131,7 +131,7 @@ class CompareResult:
             "rows": found.rows,
             "dropped": found.dropped,
             "calibrated": found.calibrated,
-            "ctr": {arm.ad: arm.calibrated.ctr if arm.calibrated else arm.score.mean for arm in found.arms},
+            "ctr": {arm.ad: arm.rate[0] for arm in found.arms},
             "best_probability": {arm.ad: arm.best_probability for arm in found.arms},
             "rows_saved": self.trial.rows_saved,
             "simulated": self.source.simulated,

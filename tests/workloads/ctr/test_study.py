@@ -12,11 +12,11 @@ import pytest
 from serve_app.driver.sources.source import open_source
 from serve_app.errors import BadSettings
 from serve_app.spec import Generator, JobSpec
-from serve_app.workloads.ctr.asking.answers import attributes
 from serve_app.workloads.ctr.people.bank import load_bank
 from serve_app.workloads.ctr.people.profile_file import ProfileFile
 from serve_app.workloads.ctr.people.profiles import BLOCK, generate_profiles
 from serve_app.workloads.ctr.report.study_report import StudyReport
+from serve_app.workloads.ctr.statistics.levels import attributes_of
 from serve_app.workloads.ctr.study import Study
 from tests.workloads.ctr.fakes import FakeClient, scored
 
@@ -111,7 +111,7 @@ def test_a_wrong_study_names_the_flag(fields: dict[str, Any], problem: str) -> N
 def test_a_banks_attributes_are_the_tables_columns_in_its_order() -> None:
     for bank, size in (("default", 5), ("rich", BLOCK + 5)):
         result = Study(ad="x", bank=bank, size=size).run(FakeClient(model))
-        assert attributes(result.table) == list(load_bank(bank).shown)
+        assert attributes_of(result.table) == list(load_bank(bank).shown)
         assert result.table.column("age").type == pa.int64()
         assert result.table.column("is_married").type == pa.bool_()
         assert result.table.column("id").to_pylist() == [person.id for person in generate_profiles(size, 42, bank)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.journeys.pages import system_chromium
 from tests.workloads.report.made_up_pages import pages
 
 pytestmark = pytest.mark.browser
@@ -18,11 +18,9 @@ PHONE = 390
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    # The system's browser, or the one of `playwright install chromium`.
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_api.sync_playwright() as playwright:
         try:
-            started = playwright.chromium.launch(executable_path=found)
+            started = playwright.chromium.launch(executable_path=system_chromium())
         except sync_api.Error as error:
             pytest.skip(f"no Chromium: install the system's, or run `playwright install chromium` ({error.name})")
         yield started
@@ -32,8 +30,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    made = {name: folder / f"{name}.html" for name in pages()}
+    made = {}
     for name, html in pages().items():
+        made[name] = folder / f"{name}.html"
         made[name].write_text(html)
     return made
 

@@ -14,7 +14,7 @@ from serve_app.schema import Outcome
 from serve_app.workloads.ctr.asking.explain import Explanation, read_explanation
 from serve_app.workloads.ctr.asking.predict import Prediction, predict_over
 from serve_app.workloads.ctr.asking.prompts import Question
-from serve_app.workloads.ctr.people.columns import PREDICTION, PROVENANCE, RESERVED, WEIGHT
+from serve_app.workloads.ctr.people.columns import PREDICTION, PROVENANCE, WEIGHT
 from serve_app.workloads.ctr.people.profiles import Profile
 
 
@@ -91,10 +91,6 @@ def table(answers: Sequence[Answer]) -> pa.Table:
     for name, kind in PROVENANCE.items():
         columns[name] = pa.array([known.get(name) for known in provenance], kind)
     return pa.table(columns)
-
-
-def attributes(click_table: pa.Table) -> list[str]:
-    return [name for name in click_table.column_names if name not in RESERVED]
 
 
 def _column(values: list[Any]) -> Any:

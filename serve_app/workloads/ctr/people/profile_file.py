@@ -60,10 +60,6 @@ class People:
     summary: PeopleSummary
 
 
-def read_profiles(file: ProfileFile, bank: Bank) -> list[Profile]:
-    return read_people(file, bank).profiles
-
-
 def read_people(file: ProfileFile, bank: Bank) -> People:
     """One profile per row, in order.
 

@@ -78,8 +78,5 @@ def reliability(calibration: Calibration) -> str:
 
 def forest(comparison: Comparison, pairs: Sequence[str]) -> str:
     """Every pair's difference with its interval; decided ones are marked. `pairs` are their names."""
-    lines = []
-    for c, pair in zip(comparison.contrasts, pairs, strict=True):
-        middle, low, high = c.calibrated or (c.difference.mean, c.difference.low, c.difference.high)
-        lines.append(Dot(pair, middle, low, high, c.decided))
+    lines = [Dot(pair, *c.gap, c.decided) for c, pair in zip(comparison.contrasts, pairs, strict=True)]
     return dots("forest", lines, label="difference of CTR, percentage points", reference=0.0)

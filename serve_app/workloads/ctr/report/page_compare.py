@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 from serve_app.workloads.ctr.report import charts
 from serve_app.workloads.ctr.report.page_calibrate import reliability_section
 from serve_app.workloads.ctr.report.page_segments import (
     STRONGEST,
-    attribute_name,
     rule,
+    segment_charts,
     segment_name,
     segment_table,
     standing_out,
@@ -19,7 +18,7 @@ from serve_app.workloads.ctr.statistics.calibration import Calibration
 from serve_app.workloads.ctr.statistics.experiment import Arm, Comparison, Contrast
 from serve_app.workloads.ctr.statistics.sequential import Look
 from serve_app.workloads.ctr.trial import Shown
-from serve_app.workloads.report.charts import Dot, dots, limits
+from serve_app.workloads.report.charts import Dot, dots
 from serve_app.workloads.report.page import (
     SIMULATED,
     Chart,
@@ -63,7 +62,7 @@ def compare_page(
         lead=COVERS_ALL if comparison.calibrated else COVERS_SAMPLE,
         tiles=[
             Tile("probability of being the best", percent(best.best_probability, 1), names[best.ad]),
-            Tile("its CTR", percent(_rate(best)[0]), f"{100 * comparison.level:.0f} %: {interval(*_rate(best)[1:])}"),
+            Tile("its CTR", percent(best.rate[0]), f"{100 * comparison.level:.0f} %: {interval(*best.rate[1:])}"),
             Tile("people per ad", f"{comparison.rows:,}", f"{comparison.dropped:,} without an answer to every ad"),
         ],
         sections=[
@@ -106,7 +105,7 @@ def _sentence(comparison: Comparison, best: Arm, names: Mapping[str, str]) -> st
     said = f"{whose}{name} wins: it gets more clicks than {rival}"
     if len(comparison.contrasts) > 1:
         return f"{said}."
-    gap, low, high = (abs(100 * (value or 0.0)) for value in _difference(comparison.contrasts[0]))
+    gap, low, high = (abs(100 * (value or 0.0)) for value in comparison.contrasts[0].gap)
     low, high = sorted((low, high))
     return f"{said}, by about {gap:.2g} percentage points ({low:.2g} to {high:.2g})."
 
@@ -122,22 +121,16 @@ def _warnings(comparison: Comparison, simulated: bool) -> list[str]:
     return found
 
 
-def _rate(arm: Arm) -> tuple[float | None, float | None, float | None]:
-    if arm.calibrated:
-        return arm.calibrated.ctr, arm.calibrated.low, arm.calibrated.high
-    return arm.score.mean, arm.score.low, arm.score.high
-
-
 def _ads(comparison: Comparison, arms: Mapping[str, Shown], names: Mapping[str, str]) -> Section:
-    rates = [Dot(names[arm.ad], *_rate(arm), arm.ad == comparison.winner) for arm in comparison.arms]
+    rates = [Dot(names[arm.ad], *arm.rate, arm.ad == comparison.winner) for arm in comparison.arms]
     platforms = {shown.platform for shown in arms.values()}
     alt = "; ".join(f"{dot.label} {percent(dot.mean)} ({interval(dot.low, dot.high)})" for dot in rates)
     rows = [
         (
             arms[arm.ad].ad,
             arms[arm.ad].platform,
-            percent(_rate(arm)[0]),
-            interval(*_rate(arm)[1:]),
+            percent(arm.rate[0]),
+            interval(*arm.rate[1:]),
             percent(arm.best_probability, 1),
         )
         for arm in comparison.arms
@@ -166,7 +159,7 @@ def _differences(
     rows = [
         (
             _pair(c, names),
-            *(points(value) for value in _difference(c)),
+            *(points(value) for value in c.gap),
             percent(c.win_probability, 1),
             "–" if c.p_value is None else f"{c.p_value:.3g}",
             f"{names[c.winner]} wins" if c.winner else "undecided",
@@ -184,21 +177,13 @@ def _differences(
     )
 
 
-def _difference(c: Contrast) -> tuple[float | None, float | None, float | None]:
-    return c.calibrated or (c.difference.mean, c.difference.low, c.difference.high)
-
-
 def _differing(contrast: Contrast, names: Mapping[str, str]) -> Section:
     """Groups of people in which the difference itself differs from that among all others."""
     found = standing_out(contrast.segments)
     pair = _pair(contrast, names)
-    by_attribute = {
-        name: list(group)
-        for name, group in groupby(contrast.segments, key=lambda s: s.attribute)
-        if any(s in found for s in contrast.segments if s.attribute == name)
-    }
+    attributes = {segment.attribute for segment in found}
+    drawn = [segment for segment in contrast.segments if segment.attribute in attributes]
     named = listed([f"{segment_name(s)} ({points(s.estimate.mean)})" for s in found], STRONGEST)
-    within = limits([charts.segment_dot(s) for group in by_attribute.values() for s in group], _difference(contrast)[0])
     words = [
         f"In these groups the difference is another than among everybody else: {named}."
         if found
@@ -208,20 +193,15 @@ def _differing(contrast: Contrast, names: Mapping[str, str]) -> Section:
     return Section(
         f"Segments that differ: {pair}",
         words,
-        [
-            Chart(
-                dots(
-                    f"differ-{contrast.second}-{contrast.first}-{name}",
-                    [charts.segment_dot(s) for s in group],
-                    label="difference of CTR, percentage points",
-                    reference=_difference(contrast)[0],
-                    within=within,
-                ),
-                f"{pair} by {name}: " + "; ".join(f"{s.level} {points(s.estimate.mean)}" for s in group),
-                attribute_name(name),
-            )
-            for name, group in by_attribute.items()
-        ],
+        segment_charts(
+            f"differ-{contrast.second}-{contrast.first}",
+            drawn,
+            label="difference of CTR, percentage points",
+            reference=contrast.gap[0],
+            alt=lambda name, group: (
+                f"{pair} by {name}: " + "; ".join(f"{s.level} {points(s.estimate.mean)}" for s in group)
+            ),
+        ),
         segment_table(contrast.segments, differences=True),
     )
 

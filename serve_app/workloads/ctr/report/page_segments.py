@@ -6,7 +6,7 @@ never called a finding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from serve_app.workloads.ctr.report import charts
@@ -62,34 +62,47 @@ def _strongest_chart(strong: Sequence[Segment], reference: float | None) -> Char
 
 def segments_section(found: Sequence[Segment], mean: float | None, asked: Sequence[str]) -> Section:
     """All groups, attribute by attribute, on one axis."""
-    by_attribute = {name: list(group) for name, group in groupby(found, key=lambda segment: segment.attribute)}
-    left_out = [attribute_name(name) for name in asked if name not in by_attribute]
+    divided = {segment.attribute for segment in found}
+    left_out = [attribute_name(name) for name in asked if name not in divided]
     words = [
         "CTR of each group with its 95 % interval, all on one axis; dashed: everybody; a diamond: it stands out. "
         "The intervals say how far other people drawn likewise may differ, not how wrong the model may be.",
     ]
     if left_out:
         words.append(f"Not divided into groups (one value only, or too many): {', '.join(left_out)}.")
-    within = limits([charts.segment_dot(segment) for segment in found], mean)
     return Section(
         "By segment",
         words,
-        [
-            Chart(
-                dots(
-                    f"segments-{name}",
-                    [charts.segment_dot(segment) for segment in group],
-                    label="CTR, %",
-                    reference=mean,
-                    within=within,
-                ),
-                _in_words(group),
-                attribute_name(name),
-            )
-            for name, group in by_attribute.items()
-        ],
+        segment_charts("segments", found, label="CTR, %", reference=mean, alt=_in_words),
         segment_table(found),
     )
+
+
+def segment_charts(
+    prefix: str,
+    found: Sequence[Segment],
+    *,
+    label: str,
+    reference: float | None,
+    alt: Callable[[str, Sequence[Segment]], str],
+) -> list[Chart]:
+    """A chart for each attribute, on one axis; `alt` says one in words, from the attribute and its groups."""
+    within = limits([charts.segment_dot(segment) for segment in found], reference)
+    by_attribute = {name: list(group) for name, group in groupby(found, key=lambda segment: segment.attribute)}
+    return [
+        Chart(
+            dots(
+                f"{prefix}-{name}",
+                [charts.segment_dot(segment) for segment in group],
+                label=label,
+                reference=reference,
+                within=within,
+            ),
+            alt(name, group),
+            attribute_name(name),
+        )
+        for name, group in by_attribute.items()
+    ]
 
 
 def segment_table(found: Sequence[Segment], *, differences: bool = False) -> Grid:
@@ -121,6 +134,6 @@ def attribute_name(attribute: str) -> str:
     return attribute.removeprefix("is_").replace("_", " ")
 
 
-def _in_words(group: list[Segment]) -> str:
+def _in_words(attribute: str, group: Sequence[Segment]) -> str:
     known = "; ".join(f"{s.level} {percent(s.estimate.mean)}" for s in group)
-    return f"CTR by {attribute_name(group[0].attribute)}: {known}"
+    return f"CTR by {attribute_name(attribute)}: {known}"

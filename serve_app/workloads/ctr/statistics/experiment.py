@@ -35,6 +35,13 @@ class Arm:
     calibrated: CalibratedRate | None
     best_probability: float
 
+    @property
+    def rate(self) -> tuple[float | None, float | None, float | None]:
+        """CTR, low, high: calibrated, or else the score's."""
+        if self.calibrated:
+            return self.calibrated.ctr, self.calibrated.low, self.calibrated.high
+        return self.score.mean, self.score.low, self.score.high
+
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
@@ -56,6 +63,11 @@ class Contrast:
     detectable: float | None
     impressions_needed: int | None
     segments: tuple[Segment, ...]
+
+    @property
+    def gap(self) -> tuple[float | None, float | None, float | None]:
+        """Difference, low, high: calibrated, or else the scores'."""
+        return self.calibrated or (self.difference.mean, self.difference.low, self.difference.high)
 
     @property
     def winner(self) -> str | None:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy import stats
 
+from serve_app.bounded_yaml import check_size
 from serve_app.errors import BadSettings
 from serve_app.tables.table import DELIMITED, WORKBOOKS, Table, read_table
 
@@ -53,11 +54,11 @@ def _records(path: Path) -> list[Any]:
     try:
         if path.suffix.lower() in (*DELIMITED, *WORKBOOKS):
             return _rows(read_table(path))
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        check_size(text)
+        document = yaml.safe_load(text)
+    except (BadSettings, OSError, ValueError, yaml.YAMLError) as error:
         raise BadSettings(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    except BadSettings as error:
-        raise BadSettings(f"{path}: {error}") from error
     if not isinstance(document, list):
         raise BadSettings(f"{path} must be a list of ads, each with {EXAMPLE}")
     return document

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from serve_app.errors import BadSettings
 from serve_app.workloads.ctr.people.bank import load_bank
-from serve_app.workloads.ctr.people.profile_file import ProfileFile, read_profiles
+from serve_app.workloads.ctr.people.profile_file import ProfileFile, read_people
 from serve_app.workloads.ctr.people.profiles import Profile, generate_profiles
 
 
 def read(path: Path, **options: Any) -> list[Profile]:
-    return read_profiles(ProfileFile(path, **options), load_bank("default"))
+    return read_people(ProfileFile(path, **options), load_bank("default")).profiles
 
 
 def write(folder: Path, records: list[dict[str, Any]], kind: str) -> Path:

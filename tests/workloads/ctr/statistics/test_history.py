@@ -44,6 +44,7 @@ def test_every_wrong_row_is_named(tmp_path: Path) -> None:
         ("h.yaml", "ads: 3", "must be a list"),
         ("h.yaml", "- {ad: x, platform: y, impressions: 1, click: 0}", "click: Extra"),
         ("h.yaml", "- [", "h.yaml"),
+        ("h.yaml", "[" * 5000, "nested deeper"),
         ("h.csv", "ad,platform,impressions,clicks\n", "has no ads"),
     ],
 )
