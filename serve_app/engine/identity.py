@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from serve_app.engine.options import is_template, read_adapter
 from serve_app.models.identity import ModelIdentity, folder_of, hash_folder
 from serve_app.schema import PromptSettings
 
@@ -24,8 +25,6 @@ ANSWERING = (
     "tokenizer_mode",
     "chat_template_content_format",
 )
-# As vLLM tells a template from a file's name.
-JINJA = "{}\n"
 
 
 def engine_identity(options: Mapping[str, Any], *, dtype: str) -> str:
@@ -38,9 +37,8 @@ def engine_identity(options: Mapping[str, Any], *, dtype: str) -> str:
     files = {"model": _files(model, revision)}
     if tokenizer := options.get("tokenizer"):
         files["tokenizer"] = _files(str(tokenizer), options.get("tokenizer_revision"))
-    for adapter in options.get("lora_modules") or ():
-        name, path = (adapter["name"], adapter["path"]) if isinstance(adapter, Mapping) else adapter.split("=", 1)
-        files[f"adapter {name}"] = _files(str(path), None)
+    for adapter in map(read_adapter, options.get("lora_modules") or ()):
+        files[f"adapter {adapter['name']}"] = _files(str(adapter["path"]), None)
     answering: dict[str, object] = {name: options[name] for name in ANSWERING if options.get(name) is not None}
     prompts = prompt_settings(options)
     answering |= {"chat_template": prompts.chat_template, "chat_template_kwargs": prompts.chat_template_kwargs}
@@ -72,6 +70,6 @@ def prompt_settings(options: Mapping[str, Any]) -> PromptSettings:
 
 def _template(given: str | None) -> str:
     """The template's text: the option is a file or the text itself."""
-    if not given or any(mark in given for mark in JINJA):
+    if not given or is_template(given):
         return given or ""
     return Path(given).expanduser().read_text(encoding="utf-8")

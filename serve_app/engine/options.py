@@ -5,6 +5,7 @@ Names, types, limits and choices are read from the installed source (`option_typ
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,7 @@ NEEDS = {
     "lora_modules": "enable_lora",
     "enable_log_outputs": "enable_log_requests",
 }
+# As vLLM tells a template from a file's name.
 JINJA = "{}\n"
 
 
@@ -157,9 +159,29 @@ def _files(options: Mapping[str, Any]) -> Iterator[Mistake]:
         if (file := options.get(name)) and not Path(file).is_file():
             yield Mistake((name,), f"there is no file {file}")
     template = options.get("chat_template")
-    if template and not any(one in template for one in JINJA) and not Path(template).is_file():
+    if template and not is_template(template) and not Path(template).is_file():
         yield Mistake(("chat_template",), f"{template} is no file that is there, and no template")
     for at, adapter in enumerate(options.get("lora_modules") or ()):
-        path = adapter["path"] if isinstance(adapter, dict) else adapter.partition("=")[2]
-        if str(path).startswith(("/", "./", "../", "~")) and not Path(path).expanduser().is_dir():
+        path = str(read_adapter(adapter).get("path", ""))
+        if path.startswith(("/", "./", "../", "~")) and not Path(path).expanduser().is_dir():
             yield Mistake(("lora_modules", at), f"there is no folder {path}")
+
+
+def is_template(given: str) -> bool:
+    """Whether a `chat_template` is the text itself, and no file."""
+    return any(mark in given for mark in JINJA)
+
+
+def read_adapter(entry: Any) -> Mapping[str, Any]:
+    """`name` and `path` of an entry of `lora_modules`, as vLLM reads a mapping, `name=path` or a mapping's JSON; empty
+    for anything else. Entries may be unchecked.
+    """
+    if isinstance(entry, str):
+        if "=" in entry and "," not in entry:
+            name, _, path = entry.partition("=")
+            return {"name": name, "path": path}
+        try:
+            entry = json.loads(entry)
+        except ValueError:
+            return {}
+    return entry if isinstance(entry, Mapping) else {}

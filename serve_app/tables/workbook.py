@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta
 from itertools import islice
@@ -22,6 +24,8 @@ FIRST_ROWS = 500
 MOST_ROWS = 1 << 20
 # Of reading a workbook, in a process of its own.
 MOST_MEMORY, MOST_SECONDS = 2 << 30, 120.0
+# SHA-256 of contents that passed: a job reads its workbook many times.
+_tried: deque[bytes] = deque(maxlen=1024)
 # What is no workbook is told by the reading that follows.
 TRIAL = """
 import io, resource, sys
@@ -51,9 +55,7 @@ class WorkbookTable:
 
     def __init__(self, read: Callable[[], bytes]) -> None:
         self._read = read
-        content = read()
-        _try(content)
-        sheet, self._others = _open(content)
+        sheet, self._others = _open(read())
         self._name = sheet.name
         self._header: Header = find_header(list(islice(_records(sheet), FIRST_ROWS)))
 
@@ -88,6 +90,8 @@ def _try(content: bytes) -> None:
 
     calamine keeps a rectangle of cells, and memory that it does not get ends its process.
     """
+    if (digest := hashlib.sha256(content).digest()) in _tried:
+        return
     command = [sys.executable, "-I", "-c", TRIAL, str(MOST_MEMORY)]
     try:
         trial = subprocess.run(command, input=content, capture_output=True, timeout=MOST_SECONDS, check=False)
@@ -99,12 +103,14 @@ def _try(content: bytes) -> None:
             f"needs more than {MOST_MEMORY >> 30} GiB of memory or {MOST_SECONDS:g} s to read, or has a cell far from "
             "the others: save it as CSV UTF-8 or Parquet"
         )
+    _tried.append(digest)
 
 
 def _open(content: bytes) -> tuple[CalamineSheet, list[str]]:
     """The sheet, and names of others with cells."""
     from python_calamine import CalamineError, CalamineWorkbook, PasswordError, SheetTypeEnum, SheetVisibleEnum
 
+    _try(content)
     try:
         book = CalamineWorkbook.from_filelike(io.BytesIO(content))
         sheets = [

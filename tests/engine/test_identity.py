@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def test_identity_is_of_all_that_changes_answers_and_of_nothing_else(options: di
     assert len({plain, engine_identity(options, dtype="float32"), *found}) == 2 + len(variants)
     same = {"tensor_parallel_size": 2, "max_num_seqs": 8, "served_model_name": ["x"], "kv_cache_memory_bytes": 1 << 30}
     assert engine_identity({**options, **same}, dtype="bfloat16") == plain
+    assert engine_identity({**options, "lora_modules": [json.dumps(adapter)]}, dtype="bfloat16") == found[1]
     assert len(plain) == 32
     for folder, other in (("model", plain), ("adapter", found[1])):
         (tmp_path / folder / "config.json").write_text('{"new": 1}')

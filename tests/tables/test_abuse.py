@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -40,6 +42,20 @@ def test_a_far_cell_is_refused_and_ends_nothing(cells: str, said: str) -> None:
 def test_a_sheet_may_begin_anywhere() -> None:
     content = workbook(sheet(FAR))
     assert WorkbookTable(lambda: content).columns == ("1",)
+
+
+def test_each_content_is_tried_once_and_one_that_changed_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Mock(wraps=subprocess.run)
+    monkeypatch.setattr(subprocess, "run", run)
+    content = workbook(sheet('<row r="1"><c r="A1"><v>2027</v></c></row>'))
+    tables = [WorkbookTable(lambda: content) for _ in range(2)]
+    assert [list(table.records()) for table in tables] == [[], []]
+    assert run.call_count == 1
+    content = workbook(sheet(f'<row r="1"><c r="A1"><v>2027</v></c></row>{FAR}'))
+    for _ in range(2):
+        with pytest.raises(BadSettings, match="a cell far from the others"):
+            list(tables[0].records())
+    assert run.call_count == 3
 
 
 def test_utf16_that_ends_within_a_character_is_an_unreadable_row(tmp_path: Path) -> None:

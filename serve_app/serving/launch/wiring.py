@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.engine.options import read_adapter
 from serve_app.fields import did_you_mean
 from serve_app.mistakes import Mistake
 from serve_app.mistakes import Path as Place
@@ -46,13 +47,9 @@ def served_names(options: Mapping[str, Any]) -> tuple[str, ...]:
     adapters = options.get("lora_modules")
     names = [
         *(served if isinstance(served, list) else [served]),
-        *(_adapter_name(one) for one in (adapters if isinstance(adapters, list) else ())),
+        *(read_adapter(one).get("name") for one in (adapters if isinstance(adapters, list) else ())),
     ]
     return tuple(name for name in names if isinstance(name, str))
-
-
-def _adapter_name(adapter: Any) -> Any:
-    return adapter.get("name") if isinstance(adapter, dict) else str(adapter).partition("=")[0]
 
 
 class Applications:
