@@ -82,7 +82,7 @@ async def test_recovery_does_not_give_up_and_what_cannot_be_read_hides_no_other(
     await dead.close()
     alive = await make_jobs(FakePool(["a"]))
     Away(monkeypatch, Store, "jobs", 200)
-    bad = Away(monkeypatch, JobStore, "manifest", 10**9)
+    bad = Away(monkeypatch, JobStore, "_load", 10**9)
     monkeypatch.setattr(bad, "when", lambda job: job.job_id == "a")
     created = Away(monkeypatch, JobStore, "created_at", 10**9)
     monkeypatch.setattr(created, "when", lambda job: job.job_id == "a")
