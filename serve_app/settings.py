@@ -21,6 +21,8 @@ DRIVER_DEPLOYMENT = "Driver"
 FILES_APP = "files"
 BATCHES_APP = "batches"
 MODELS_APP = "models"
+# `RoutingSettings` by application, in JSON, for HAProxy (`serving/haproxy`).
+ROUTING_ENV = "SERVE_APP_ROUTING"
 # The key of our own clients and checks.
 API_KEY_ENV = "SERVE_APP_API_KEY"
 # vLLM's priority of health probes; lower goes first.

@@ -88,17 +88,23 @@ def fault_tolerance(values: Values) -> Manifest:
 
 
 def environment(values: Values) -> dict[str, str]:
-    """Variables of every Ray process. `serve_app.serving.launch.local.serve_environment` sets them on one machine."""
+    """Variables of every Ray process. `serve_app.serving.haproxy.environment` has them for one machine, and why."""
     return {
         "HOME": HOME,
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": "/opt/venv/bin/serve-app-haproxy",
-        "RAY_SERVE_PROXY_USE_GRPC": "1",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "86400",
+        "RAY_SERVE_PORT_QUARANTINE_S": "600",
+        # Load balancers keep connections for a minute and longer; HAProxy's ends 3 s before this.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "93",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
         "RAY_worker_niceness": "0",
         # Otherwise the replacement of a hung engine waits a whole drain for its GPUs.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(2 * values.drain_s),
         "SERVE_APP_DRAIN_S": str(values.drain_s),
         # vLLM searches for a free port from here; its default range may include Serve's port.
         "VLLM_PORT": "20000",

@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from serve_app.engine.options import check_options
 from serve_app.engine.protocol import ASGIApp
 from serve_app.serving.gate.middleware import Gate
+from serve_app.serving.haproxy.environment import direct_ingress
 from serve_app.settings import (
     DRIVER_DEPLOYMENT,
     REPLICA_DEPLOYMENT,
@@ -38,9 +39,8 @@ def replicas(args: ReplicaSettings) -> Application:
     if args.simulated is None:
         check_options(args.engine)
     deployment: Deployment = Replica
-    # Behind HAProxy an ingress must not have its own router. Serve's then chooses replicas, and a plan for few replicas
-    # only bounds the open chunks.
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+    # HAProxy chooses replicas itself, also by session, and Serve then refuses a router.
+    if not direct_ingress(os.environ):
         deployment = deployment.options(
             request_router_config={
                 "request_router_class": "serve_app.serving.router:TargetedRequestRouter",

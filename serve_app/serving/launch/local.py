@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,13 +27,17 @@ import psutil
 from serve_app.engine.processes import timeline
 from serve_app.engine.processes.lifeline import die_with_parent
 from serve_app.errors import ServerUnavailable
+from serve_app.serving.haproxy import environment
+from serve_app.serving.haproxy.configuration import routing_variable
 from serve_app.serving.launch.config import ServeConfig
 from serve_app.serving.launch.wiring import EngineConfig
-from serve_app.settings import api_key_headers
+from serve_app.settings import ROUTING_ENV, api_key_headers
 
 RUN_MARKER = "SERVE_APP_RUN"
 DRIVER_ROUTE = "/v1/populations"
 STOP_TIMEOUT_S = 45.0
+# A stop waits for it, and nothing but HAProxy is in front.
+DRAINING_S = "8"
 # Tied processes (engine/processes/lifeline.py) end just after their parent.
 SETTLE_S = 10.0
 
@@ -80,7 +87,7 @@ def local_server(
             stdin=subprocess.DEVNULL,
             env={
                 **os.environ,
-                **serve_environment(),
+                **serve_environment(settings),
                 **(env or {}),
                 RUN_MARKER: marker,
                 timeline.TIMELINE_ENV: str(stages),
@@ -102,25 +109,39 @@ def _prepare_child() -> None:
     die_with_parent(signal.SIGTERM)
 
 
-def serve_environment() -> dict[str, str]:
-    """Environment of `serve run`: nothing outlives it (see `serving/haproxy.py`), engines go first."""
-    folder = Path(sys.executable).parent
-    return {
-        "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "serve-app-haproxy"),
-        # Without an engine no stream can finish.
-        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": os.environ.get("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1"),
-        # At Ray's 0.1 s the idle controller takes 7 % of a slow core.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": os.environ.get("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5"),
-        # Time before HAProxy cuts a leaving replica's streams (Ray: 120).
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": os.environ.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "1200"),
-        # gRPC streams were faster than actor calls (benchmarks/README.md).
-        "RAY_SERVE_PROXY_USE_GRPC": os.environ.get("RAY_SERVE_PROXY_USE_GRPC", "1"),
-        # One message may be a whole answer, or a file that is read faster than sent.
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
-        # Ray's nice 15 would make engines wait for all else.
-        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  # Ray's own spelling
-    }
+def serve_environment(settings: ServeConfig) -> dict[str, str]:
+    """Environment of `serve run`. HAProxy's files are this user's, and its ports free: another cluster may run."""
+    chosen = environment.variables(os.environ)
+    if environment.direct_ingress(chosen):
+        folder = private_folder()
+        chosen |= {
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("serve-app-haproxy")),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(unused_port()),
+            environment.DRAINING: os.environ.get(environment.DRAINING, DRAINING_S),
+            ROUTING_ENV: routing_variable({engine.app: engine.settings.routing for engine in settings.engines}),
+        }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**chosen, "PATH": path}
+
+
+def private_folder() -> Path:
+    """A folder that only this user can enter, the same each time unless another has taken its name."""
+    folder = Path(tempfile.gettempdir()) / f"serve-app-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return folder if mine else Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def start_stages(log: Path) -> dict[str, float]:

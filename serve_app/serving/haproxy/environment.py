@@ -1,0 +1,53 @@
+"""Ray's environment variables for a server, the same on one machine and in Kubernetes.
+
+Ray Serve 2.60 reads them in every process (`ray/serve/_private/constants.py`). RAY_SERVE_ENABLE_HA_PROXY chooses the
+ingress: with 1, the default, HAProxy asks the replicas' own HTTP servers; with 0 Serve's proxy in Python does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+INGRESS = "RAY_SERVE_ENABLE_HA_PROXY"
+# How long a replica that stops still takes requests, so that no HAProxy of before a reload is refused.
+DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+
+BOTH = {
+    # Without an engine no stream can finish, and its replacement would wait a whole drain for its GPUs.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # At Ray's 0.1 s the idle controller takes 7 % of a slow core.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # One message may be a whole answer, or a file that is read faster than sent.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+    # Ray's nice 15 would make engines wait for all else.
+    "RAY_worker_niceness": "0",
+}
+HAPROXY = {
+    INGRESS: "1",
+    # A request costs no hand-over between threads, and `send` waits for a slow client.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
+    # Each reload leaves the HAProxy of before to its open streams; Ray cuts them after 120 s.
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "86400",
+    # By default a day then. Idle connections to an old HAProxy are closed much sooner.
+    "RAY_SERVE_PORT_QUARANTINE_S": "600",
+}
+PROXY = {
+    INGRESS: "0",
+    # gRPC streams were faster than actor calls (benchmarks/README.md).
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+}
+
+
+def variables(given: Mapping[str, str]) -> dict[str, str]:
+    """The variables, with `given` ones as they are."""
+    # Ray's package of HAProxy is for Linux.
+    direct = given.get(INGRESS, "1" if sys.platform == "linux" else "0") == "1"
+    chosen = BOTH | (HAPROXY if direct else PROXY)
+    return {name: given.get(name, value) for name, value in chosen.items()}
+
+
+def direct_ingress(environment: Mapping[str, str]) -> bool:
+    return environment.get(INGRESS, "0") == "1"

@@ -1,0 +1,1 @@
+"""HAProxy itself, with the configuration that Serve writes and this project completes."""
