@@ -7,12 +7,12 @@ only the driver costs time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 from serve_app.engine.simulated.device import TOKEN_BYTES
 from serve_app.engine.simulated.engine import SimulatedEngine
 from serve_app.errors import ReplicaLost
-from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo
+from serve_app.schema import Chunk, Completion, EngineInfo, Finished, ReplicaInfo
 from serve_app.settings import SimulatedSettings
 
 
@@ -45,15 +45,15 @@ class SimulatedPool:
     async def failure(self) -> str:
         return ""
 
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+    async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
         engine = self.engines.get(replica_id)
         if engine is None:
             raise ReplicaLost(f"simulated: {replica_id} is gone")
         self.chunks[replica_id] += 1
-        completions = await engine.run(chunk)
-        if self.engines.get(replica_id) is not engine:
-            raise ReplicaLost(f"simulated: {replica_id} was lost")
-        return ChunkResult(chunk.chunk_id, self.info(replica_id), completions, engine.waiting)
+        async for completions in engine.run(chunk):
+            if self.engines.get(replica_id) is not engine:
+                raise ReplicaLost(f"simulated: {replica_id} was lost")
+            yield Finished(self.info(replica_id), completions, engine.waiting)
 
 
 class InstantPool:
@@ -70,11 +70,11 @@ class InstantPool:
     async def failure(self) -> str:
         return ""
 
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+    async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
         await asyncio.sleep(0)
         logprobs = tuple(-1.0 for _ in chunk.label_ids)
-        answers = tuple(
-            Completion(label_logprobs=logprobs, prompt_tokens=len(prompt) // TOKEN_BYTES, completion_tokens=1)
-            for prompt in chunk.prompts
-        )
-        return ChunkResult(chunk.chunk_id, self._by_id[replica_id], answers)
+        answers = {
+            place: Completion(label_logprobs=logprobs, prompt_tokens=len(prompt) // TOKEN_BYTES, completion_tokens=1)
+            for place, prompt in enumerate(chunk.prompts)
+        }
+        yield Finished(self._by_id[replica_id], answers)

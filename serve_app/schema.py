@@ -155,15 +155,14 @@ class ReplicaInfo(msgspec.Struct, frozen=True):
     engine: EngineInfo
 
 
-class ChunkResult(msgspec.Struct, frozen=True):
-    """One completion a prompt of the chunk, in the chunk's order, and who computed them.
+class Finished(msgspec.Struct, frozen=True):
+    """Rows of a chunk that finished together: completions by the prompt's place in the chunk, and who computed them.
 
-    `waiting` is how many requests stood in the engine's queue, not yet scheduled, when the chunk was done.
+    `waiting` is how many requests stood in the engine's queue then, not yet scheduled.
     """
 
-    chunk_id: int
     replica: ReplicaInfo
-    completions: tuple[Completion, ...]
+    completions: dict[int, Completion]
     waiting: int = 0
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from operator import itemgetter
 
 from serve_app.errors import EngineFailed, ReplicaLost
-from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo, Row, unpack_tokens
+from serve_app.schema import Chunk, Completion, EngineInfo, Finished, ReplicaInfo, Row, unpack_tokens
 
 ENGINE = EngineInfo("fake", "fake 1", 2, 4096, True, True)
 
@@ -57,7 +59,7 @@ class FakePool:
     async def failure(self) -> str:
         return ""
 
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+    async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
         self.open[replica_id] += len(chunk.prompts)
         self.most_open = max(self.most_open, *self.open.values())
         self.sizes.append(len(chunk.prompts))
@@ -75,10 +77,10 @@ class FakePool:
                 self.die(replica_id, self.poison_error(f"{replica_id} died of poison"))
             if life.done():
                 raise type(life.result())(str(life.result()))
-            answers = tuple(self._answer(prompt, chunk) for prompt in chunk.prompts)
-            return ChunkResult(chunk.chunk_id, replica(replica_id), answers, self.waiting)
+            answers = {place: self._answer(prompt, chunk) for place, prompt in enumerate(chunk.prompts)}
         finally:
             self.open[replica_id] -= len(chunk.prompts)
+        yield Finished(replica(replica_id), answers, self.waiting)
 
     def die(self, replica_id: str, error: Exception) -> None:
         """It is gone with all that is open on it, unless it was before."""
@@ -109,6 +111,13 @@ class FakePool:
             prompt_tokens=len(prompt) // 4,
             completion_tokens=1,
         )
+
+
+def in_order(finished: Iterable[Mapping[int, Completion]]) -> tuple[Completion, ...]:
+    """A chunk's completions in the order of its prompts; each came once."""
+    came = [entry for completions in finished for entry in completions.items()]
+    assert sorted(place for place, _ in came) == list(range(len(came)))
+    return tuple(completion for _, completion in sorted(came, key=itemgetter(0)))
 
 
 def rows(count: int) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 from serve_app.dispatch.pool import DispatchSettings
 from serve_app.dispatch.queue import RowQueue
 from serve_app.dispatch.rows import QueuedRow, RowResult, Sender
-from serve_app.dispatch.suspects import Death, culprit_message, is_culprit
-from serve_app.dispatch.worker import Worker
-from serve_app.schema import ChunkResult, Completion
+from serve_app.dispatch.suspects import DEATHS, Death, culprit_message, is_culprit
+from serve_app.dispatch.worker import OpenRows, Worker
+from serve_app.errors import EngineFailed
+from serve_app.schema import Completion, Finished
+
+logger = logging.getLogger(__name__)
 
 # 64 rows are single after three splits.
 ATTEMPTS_BEFORE_SPLIT = 2
@@ -26,15 +30,29 @@ class Attempts:
         self._streams = streams
         self._settings = settings
 
-    def finish(self, queue: RowQueue, items: Sequence[QueuedRow], result: ChunkResult) -> None:
+    def finish(self, queue: RowQueue, rows: OpenRows, finished: Finished) -> None:
+        """Take what finished out of a chunk's open `rows`."""
         done: dict[Sender, list[RowResult[Any]]] = defaultdict(list)
-        for item, completion in zip(items, result.completions, strict=True):
+        for place, completion in finished.completions.items():
+            item = rows.pop(place)
             if completion.status == "failed":
-                self.retry(queue, [item], f"{result.replica.replica_id}: {completion.error or 'unknown error'}")
+                self.retry(queue, [item], f"{finished.replica.replica_id}: {completion.error or 'unknown error'}")
             else:
-                done[item.stream].append(RowResult(item.key, completion, result.replica, item.attempts + 1))
+                done[item.stream].append(RowResult(item.key, completion, finished.replica, item.attempts + 1))
         for stream, results in done.items():
             stream.report(results)
+
+    def give_back(self, worker: Worker, queue: RowQueue, items: Sequence[QueuedRow], error: BaseException) -> None:
+        """A call failed, with `items` unanswered."""
+        replica_id = worker.replica.replica_id
+        reason = f"{replica_id}: {_first_line(error)}"
+        logger.warning("a chunk failed on %s", reason)
+        queue.users.discard(replica_id)  # any other replica may try
+        if isinstance(error, DEATHS):
+            self.mark_lost(worker, by_engine=isinstance(error, EngineFailed))
+            self.requeue_lost(queue, items, reason)
+        elif items:
+            self.retry(queue, items, reason)
 
     def retry(self, queue: RowQueue, items: Sequence[QueuedRow], reason: str) -> None:
         """Queue the rows again in smaller chunks, single rows while attempts are left."""
@@ -64,7 +82,7 @@ class Attempts:
             queue.forget(replica_id)
         if worker.left_at is not None and not by_engine:
             return
-        open_rows = [item for items in worker.calls.values() for item in items]
+        open_rows = [item for rows in worker.calls.values() for item in rows.values()]
         death = Death(replica_id, by_engine, alone=worker.alone and len(open_rows) == 1)
         for item in open_rows:
             item.deaths = (*item.deaths, death)
@@ -72,8 +90,7 @@ class Attempts:
     def requeue_lost(self, queue: RowQueue, items: Sequence[QueuedRow], reason: str) -> None:
         """Requeue a lost replica's rows. Fail the row that ended it."""
         _record_attempt(items, reason)
-        item = items[0]
-        if len(items) == 1 and item.deaths and is_culprit(item.deaths, self._settings.max_attempts):
+        if len(items) == 1 and is_culprit((item := items[0]).deaths, self._settings.max_attempts):
             self._fail(item, culprit_message(item.deaths))
             for death in item.deaths:
                 death.explained = True
@@ -90,7 +107,22 @@ class Attempts:
         queue.requeue([item for item in items if item.stream in self._streams])
 
 
+def check(finished: Finished | None, rows: OpenRows) -> None:
+    """Raises ValueError for answers to what is not open, and for open rows at the end."""
+    if finished is None and rows:
+        raise ValueError(f"{len(rows)} prompts have no answer")
+    if finished is not None and not finished.completions.keys() <= rows.keys():
+        raise ValueError("answers to prompts that are not open")
+
+
 def _record_attempt(items: Sequence[QueuedRow], reason: str) -> None:
     for item in items:
         item.attempts += 1
         item.errors = (*item.errors, reason)
+
+
+def _first_line(error: BaseException) -> str:
+    """A remote error's cause, without Ray's traceback."""
+    cause = getattr(error, "cause", None)
+    text = str(cause if isinstance(cause, BaseException) else error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[-1] if text else ''}"[:300]

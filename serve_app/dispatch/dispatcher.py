@@ -13,22 +13,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 import msgspec
 
-from serve_app.dispatch.attempts import Attempts
+from serve_app.dispatch.attempts import Attempts, check
 from serve_app.dispatch.membership import update_workers
 from serve_app.dispatch.pool import DispatchSettings, ReplicaPool, ServedModel
 from serve_app.dispatch.queue import RowQueue
 from serve_app.dispatch.rows import QueuedRow
 from serve_app.dispatch.shares import Shares
 from serve_app.dispatch.stream import Stream
-from serve_app.dispatch.suspects import DEATHS
-from serve_app.dispatch.worker import Worker
+from serve_app.dispatch.worker import OpenRows, Worker
 from serve_app.errors import EngineFailed
-from serve_app.schema import Chunk, EngineInfo, ReplicaInfo
+from serve_app.schema import Chunk, EngineInfo, Finished, ReplicaInfo
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +135,8 @@ class Dispatcher:
         stream.queue.discard(stream)
         self._remove_from_queue(stream)
         for worker in self._workers.values():
-            for call, items in worker.calls.items():
-                if all(item.stream not in self._streams for item in items):
+            for call, rows in worker.calls.items():
+                if all(item.stream not in self._streams for item in rows.values()):
                     call.cancel()
 
     def _remove_from_queue(self, stream: Stream[Any]) -> None:
@@ -170,49 +169,49 @@ class Dispatcher:
         worker.alone = len(items) == 1 and items[0].suspected
         # Own context: Serve's router tells calls apart by the surrounding HTTP request's id, and never routed calls
         # that shared one.
-        call = asyncio.create_task(self._call(worker, queue, items, probing=worker.lost), context=contextvars.Context())
-        worker.calls[call] = items
+        rows = dict(enumerate(items))
+        call = asyncio.create_task(self._call(worker, queue, rows, probing=worker.lost), context=contextvars.Context())
+        worker.calls[call] = rows
         call.add_done_callback(lambda done: self._on_done(worker, done))
 
     def _on_done(self, worker: Worker, call: asyncio.Task[None]) -> None:
-        items = worker.calls.pop(call)
-        worker.open_rows -= len(items)
+        rows = worker.calls.pop(call)
+        worker.open_rows -= len(rows)
         worker.alone = False
         if not call.cancelled() and (error := call.exception()) is not None:
             logger.error("defect in dispatch", exc_info=error)
-            for stream in {item.stream for item in items}:
-                stream.report(EngineFailed(f"defect in dispatch: {error!r}"))
+            self._fail_all(EngineFailed(f"defect in dispatch: {error!r}"))
         self.pump()
 
-    async def _call(self, worker: Worker, queue: RowQueue, items: list[QueuedRow], *, probing: bool) -> None:
-        replica_id = worker.replica.replica_id
+    async def _call(self, worker: Worker, queue: RowQueue, rows: OpenRows, *, probing: bool) -> None:
         self._chunk_id += 1
-        prompts = tuple(item.prompt for item in items)
+        prompts = tuple(item.prompt for item in rows.values())
         chunk = msgspec.structs.replace(queue.template, chunk_id=self._chunk_id, prompts=prompts)
-        try:
-            result = await self._pool.run(replica_id, chunk)
-            if len(result.completions) != len(items):
-                raise ValueError(f"{len(result.completions)} answers to {len(items)} prompts")
-        except (Exception, asyncio.CancelledError) as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                self._attempts.requeue(queue, items)
-                raise
-            reason = f"{replica_id}: {_first_line(error)}"
-            logger.warning("chunk %d failed on %s", chunk.chunk_id, reason)
-            queue.users.discard(replica_id)  # any other replica may try
-            if isinstance(error, DEATHS):
-                self._attempts.mark_lost(worker, by_engine=isinstance(error, EngineFailed))
-                self._attempts.requeue_lost(queue, items, reason)
-            else:
-                self._attempts.retry(queue, items, reason)
-            asyncio.get_running_loop().call_later(worker.back_off(time.monotonic(), self._settings), self.pump)
-            self._wake.set()
-        else:
-            if probing and result.replica.replica_id == replica_id:
-                worker.lost = False
-            worker.rows_done += len(items)
-            worker.adapt_window(result.waiting, self._settings)
-            self._attempts.finish(queue, items, result)
+        async with aclosing(self._pool.run(worker.replica.replica_id, chunk)) as answers:
+            while True:
+                try:
+                    finished = await anext(answers, None)
+                    check(finished, rows)
+                except (Exception, asyncio.CancelledError) as error:
+                    if (task := asyncio.current_task()) is not None and task.cancelling():
+                        self._attempts.requeue(queue, [*rows.values()])
+                        raise
+                    self._attempts.give_back(worker, queue, [*rows.values()], error)
+                    asyncio.get_running_loop().call_later(worker.back_off(time.monotonic(), self._settings), self.pump)
+                    self._wake.set()
+                    return
+                if finished is None:
+                    return
+                if probing and finished.replica.replica_id == worker.replica.replica_id:
+                    worker.lost = probing = False
+                self._on_finished(worker, queue, rows, finished)
+
+    def _on_finished(self, worker: Worker, queue: RowQueue, rows: OpenRows, finished: Finished) -> None:
+        count = len(finished.completions)
+        worker.adapt_window(count, finished.waiting, self._settings)
+        worker.open_rows -= count
+        self._attempts.finish(queue, rows, finished)
+        self.pump()
 
     async def _supervise(self) -> None:
         """Refresh the replica list. Fail the streams after too long without replicas."""
@@ -273,10 +272,3 @@ class Dispatcher:
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(error)
-
-
-def _first_line(error: BaseException) -> str:
-    """A remote error's cause, without Ray's traceback."""
-    cause = getattr(error, "cause", None)
-    text = str(cause if isinstance(cause, BaseException) else error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[-1] if text else ''}"[:300]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
 from pydantic import Field
 
-from serve_app.schema import Chunk, ChunkResult, EngineInfo, ReplicaInfo
+from serve_app.schema import Chunk, EngineInfo, Finished, ReplicaInfo
 from serve_app.settings import DispatchSizes
 
 
@@ -17,11 +18,11 @@ class ReplicaPool(Protocol):
     async def failure(self) -> str:
         """Why only changed settings can bring a replica; empty if unknown."""
 
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        """Compute the whole chunk on a replica.
+    def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
+        """Compute the chunk on a replica; each row comes once, as it finishes. Closing stops the rest.
 
         Raises EngineFailed if the engine died or hung, ReplicaLost if the replica is gone, anything else for the
-        chunk's own failure.
+        chunk's own failure; rows that came before are done.
         """
 
 

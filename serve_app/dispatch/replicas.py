@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 from ray import serve
@@ -21,7 +21,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableE
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import EngineFailed, ReplicaLost
-from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
+from serve_app.schema import Chunk, Finished, ReplicaInfo
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 
 T = TypeVar("T")
@@ -47,6 +47,7 @@ class HandlePool:
 
     def __init__(self, handle: DeploymentHandle, app: str = REPLICAS_APP) -> None:
         self._handle = handle
+        self._streaming = handle.options(stream=True)
         self._app = app
         self._known: list[str] = []
 
@@ -95,12 +96,16 @@ class HandlePool:
         ours = [line.partition("serve_app.errors.")[2] for line in lines if "serve_app.errors." in line]
         return (ours or lines or ["no reason was given"])[-1]
 
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        response = self._handle.run_chunk.remote(chunk, replica_id=replica_id)
+    async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
+        response = self._streaming.run_chunk.remote(chunk, replica_id=replica_id)
         try:
-            result: ChunkResult = await response
-        except asyncio.CancelledError:
+            async for finished in response:
+                yield finished
+        except GeneratorExit:
             response.cancel()  # else the replica computes on
+            raise
+        except asyncio.CancelledError:
+            response.cancel()
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
             # Also raised when the replica cancelled.
@@ -113,7 +118,6 @@ class HandlePool:
             raise
         except LOST as error:
             raise ReplicaLost(f"{type(error).__name__}: {(str(error).splitlines() or [''])[-1].strip()}") from error
-        return result
 
 
 async def outside_request(work: Coroutine[Any, Any, T]) -> T:

@@ -44,7 +44,7 @@ class Shares:
     def take(self, queue: RowQueue, worker: Worker) -> list[QueuedRow]:
         if worker.reserved or (worker.lost and not queue.rows):
             return queue.pull_suspect(worker.replica.replica_id)
-        rows = self._chunk_size(queue, worker) if queue.rows else 0
+        rows = worker.room_for(self._chunk_size(queue, worker)) if queue.rows else 0
         return queue.pull(worker.replica.replica_id, rows) if rows else []
 
     def may_use(self, queue: RowQueue, worker: Worker) -> bool:

@@ -37,6 +37,8 @@ def is_suspect(deaths: Sequence[Death]) -> bool:
 
 def is_culprit(deaths: Sequence[Death], max_losses: int) -> bool:
     """Whether the row caused the last death: alone when an engine died, or alone in `max_losses` losses."""
+    if not deaths:
+        return False
     last = deaths[-1]
     return last.alone and (last.by_engine or sum(not death.explained for death in deaths) >= max_losses)
 

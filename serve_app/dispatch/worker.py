@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from serve_app.dispatch.pool import DispatchSettings
@@ -20,6 +19,10 @@ QUEUE_SHARE = 0.5
 OVERLOADED, SLOW = 0.9, 0.8
 
 
+# The unanswered rows of a chunk, by their place in it.
+OpenRows = dict[int, QueuedRow]
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """A replica and its open calls: `lost` until it answers, `reserved` for suspects, `alone` with one."""
@@ -33,8 +36,7 @@ class Worker:
     lost: bool = False
     reserved: bool = False
     alone: bool = False
-    rows_done: int = 0
-    calls: dict[asyncio.Task[None], Sequence[QueuedRow]] = field(default_factory=dict)
+    calls: dict[asyncio.Task[None], OpenRows] = field(default_factory=dict)
 
     @property
     def available(self) -> bool:
@@ -47,13 +49,18 @@ class Worker:
             return not self.calls
         return self.open_rows < self.window
 
-    def adapt_window(self, waiting: int, settings: DispatchSettings) -> None:
-        """Grow the window while it limits, shrink it when the engine queues."""
+    def room_for(self, rows: int) -> int:
+        """How many of `rows` the window takes now: at least half of them, or none."""
+        room = int(self.window) - self.open_rows
+        return min(rows, room) if room >= min(rows, self.window) / 2 else 0
+
+    def adapt_window(self, finished: int, waiting: int, settings: DispatchSettings) -> None:
+        """Grow the window while it limits, shrink it when the engine queues: once a chunk's worth of finished rows."""
         self.failures = 0
         if waiting > self.window * QUEUE_SHARE:
-            self.window = max(settings.chunk_rows, self.window * OVERLOADED)
+            self.window = max(settings.chunk_rows, self.window * OVERLOADED ** (finished / settings.chunk_rows))
         elif waiting == 0 and self.open_rows >= self.window - settings.chunk_rows:
-            self.window = min(settings.max_window_rows, self.window + settings.chunk_rows)
+            self.window = min(settings.max_window_rows, self.window + finished)
 
     def back_off(self, now: float, settings: DispatchSettings) -> float:
         """Pause longer after each consecutive failure; returns seconds."""

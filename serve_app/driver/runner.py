@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
@@ -26,7 +26,7 @@ from serve_app.driver.store.retries import log_retries, while_store_is_away
 from serve_app.driver.store.store import Store
 from serve_app.driver.threads import use_large_thread_pool
 from serve_app.errors import EngineFailed
-from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
+from serve_app.schema import Chunk, Finished, ReplicaInfo
 from serve_app.settings import DriverSettings
 from serve_app.spec import JobSpec
 
@@ -55,8 +55,8 @@ class PoolShare:
     async def failure(self) -> str:
         return await self._pool.failure()
 
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        return await self._pool.run(replica_id, chunk)
+    def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
+        return self._pool.run(replica_id, chunk)
 
 
 class Progress(NamedTuple):

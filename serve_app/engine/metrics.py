@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import httpx
@@ -85,7 +85,7 @@ class ChunkMetrics:
             "serve_app_chunk_seconds", description="Time a chunk took in the replica.", boundaries=CHUNK_SECONDS
         )
 
-    def record(self, completions: Sequence[Completion], seconds: float) -> None:
+    def count(self, completions: Collection[Completion]) -> None:
         for status, prompts in Counter(completion.status for completion in completions).items():
             self._prompts.inc(prompts, tags={"status": status})
         tokens = {
@@ -96,4 +96,6 @@ class ChunkMetrics:
         for kind, count in tokens.items():
             if count:  # Ray refuses to add 0
                 self._tokens.inc(count, tags={"kind": kind})
+
+    def chunk_seconds(self, seconds: float) -> None:
         self._seconds.observe(seconds)

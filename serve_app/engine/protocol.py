@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Protocol
 
 from serve_app.schema import Chunk, Completion, EngineInfo
@@ -24,9 +24,10 @@ class Engine(Protocol):
     def app(self) -> ASGIApp:
         """The OpenAI-compatible HTTP application; valid after `start`."""
 
-    async def run(self, chunk: Chunk) -> tuple[Completion, ...]:
-        """One completion per prompt, in order. A refused prompt's completion has `error`. Raises EngineFailed when the
-        engine is lost, with the whole chunk undone.
+    def run(self, chunk: Chunk) -> AsyncGenerator[dict[int, Completion]]:
+        """Completions by the prompt's place in the chunk, each prompt's once, as they finish. A refused prompt's
+        completion has `error`. Raises EngineFailed when the engine is lost, with what was not yielded undone. Closing
+        aborts the rest.
         """
 
     @property

@@ -11,12 +11,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import psutil
 
 from serve_app.engine.completions import sampling_params, summary, to_completion
+from serve_app.engine.finishing import as_finished
 from serve_app.engine.health.check import HealthCheck
 from serve_app.engine.health.watchdog import Watchdog
 from serve_app.engine.host.cpu import CoreClaim, available_cores, claim_cores, cpu_build, memory_bytes
@@ -203,17 +205,15 @@ class VLLMEngine:
         app: ASGIApp = self._app
         return app
 
-    async def run(self, chunk: Chunk) -> tuple[Completion, ...]:
+    async def run(self, chunk: Chunk) -> AsyncGenerator[dict[int, Completion]]:
         try:
             params = sampling_params(chunk)
         except ValueError as error:  # no replica would take it
-            return (Completion(status="invalid", error=summary(error)),) * len(chunk.prompts)
-        tasks = [asyncio.ensure_future(self._complete(prompt, params, chunk)) for prompt in chunk.prompts]
-        try:
-            return tuple(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+            yield dict.fromkeys(range(len(chunk.prompts)), Completion(status="invalid", error=summary(error)))
+            return
+        async with aclosing(as_finished([self._complete(prompt, params, chunk) for prompt in chunk.prompts])) as rows:
+            async for completions in rows:
+                yield completions
 
     @property
     def waiting(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from serve_app.engine.metrics import ChunkMetrics, NodeMetrics
 from serve_app.engine.protocol import ASGIApp, Engine
-from serve_app.schema import Chunk, ChunkResult, Completion, ReplicaInfo
+from serve_app.schema import Chunk, Completion, Finished, ReplicaInfo
 from serve_app.serving import telemetry
 from serve_app.serving.gate import accounting
 from serve_app.serving.gate.middleware import Gate
@@ -70,18 +70,20 @@ class Replica:
         self._asgi = Gate(telemetry.traced(sharding), self._access, "inference")
         return self._asgi
 
-    async def run_chunk(self, chunk: Chunk, *, replica_id: str | None = None) -> ChunkResult:
-        """Complete a chunk's prompts. `replica_id` is for the router. Raises EngineFailed when the engine is lost, with
-        the whole chunk undone.
+    async def run_chunk(self, chunk: Chunk, *, replica_id: str | None = None) -> AsyncIterator[Finished]:
+        """Complete a chunk's prompts, each yielded once, as they finish. `replica_id` is for the router. Raises
+        EngineFailed when the engine is lost, with what was not yielded undone.
         """
-        started = time.perf_counter()
-        completions = await (self._answer(chunk) if chunk.path else self._engine.run(chunk))
-        self._metrics.record(completions, time.perf_counter() - started)
-        return ChunkResult(chunk.chunk_id, await self.describe(), completions, self._engine.waiting)
+        started, replica = time.perf_counter(), await self.describe()
+        async with aclosing(self._answer(chunk) if chunk.path else self._engine.run(chunk)) as rows:
+            async for completions in rows:
+                self._metrics.count(completions.values())
+                yield Finished(replica, completions, self._engine.waiting)
+        self._metrics.chunk_seconds(time.perf_counter() - started)
 
-    async def _answer(self, chunk: Chunk) -> tuple[Completion, ...]:
+    def _answer(self, chunk: Chunk) -> AsyncGenerator[dict[int, Completion]]:
         engine = self._engine
-        return await answer_requests(engine.app(), chunk, model=engine.info.model, check_health=engine.check_health)
+        return answer_requests(engine.app(), chunk, model=engine.info.model, check_health=engine.check_health)
 
     async def complete(self, request: HttpRequest, *, replica_id: str | None = None) -> Answer:
         """Answer part of a peer's request (`requests/sharding.py`). `replica_id` is for the router."""

@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from serve_app.driver.deployment import build_app
 from serve_app.driver.jobs.job import dispatch_settings
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.engine.simulated.engine import SimulatedEngine
-from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
+from serve_app.schema import Chunk, Finished, ReplicaInfo
 from serve_app.serving.gate import accounting
 from serve_app.serving.gate.middleware import Gate
 from serve_app.serving.requests.http_rows import answer_requests
@@ -48,12 +48,13 @@ class SimulatedPool:
     async def failure(self) -> str:
         return ""
 
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+    async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
         engine = self.engine
+        rows = engine.run(chunk)
         if chunk.path:
-            asked = answer_requests(engine.app(), chunk, model=MODEL, check_health=engine.check_health)
-            return ChunkResult(chunk.chunk_id, self._replica, await asked, 0)
-        return ChunkResult(chunk.chunk_id, self._replica, await engine.run(chunk), 0)
+            rows = answer_requests(engine.app(), chunk, model=MODEL, check_health=engine.check_health)
+        async for completions in rows:
+            yield Finished(self._replica, completions)
 
 
 class Trap:

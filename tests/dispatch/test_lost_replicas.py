@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.dispatch.pool import DispatchSettings
 from serve_app.dispatch.rows import RenderedRow, RowResult
 from serve_app.errors import EngineFailed, ReplicaLost
-from serve_app.schema import Chunk, ChunkResult
+from serve_app.schema import Chunk, Finished
 from tests.dispatch.kit import FAST, TEMPLATE, dispatch, prompts, resized
 from tests.fakes import FakePool
 
@@ -43,14 +43,15 @@ class Watched(FakePool):
         self.moments: list[dict[str, list[int]]] = []
         self.sent_to_the_dead = 0
 
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+    async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
         size, board = len(chunk.prompts), self.boards[replica_id]
         self.sent_to_the_dead += replica_id in self.deaths
         board.append(size)
         if len(self.deaths) == 1:  # from here to the next one, a single row is a suspect
             self.moments.append({name: [*sizes] for name, sizes in self.boards.items() if sizes})
         try:
-            return await super().run(replica_id, chunk)
+            async for finished in super().run(replica_id, chunk):
+                yield finished
         finally:
             board.remove(size)
 
@@ -81,11 +82,11 @@ async def test_a_row_that_fails_its_chunk_fails_alone_however_large_the_chunk(
     chunk_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Choking(FakePool):
-        async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-            result = await super().run(replica_id, chunk)
-            if prompts(1001)[1000] in chunk.prompts:
-                raise RuntimeError("choked")
-            return result
+        async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
+            async for finished in super().run(replica_id, chunk):
+                if prompts(1001)[1000] in chunk.prompts:
+                    raise RuntimeError("choked")
+                yield finished
 
     monkeypatch.setattr(worker_module, "MAX_BACKOFF_S", 0.005)
     results = await dispatch(
@@ -155,12 +156,13 @@ def test_rows_under_killed_replicas_are_sent_again_and_never_fail(
     class Struck(FakePool):
         """The replica is killed at these calls, but not so often under a row that is alone that it must be that."""
 
-        async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+        async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
             sent.update(chunk.prompts)
             if len(self.served) in strikes and (len(chunk.prompts) > 1 or lost[chunk.prompts[0]] < most - 1):
                 self.die(replica_id, ReplicaLost("killed"))
             try:
-                return await super().run(replica_id, chunk)
+                async for finished in super().run(replica_id, chunk):
+                    yield finished
             except ReplicaLost:
                 lost.update(chunk.prompts)
                 raise
@@ -216,11 +218,12 @@ async def test_a_dead_replica_that_is_tried_again_convicts_nobody(monkeypatch: p
 
 async def test_a_replica_that_was_lost_only_for_a_while_works_again(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unreachable(FakePool):
-        async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+        async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
             if len(self.served) in (2, 3):
                 self.served.append((replica_id, chunk))
                 raise ReplicaLost("no connection")
-            return await super().run(replica_id, chunk)
+            async for finished in super().run(replica_id, chunk):
+                yield finished
 
     monkeypatch.setattr(worker_module, "LOST_PAUSE_S", 0.01)
     pool = Unreachable(["a"])

@@ -1,6 +1,7 @@
 """The handle's side of the pool, over a handle that is made up: real ones are in tests/system/test_population.py."""
 
 import asyncio
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,11 @@ from ray.serve.exceptions import ReplicaUnavailableError
 from serve_app.dispatch import replicas as module
 from serve_app.dispatch.replicas import HandlePool
 from serve_app.errors import BadSettings, EngineFailed, ReplicaLost
-from serve_app.schema import Chunk
+from serve_app.schema import Chunk, Completion, Finished
 from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 from tests.fakes import replica
+
+FIRST = Finished(replica("a"), {1: Completion(text="first")})
 
 
 class Response:
@@ -39,6 +42,25 @@ class Response:
         self.cancelled = True
 
 
+class Rows:
+    """A streaming call: rows that finished, then `ends`, after a while."""
+
+    def __init__(self, finished: list[Finished], ends: BaseException | None, hold_s: float) -> None:
+        self.finished, self.ends, self.hold_s, self.cancelled = [*finished], ends, hold_s, False
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Finished:
+        if self.finished:
+            return self.finished.pop(0)
+        await asyncio.sleep(self.hold_s)
+        raise self.ends or StopAsyncIteration
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class Method:
     def __init__(self, answer: Any) -> None:
         self.remote = answer
@@ -48,8 +70,12 @@ class Handle:
     """Replicas a and b; `hangs` is the one that does not answer."""
 
     hangs = ""
-    sent: Response
+    sent: Rows
     raises: BaseException | None = None
+
+    def options(self, *, stream: bool) -> "Handle":
+        assert stream
+        return self
 
     def broadcast(self, method: str) -> Response:
         return Response(TimeoutError() if self.hangs else [replica("a"), replica("b"), RuntimeError("gone")])
@@ -60,8 +86,8 @@ class Handle:
 
     @property
     def run_chunk(self) -> Method:
-        def remote(chunk: Chunk, replica_id: str) -> Response:
-            self.sent = Response(self.raises, 0 if self.raises else 60)
+        def remote(chunk: Chunk, replica_id: str) -> Rows:
+            self.sent = Rows([FIRST], self.raises, 0 if self.raises else 60)
             return self.sent
 
         return Method(remote)
@@ -103,10 +129,23 @@ async def test_where_none_runs_nobody_is_asked_as_that_would_start_one(
 
 
 async def test_a_cancelled_chunk_is_cancelled_on_the_replica(handle: Any) -> None:
-    call = asyncio.create_task(HandlePool(handle).run("a", Chunk(1, ())))
+    async def call() -> None:
+        async for finished in HandlePool(handle).run("a", Chunk(1, ())):
+            came.append(finished)
+
+    came: list[Finished] = []
+    calling = asyncio.create_task(call())
     await asyncio.sleep(0.01)
-    call.cancel()
-    await asyncio.wait([call])
+    calling.cancel()
+    await asyncio.wait([calling])
+    assert handle.sent.cancelled
+    assert came == [FIRST]
+
+
+async def test_a_chunk_that_nobody_reads_to_its_end_is_cancelled_on_the_replica(handle: Any) -> None:
+    async with aclosing(HandlePool(handle).run("a", Chunk(1, ()))) as rows:
+        assert await anext(rows) == FIRST
+        assert not handle.sent.cancelled
     assert handle.sent.cancelled
 
 
@@ -134,8 +173,10 @@ async def test_a_call_says_whether_the_engine_died_or_the_replica_is_gone_or_onl
     handle: Any, raised: BaseException, seen: type[Exception], message: str
 ) -> None:
     handle.raises = raised
+    rows = HandlePool(handle).run("a", Chunk(1, ()))
+    assert await anext(rows) == FIRST, "what came before stays"
     with pytest.raises(seen, match=message or None):
-        await HandlePool(handle).run("a", Chunk(1, ()))
+        await anext(rows)
 
 
 async def test_the_controller_is_not_asked_where_replicas_are_known(

@@ -1,6 +1,7 @@
 """Streams beside each other, and replicas that are not as they should be."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import msgspec
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.dispatch.rows import RenderedRow
 from serve_app.errors import EngineFailed
-from serve_app.schema import Chunk, ChunkResult, ReplicaInfo, Sampling, pack_tokens
+from serve_app.schema import Chunk, Finished, ReplicaInfo, Sampling, pack_tokens
 from tests.dispatch.kit import FAST, TEMPLATE, dispatch, prompts, resized
 from tests.fakes import FakePool, replica
 
@@ -104,27 +105,28 @@ async def test_a_pool_that_cannot_be_asked_keeps_its_replicas() -> None:
 
 async def test_a_call_cancelled_on_the_replica_is_a_failure_and_not_the_end() -> None:
     class Cancelling(FakePool):
-        async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+        async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
             self.calls["all"] += 1
             if self.calls["all"] <= 3:
                 raise asyncio.CancelledError
-            return await super().run(replica_id, chunk)
+            async for finished in super().run(replica_id, chunk):
+                yield finished
 
     results = await asyncio.wait_for(dispatch(Cancelling(["a"]), prompts(30)), 10)
     assert sorted(result.key for result in results) == list(range(30))
 
 
-async def test_an_answer_of_the_wrong_length_is_a_failure_of_the_chunk() -> None:
+async def test_rows_that_a_chunk_leaves_without_an_answer_are_sent_again_and_no_others() -> None:
     class Short(FakePool):
-        async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-            result = await super().run(replica_id, chunk)
-            if self.calls[replica_id] == 1:
-                return msgspec.structs.replace(result, completions=result.completions[1:])
-            return result
+        async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
+            async for finished in super().run(replica_id, chunk):
+                if self.calls[replica_id] == 1:
+                    del finished.completions[0]
+                yield finished
 
     results = await asyncio.wait_for(dispatch(Short(["a"]), prompts(10)), 10)
     assert sorted(result.key for result in results) == list(range(10))
-    assert {result.attempts for result in results} == {1, 2}
+    assert [result.key for result in results if result.attempts > 1] == [0]
 
 
 async def test_a_stream_never_mixes_models_and_says_so_when_its_own_is_gone() -> None:

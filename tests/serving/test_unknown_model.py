@@ -19,6 +19,7 @@ from serve_app.serving.models.directory import Directory
 from serve_app.serving.requests.http_rows import answer_requests
 from serve_app.serving.routes import add_routes
 from serve_app.settings import ModelsSettings, SimulatedSettings
+from tests.fakes import in_order
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 HELLO = [{"role": "user", "content": "Hello!"}]
@@ -81,7 +82,8 @@ async def ask(app: Any, path: str, **options: Any) -> httpx.Response:
 async def batch_line(app: Any, model: str) -> dict[str, Any]:
     """The line of a batch's error file."""
     body = json.dumps({"model": model, "messages": HELLO}).encode()
-    (completion,) = await answer_requests(app, Chunk(1, (body,), path=CHAT), model="base", check_health=no_check)
+    answers = answer_requests(app, Chunk(1, (body,), path=CHAT), model="base", check_health=no_check)
+    (completion,) = in_order([completions async for completions in answers])
     assert completion.response is not None
     _, error = value_and_error(completion, completion.response)
     line: dict[str, Any] = json.loads(refused_line("batch_1", "row-1", error or ""))

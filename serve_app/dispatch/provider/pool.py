@@ -15,6 +15,7 @@ import logging
 import random
 import re
 import time
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
@@ -44,7 +45,7 @@ from serve_app.dispatch.provider.requests import (
     score_fields,
 )
 from serve_app.errors import BadSettings
-from serve_app.schema import Chunk, ChunkResult, Completion, EngineInfo, ReplicaInfo, Sampling
+from serve_app.schema import Chunk, Completion, EngineInfo, Finished, ReplicaInfo, Sampling
 from serve_app.spec import Provider
 
 logger = logging.getLogger(__name__)
@@ -112,17 +113,23 @@ class ProviderPool:
     async def failure(self) -> str:
         return self._failure
 
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        """Ask the chunk's rows. Raises BadSettings if the provider refuses all work; answers before that are returned,
-        and the other rows are `failed`.
-        """
+    async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
+        """Ask the chunk's rows. Raises BadSettings if the provider refuses all work, after the answers before that."""
         if not self._failure:
-            async with asyncio.TaskGroup() as tasks:
-                rows = [tasks.create_task(self._row(prompt, chunk.sampling)) for prompt in chunk.prompts]
-            completions = tuple(row.result() for row in rows)
-            if not self._failure or any(completion.status != "failed" for completion in completions):
-                return ChunkResult(chunk.chunk_id, self._replica, completions)
-        raise BadSettings(self._failure)
+            asked = [asyncio.create_task(self._row(prompt, chunk.sampling)) for prompt in chunk.prompts]
+            waiting = dict(zip(asked, range(len(asked)), strict=True))
+            try:
+                while waiting:
+                    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    rows = {waiting.pop(task): task.result() for task in done}
+                    if rows := {i: row for i, row in rows.items() if row.status != "failed" or not self._failure}:
+                        yield Finished(self._replica, rows)
+            finally:
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+        if self._failure:
+            raise BadSettings(self._failure)
 
     async def _row(self, prompt: bytes, sampling: Sampling) -> Completion:
         asked = msgspec.json.decode(prompt)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from uuid import uuid4
 
 import msgspec
 
+from serve_app.engine.finishing import as_finished
 from serve_app.engine.protocol import ASGIApp
 from serve_app.openai.errors import ErrorAnswer
 from serve_app.openai.usage import usage_of
@@ -31,22 +33,24 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 async def answer_requests(
     app: ASGIApp, chunk: Chunk, *, model: str, check_health: Callable[[], Awaitable[None]], headers: Headers = ()
-) -> tuple[Completion, ...]:
-    """One completion per request of the chunk, in order; all run at once.
+) -> AsyncGenerator[dict[int, Completion]]:
+    """Completions of the chunk's requests, by their place in it, as they finish; all run at once.
 
     An answer below 400 is `ok`, 4xx `invalid`, both with `response`; others are `failed`. `model` fills bodies without
-    one, `headers` (such as authorisation) go with every request. After a failed row raises what `check_health` raises,
-    with the whole chunk undone.
+    one, `headers` (such as authorisation) go with every request. Before a failed row raises what `check_health` raises,
+    with what was not yielded undone. Closing disconnects the clients, which aborts the rest.
     """
-    tasks = [asyncio.create_task(_complete(app, chunk, body, model, headers)) for body in chunk.prompts]
-    try:
-        completions = tuple(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:  # disconnects clients to abort
-            task.cancel()
-    if any(completion.status == "failed" for completion in completions):
-        await check_health()
-    return completions
+    asked = [_complete(app, chunk, body, model, headers) for body in chunk.prompts]
+    async with aclosing(as_finished(asked)) as rows:
+        async for completions in rows:
+            failed = {place: one for place, one in completions.items() if one.status == "failed"}
+            if not failed:
+                yield completions
+                continue
+            if answered := {place: one for place, one in completions.items() if place not in failed}:
+                yield answered
+            await check_health()
+            yield failed
 
 
 async def _complete(app: ASGIApp, chunk: Chunk, body: bytes, model: str, headers: Headers) -> Completion:

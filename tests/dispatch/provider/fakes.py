@@ -16,6 +16,7 @@ from serve_app.addresses import Reach
 from serve_app.dispatch.provider.pool import ProviderPool
 from serve_app.schema import Chunk, Completion, Sampling
 from serve_app.spec import Provider
+from tests.fakes import in_order
 
 T = TypeVar("T")
 
@@ -142,8 +143,8 @@ def a_pool(app: FakeProvider, *, labels: tuple[str, ...] = (), **changed: Any) -
 
 
 async def run(pool: ProviderPool, *prompts: bytes, sampling: Sampling | None = None) -> tuple[Completion, ...]:
-    result = await pool.run("provider:host.test", Chunk(1, prompts, sampling=sampling or Sampling()))
-    return result.completions
+    rows = pool.run("provider:host.test", Chunk(1, prompts, sampling=sampling or Sampling()))
+    return in_order([finished.completions async for finished in rows])
 
 
 def ask(app: FakeProvider, *prompts: bytes, sampling: Sampling | None = None, **changed: Any) -> list[Completion]:

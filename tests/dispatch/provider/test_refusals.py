@@ -12,7 +12,7 @@ from serve_app.dispatch.pool import DispatchSettings, ReplicaPool
 from serve_app.dispatch.provider.pool import ProviderPool
 from serve_app.dispatch.rows import RenderedRow
 from serve_app.errors import BadSettings, EngineFailed
-from serve_app.schema import Chunk, Completion
+from serve_app.schema import Chunk
 from serve_app.spec import Provider
 from tests.conftest import served
 from tests.dispatch.provider.fakes import FakeProvider, Reply, a_pool, answer, chat, error, reach_of, run, virtually
@@ -48,14 +48,16 @@ def test_what_was_answered_before_the_refusal_is_kept_and_nobody_waits_for_the_r
     )
     pool = a_pool(app, concurrency=3)
 
-    async def timed() -> tuple[tuple[Completion, ...], float]:
-        return await run(pool, *(chat(str(i)) for i in range(5))), asyncio.get_running_loop().time()
+    async def timed() -> float:
+        rows = pool.run("provider:host.test", Chunk(1, tuple(chat(str(i)) for i in range(5))))
+        paid = await anext(rows)
+        assert {place: completion.text for place, completion in paid.completions.items()} == {0: "paid"}
+        with pytest.raises(BadSettings, match="refuses all work"):
+            await anext(rows)
+        return asyncio.get_running_loop().time()
 
-    completions, took_s = virtually(timed())
-    assert [completion.status for completion in completions] == ["ok", "failed", "failed", "failed", "failed"]
-    assert completions[0].text == "paid"
-    assert all("refuses all work" in (completions[i].error or "") for i in (2, 3, 4))
-    assert (took_s, len(app.asked)) == (2, 3)
+    assert virtually(timed()) == 2
+    assert len(app.asked) == 3
 
 
 async def test_the_key_is_sent_and_never_told(

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from serve_app.driver.batches.record import BatchRequest
 from serve_app.driver.batches.registry import BatchRegistry
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.openai.errors import model_not_found
-from serve_app.schema import Chunk, ChunkResult, Completion
+from serve_app.schema import Chunk, Completion, Finished
 from serve_app.serving.requests.http_rows import answer_requests
 from tests.fakes import FakePool
 
@@ -50,12 +50,13 @@ class HttpPool(FakePool):
         super().__init__(names, **faults)
         self.app = engine_app()
 
-    async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
-        result = await super().run(replica_id, chunk)
-        if not chunk.path:
-            return result
-        completions = await answer_requests(self.app, chunk, model="fake", check_health=self.check_health)
-        return msgspec.structs.replace(result, completions=completions)
+    async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
+        async for finished in super().run(replica_id, chunk):
+            if not chunk.path:
+                yield finished
+                continue
+            async for completions in answer_requests(self.app, chunk, model="fake", check_health=self.check_health):
+                yield msgspec.structs.replace(finished, completions=completions)
 
     def _answer(self, prompt: bytes, chunk: Chunk) -> Completion:
         return Completion() if chunk.path else super()._answer(prompt, chunk)

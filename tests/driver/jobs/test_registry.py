@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 
 from serve_app.errors import BadSettings, JobConflict
 from serve_app.models.default import prepare
-from serve_app.schema import Chunk, ChunkResult, ReplicaInfo
+from serve_app.schema import Chunk, Finished, ReplicaInfo
 from serve_app.spec import JobSpec
 from tests.driver.kit import MakeJobs, committed, finished, ids, spec
 from tests.fakes import FakePool, rows
@@ -130,8 +131,9 @@ async def test_failed_rows_end_the_job_with_failures_and_never_with_a_value(
     make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Sick(FakePool):
-        async def run(self, replica_id: str, chunk: Chunk) -> ChunkResult:
+        async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
             raise RuntimeError("out of order")
+            yield
 
     monkeypatch.setattr("serve_app.dispatch.worker.MAX_BACKOFF_S", 0.01)
     jobs = await make_jobs(Sick(["a"]), max_attempts=2)

@@ -12,6 +12,7 @@ from serve_app.errors import EngineFailed
 from serve_app.schema import Chunk, Completion
 from serve_app.serving.requests import http_rows
 from serve_app.serving.requests.http_rows import answer_requests, prepare
+from tests.fakes import in_order
 
 PATH = "/v1/chat/completions"
 
@@ -54,7 +55,8 @@ class FakeEngine:
     async def answer(self, *bodies: dict[str, Any] | bytes, priority: int = 10) -> tuple[Completion, ...]:
         prompts = tuple(body if isinstance(body, bytes) else json.dumps(body).encode() for body in bodies)
         chunk = Chunk(1, prompts, priority=priority, path=PATH)
-        return await answer_requests(self.app, chunk, model="served", check_health=self.check_health)
+        answers = answer_requests(self.app, chunk, model="served", check_health=self.check_health)
+        return in_order([completions async for completions in answers])
 
 
 @pytest.fixture
