@@ -43,7 +43,7 @@ def replicas(args: ReplicaSettings) -> Application:
     if not direct_ingress(os.environ):
         deployment = deployment.options(
             request_router_config={
-                "request_router_class": "serve_app.serving.router:TargetedRequestRouter",
+                "request_router_class": "serve_app.serving.router:SessionRouter",
                 "request_router_kwargs": args.routing.model_dump(),
             }
         )

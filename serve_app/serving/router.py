@@ -1,9 +1,8 @@
-"""Chooses a call's replica: the named one, its session's, or the less loaded of two.
+"""Chooses a call's replica behind Serve's own proxy: its session's, or the less loaded of two.
 
-Knows a call's keyword arguments and session. Serve's request-router extension (alpha in Ray 2.60) pickles this module
-by value into the proxies, so it imports nothing of ours at run time.
+Knows a call's session. Serve's request-router extension (alpha in Ray 2.60) pickles this module by value into the
+proxies, so it imports nothing of ours at run time.
 
-- The driver names a replica for each chunk, because it keeps a window of chunks open to each.
 - A session is the header `x-session-id` (RAY_SERVE_SESSION_ID_HEADER_KEY), or `session_id` of a handle's options.
   Rendezvous hashing over replica ids sends its turns to their cached prefix: all proxies agree without asking, and a
   change of replicas moves only its own sessions.
@@ -14,7 +13,8 @@ gives it the pickled ASGI scope, and the chosen replica fetches the body (`ASGIP
 `receive_asgi_messages`). Reading bodies first costs a second hop, as in ray.serve.llm. Several models on one URL have
 that hop, and OpenAI's `prompt_cache_key` counts as session (`models/directory.py`).
 
-HAProxy chooses replicas for HTTP itself, and Serve then refuses a router on an ingress.
+HAProxy does the same by `haproxy/sessions.lua`; Serve then refuses a router on an ingress. Peers name a replica without
+any router (`serve_app.peers`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,9 @@ from ray.serve.request_router import RequestRouter
 if TYPE_CHECKING:
     from ray.serve.request_router import PendingRequest, RunningReplica
 
-# The argument that names a replica.
-TARGET = "replica_id"
 
-
-class TargetedRequestRouter(RequestRouter):
-    """Power of two choices, unless a call names a replica or has a session. Another takes a gone replica's call; the
-    result names who ran it.
-    """
+class SessionRouter(RequestRouter):
+    """Power of two choices, unless a call has a session."""
 
     _affinity = False
 
@@ -56,10 +51,6 @@ class TargetedRequestRouter(RequestRouter):
             return [any_two(candidate_replicas)]
         # Otherwise the router spins while the chosen are full.
         pending_request.routing_context.should_backoff = True
-        target = pending_request.kwargs.get(TARGET)
-        if target is not None:
-            named = [replica for replica in candidate_replicas if replica.replica_id.unique_id == target]
-            return [named or any_two(candidate_replicas)]
         session = pending_request.metadata.session_id
         if self._affinity and session and len(candidate_replicas) > 1:
             return self._near(session, candidate_replicas)

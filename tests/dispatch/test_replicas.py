@@ -1,192 +1,120 @@
-"""The handle's side of the pool, over a handle that is made up: real ones are in tests/system/test_population.py."""
+"""The pool's side of a replica: chunks go to the one that is named, and its errors say what died."""
+
+from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray import serve
-from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayTaskError
-from ray.serve.exceptions import ReplicaUnavailableError
 
-from serve_app.dispatch import replicas as module
-from serve_app.dispatch.replicas import HandlePool
+from serve_app.dispatch.replicas import ROWS, HandlePool
 from serve_app.errors import BadSettings, EngineFailed, ReplicaLost
+from serve_app.peers.calls import PeerFailed
+from serve_app.peers.peer import Peer
+from serve_app.peers.server import Method, Server
 from serve_app.schema import Chunk, Completion, Finished
-from serve_app.settings import REPLICA_DEPLOYMENT, REPLICAS_APP
 from tests.fakes import replica
 
-FIRST = Finished(replica("a"), {1: Completion(text="first")})
+FIRST = Completion(text="first", label_logprobs=(-0.5, -1.25), prompt_tokens=7)
 
 
-class Response:
-    def __init__(self, answer: Any, hold_s: float = 0.0) -> None:
-        self.answer, self.hold_s, self.cancelled = answer, hold_s, False
+class Named:
+    """A replica that yields FIRST, and then waits or raises."""
 
-    def __await__(self) -> Any:
-        return self._wait().__await__()
+    def __init__(self) -> None:
+        self.raises: BaseException | None = None
+        self.chunks: list[Chunk] = []
+        self.open = 0
 
-    async def _wait(self) -> Any:
-        await asyncio.sleep(self.hold_s)
-        if isinstance(self.answer, BaseException):
-            raise self.answer
-        return self.answer
-
-    async def results_async(self, **_: Any) -> Any:
-        if isinstance(self.answer, BaseException):
-            raise self.answer
-        return self.answer
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class Rows:
-    """A streaming call: rows that finished, then `ends`, after a while."""
-
-    def __init__(self, finished: list[Finished], ends: BaseException | None, hold_s: float) -> None:
-        self.finished, self.ends, self.hold_s, self.cancelled = [*finished], ends, hold_s, False
-
-    def __aiter__(self) -> Any:
-        return self
-
-    async def __anext__(self) -> Finished:
-        if self.finished:
-            return self.finished.pop(0)
-        await asyncio.sleep(self.hold_s)
-        raise self.ends or StopAsyncIteration
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class Method:
-    def __init__(self, answer: Any) -> None:
-        self.remote = answer
-
-
-class Handle:
-    """Replicas a and b; `hangs` is the one that does not answer."""
-
-    hangs = ""
-    sent: Rows
-    raises: BaseException | None = None
-
-    def options(self, *, stream: bool) -> "Handle":
-        assert stream
-        return self
-
-    def broadcast(self, method: str) -> Response:
-        return Response(TimeoutError() if self.hangs else [replica("a"), replica("b"), RuntimeError("gone")])
-
-    @property
-    def describe(self) -> Method:
-        return Method(lambda replica_id: Response(replica(replica_id or "a"), 60 if replica_id == self.hangs else 0))
-
-    @property
-    def run_chunk(self) -> Method:
-        def remote(chunk: Chunk, replica_id: str) -> Rows:
-            self.sent = Rows([FIRST], self.raises, 0 if self.raises else 60)
-            return self.sent
-
-        return Method(remote)
+    async def rows(self, chunk: Chunk) -> AsyncGenerator[tuple[dict[int, Completion], int]]:
+        self.chunks.append(chunk)
+        self.open += 1
+        try:
+            yield {3: FIRST}, 5
+            if self.raises is not None:
+                raise self.raises
+            await asyncio.sleep(3600)
+        finally:
+            self.open -= 1
 
 
 @pytest.fixture
-def handle(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(module, "DESCRIBE_TIMEOUT_S", 0.05)
-    return Handle()
+async def named() -> AsyncIterator[tuple[Named, HandlePool]]:
+    replica_a = Named()
+    server = Server({ROWS: Method(Chunk, replica_a.rows)}, "127.0.0.1", 0.1)
+    await server.start()
+    peer = Peer(replica("a"), await server.url(same_node=True), server.token)
+    listing: Any = SimpleNamespace(known={"a": peer}, refresh=None)
+    yield replica_a, HandlePool(listing)
+    await server.stop()
 
 
-async def test_a_replica_that_hangs_hides_no_other(handle: Any) -> None:
-    pool = HandlePool(handle)
-    assert [one.replica_id for one in await pool.replicas()] == ["a", "b"]
-    handle.hangs = "b"
-    assert [one.replica_id for one in await pool.replicas()] == ["a"]
+async def closed(named: Named) -> None:
+    async with asyncio.timeout(5):
+        while named.open:
+            await asyncio.sleep(0.01)
 
 
-def serve_says(monkeypatch: pytest.MonkeyPatch, running: int) -> None:
-    """What the controller tells of the deployment Replica; the ingress beside it runs always."""
-    states = {REPLICA_DEPLOYMENT: {"RUNNING": running} if running else {}, "Router": {"RUNNING": 1}}
-    deployments = {name: SimpleNamespace(replica_states=state) for name, state in states.items()}
-    app = SimpleNamespace(deployments=deployments)
-    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={REPLICAS_APP: app}))
+async def test_a_chunk_comes_whole_to_the_replica_that_is_named_and_its_rows_come_back(named: Any) -> None:
+    replica_a, pool = named
+    chunk = Chunk(7, (b"\0\0\0\1", b"\0\0\0\2"), (5, 9), priority=10)
+    async with aclosing(pool.run("a", chunk)) as rows:
+        assert await anext(rows) == Finished(replica("a"), {3: FIRST}, 5)
+    assert replica_a.chunks == [chunk]
 
 
-async def test_where_none_is_known_yet_some_are_asked_at_random(handle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    handle.hangs = "b"
-    serve_says(monkeypatch, running=2)
-    assert [one.replica_id for one in await HandlePool(handle).replicas()] == ["a"]
+async def test_a_cancelled_chunk_is_cancelled_on_the_replica(named: Any) -> None:
+    replica_a, pool = named
+    came: list[Finished] = []
 
-
-async def test_where_none_runs_nobody_is_asked_as_that_would_start_one(
-    handle: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handle.hangs = "b"
-    serve_says(monkeypatch, running=0)
-    assert await HandlePool(handle).replicas() == []
-
-
-async def test_a_cancelled_chunk_is_cancelled_on_the_replica(handle: Any) -> None:
     async def call() -> None:
-        async for finished in HandlePool(handle).run("a", Chunk(1, ())):
+        async for finished in pool.run("a", Chunk(1, ())):
             came.append(finished)
 
-    came: list[Finished] = []
     calling = asyncio.create_task(call())
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        while not came:
+            await asyncio.sleep(0.01)
+    assert replica_a.open
     calling.cancel()
-    await asyncio.wait([calling])
-    assert handle.sent.cancelled
-    assert came == [FIRST]
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    await closed(replica_a)
 
 
-async def test_a_chunk_that_nobody_reads_to_its_end_is_cancelled_on_the_replica(handle: Any) -> None:
-    async with aclosing(HandlePool(handle).run("a", Chunk(1, ()))) as rows:
-        assert await anext(rows) == FIRST
-        assert not handle.sent.cancelled
-    assert handle.sent.cancelled
-
-
-def raised_there(cause: BaseException) -> BaseException:
-    error: BaseException = RayTaskError("run_chunk", "Traceback ...", cause).as_instanceof_cause()
-    return error
+async def test_a_chunk_that_nobody_reads_to_its_end_is_cancelled_on_the_replica(named: Any) -> None:
+    replica_a, pool = named
+    async with aclosing(pool.run("a", Chunk(1, ()))) as rows:
+        await anext(rows)
+        assert replica_a.open
+    await closed(replica_a)
 
 
 @pytest.mark.parametrize(
     ("raised", "seen", "message"),
     [
-        (raised_there(EngineFailed("it made no step")), EngineFailed, "^it made no step$"),
-        (ActorDiedError(), ReplicaLost, "ActorDiedError: The actor died"),
-        (ActorUnavailableError("no connection", None), ReplicaLost, "ActorUnavailableError"),
-        (NodeDiedError("gone"), ReplicaLost, "NodeDiedError"),
-        (ReplicaUnavailableError("a"), ReplicaLost, "ReplicaUnavailableError"),
-        (asyncio.CancelledError(), ReplicaLost, "cancelled on the replica"),
-        # Its own bug, and an actor that it called: the replica lives.
-        (raised_there(BadSettings("no such field")), BadSettings, ""),
-        (raised_there(ActorDiedError()), RayTaskError, ""),
-        (TypeError("cannot pickle"), TypeError, "cannot pickle"),
+        (EngineFailed("it made no step"), EngineFailed, "^it made no step$"),
+        (asyncio.CancelledError(), ReplicaLost, "a is gone"),
+        # Its own bug: the replica lives.
+        (BadSettings("no such field"), PeerFailed, "BadSettings: no such field"),
+        (ReplicaLost("a peer of its own"), PeerFailed, "ReplicaLost"),
+        (TypeError("cannot add"), PeerFailed, "TypeError: cannot add"),
     ],
 )
 async def test_a_call_says_whether_the_engine_died_or_the_replica_is_gone_or_only_the_chunk_failed(
-    handle: Any, raised: BaseException, seen: type[Exception], message: str
+    named: Any, raised: BaseException, seen: type[Exception], message: str
 ) -> None:
-    handle.raises = raised
-    rows = HandlePool(handle).run("a", Chunk(1, ()))
-    assert await anext(rows) == FIRST, "what came before stays"
-    with pytest.raises(seen, match=message or None):
+    replica_a, pool = named
+    replica_a.raises = raised
+    rows = pool.run("a", Chunk(1, ()))
+    assert (await anext(rows)).completions == {3: FIRST}, "what came before stays"
+    with pytest.raises(seen, match=message):
         await anext(rows)
 
 
-async def test_the_controller_is_not_asked_where_replicas_are_known(
-    handle: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def status() -> Any:
-        raise AssertionError("asked")
-
-    monkeypatch.setattr(serve, "status", status)
-    pool = HandlePool(handle)
-    await pool.replicas()
-    handle.hangs = "b"
-    assert [one.replica_id for one in await pool.replicas()] == ["a"]
+async def test_a_replica_that_left_the_list_is_lost(named: Any) -> None:
+    with pytest.raises(ReplicaLost, match="b does not answer"):
+        await anext(named[1].run("b", Chunk(1, ())))

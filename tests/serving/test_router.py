@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
 from ray.serve._private.request_router.common import PendingRequest
 
-from serve_app.serving.router import TARGET, TargetedRequestRouter, overloaded, preferred
+from serve_app.serving.router import SessionRouter, overloaded, preferred
 from serve_app.settings import RoutingSettings
 
 DEPLOYMENT = DeploymentID(name="Replica", app_name="replicas")
 NAMES = [f"replica{i}" for i in range(8)]
+numbers = itertools.count()
 SESSIONS = [f"session {i}" for i in range(400)]
 
 
@@ -39,9 +41,9 @@ class FakeReplica:
         return self.queue_len
 
 
-def router(replicas: list[FakeReplica], queued: dict[str, int] | None = None, **changes: Any) -> TargetedRequestRouter:
+def router(replicas: list[FakeReplica], queued: dict[str, int] | None = None, **changes: Any) -> SessionRouter:
     """As Serve makes it; `queued` is what its cache knows."""
-    made = TargetedRequestRouter(
+    made = SessionRouter(
         deployment_id=DEPLOYMENT,
         handle_source=DeploymentHandleSource.REPLICA,
         use_replica_queue_len_cache=True,
@@ -56,52 +58,25 @@ def router(replicas: list[FakeReplica], queued: dict[str, int] | None = None, **
     return made
 
 
-def request(session: str = "", **kwargs: Any) -> PendingRequest:
+def request(session: str = "") -> PendingRequest:
     metadata = RequestMetadata(
-        request_id="r", internal_request_id=f"i{id(kwargs)}", call_method="m", session_id=session, is_streaming=False
+        request_id="r", internal_request_id=f"i{next(numbers)}", call_method="m", session_id=session, is_streaming=False
     )
-    return PendingRequest(args=[], kwargs=kwargs, metadata=metadata)
+    return PendingRequest(args=[], kwargs={}, metadata=metadata)
 
 
 def fakes(*names: str) -> list[FakeReplica]:
     return [FakeReplica(name) for name in names or NAMES]
 
 
-async def ranks(made: TargetedRequestRouter, pending: PendingRequest) -> list[list[str]]:
+async def ranks(made: SessionRouter, pending: PendingRequest) -> list[list[str]]:
     chosen = await made.choose_replicas(list(made.curr_replicas.values()), pending)
     return [[replica.replica_id.unique_id for replica in rank] for rank in chosen]
 
 
-# --- calls that name a replica ---
-
-
-async def test_a_call_that_names_a_replica_gets_that_one_alone_whatever_its_session() -> None:
-    made = router(fakes(), {"replica3": 99})
-    assert await ranks(made, request("some session", **{TARGET: "replica3"})) == [["replica3"]]
-
-
-async def test_a_call_for_a_replica_that_is_gone_goes_to_others() -> None:
-    chosen = await ranks(router(fakes()), request(**{TARGET: "gone"}))
-    assert len(chosen) == 1
-    assert len(set(chosen[0])) == 2
-    assert set(chosen[0]) <= set(NAMES)
-
-
-async def test_a_call_for_a_full_replica_waits_for_it_and_goes_nowhere_else() -> None:
-    full, idle = FakeReplica("full", queue_len=100), FakeReplica("idle")
-    made = router([full, idle])
-    waiting = asyncio.create_task(made._choose_replica_for_request(request(**{TARGET: "full"})))
-    async with asyncio.timeout(10):
-        while full.asked < 3:
-            await asyncio.sleep(0)
-        assert not waiting.done()
-        full.queue_len = 99
-        assert (await waiting) is full
-
-
 async def test_every_choice_lets_the_router_back_off() -> None:
     made = router(fakes())
-    for pending in (request(), request("session"), request(**{TARGET: "gone"}), request(**{TARGET: "replica1"})):
+    for pending in (request(), request("session")):
         await ranks(made, pending)
         assert pending.routing_context.should_backoff
 
@@ -132,7 +107,7 @@ async def test_a_lone_replica_gets_all(session: str) -> None:
 
 
 async def test_without_its_settings_the_router_knows_no_sessions() -> None:
-    made = TargetedRequestRouter(deployment_id=DEPLOYMENT, handle_source=DeploymentHandleSource.REPLICA)
+    made = SessionRouter(deployment_id=DEPLOYMENT, handle_source=DeploymentHandleSource.REPLICA)
     made.initialize_state()
     made.update_replicas(fakes())
     firsts = {(await ranks(made, request("same")))[0][0] for _ in range(100)}

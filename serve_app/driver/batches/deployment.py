@@ -16,12 +16,12 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.dispatch.replicas import outside_request
 from serve_app.driver.batches.files import FileStore
 from serve_app.driver.batches.record import BatchRequest
 from serve_app.driver.batches.routes import batches_app, files_app
 from serve_app.driver.threads import use_large_thread_pool
 from serve_app.errors import ServeAppError, ServerUnavailable, StoreError
+from serve_app.peers.listing import outside_request
 from serve_app.settings import DRIVER_APP, DRIVER_DEPLOYMENT, DriverSettings
 
 logger = logging.getLogger(__name__)

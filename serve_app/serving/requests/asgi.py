@@ -33,6 +33,13 @@ class HttpRequest(msgspec.Struct, frozen=True):
     scope: dict[str, Any]
     body: bytes
 
+    def asgi_scope(self) -> dict[str, Any]:
+        """The scope with pairs as ASGI has them: MessagePack makes them lists."""
+        pairs: dict[str, Any] = {"headers": [(name, value) for name, value in self.scope["headers"]]}
+        if client := self.scope.get("client"):
+            pairs["client"] = tuple(client)
+        return {**self.scope, **pairs, "state": {}}
+
 
 class TokenCounts(NamedTuple):
     prompt: int = 0
@@ -66,7 +73,7 @@ async def call_app(app: ASGIApp, request: HttpRequest, replica_id: str = "") -> 
             parts.append(message.get("body", b""))
             complete = not message.get("more_body", False)
 
-    call = asyncio.ensure_future(app({**request.scope, "state": {}}, _client(request.body, left), send))
+    call = asyncio.ensure_future(app(request.asgi_scope(), _client(request.body, left), send))
     try:
         await asyncio.shield(call)
     except asyncio.CancelledError:
@@ -103,7 +110,7 @@ async def forward(app: ASGIApp, request: HttpRequest) -> AsyncGenerator[list[Mes
 
     async def answer() -> None:
         with outbox:
-            await app({**request.scope, "state": {}}, _client(request.body, left), send)
+            await app(request.asgi_scope(), _client(request.body, left), send)
 
     call, whole = asyncio.create_task(answer()), False
     try:

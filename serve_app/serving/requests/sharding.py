@@ -3,7 +3,7 @@
 `prompt_list.py` decides what is split.
 
     client ─ HTTP ─> replica ┬ part ─> its own engine
-                             └ part ─ handle ─> a peer's engine       parts are pulled: a slow replica takes fewer
+                             └ part ─ HTTP ───> a peer's engine       parts are pulled: a slow replica takes fewer
 
 The answer is the same as one replica's (vLLM 0.32, `OpenAIServingCompletion`): each prompt is its own engine request
 with the same sampling parameters and `seed`, and `index` counts choices by prompt. A 4xx is asked again as a whole, for
@@ -20,23 +20,23 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ray.serve.handle import DeploymentHandle
-
-from serve_app.dispatch.replicas import outside_request
 from serve_app.engine.protocol import ASGIApp
+from serve_app.errors import ReplicaLost
 from serve_app.openai.errors import unavailable
-from serve_app.schema import ReplicaInfo
+from serve_app.peers.calls import call
+from serve_app.peers.listing import Listing, outside_request
 from serve_app.serving.gate import accounting
 from serve_app.serving.requests.asgi import Answer, HttpRequest, call_app
 from serve_app.serving.requests.disconnect import until_disconnect
 from serve_app.serving.requests.prompt_list import MAX_PROMPTS, MAX_PROMPTS_ENV, merge, read_fields, read_prompts, split
-from serve_app.serving.router import TARGET
 from serve_app.settings import ShardingSettings
 
 logger = logging.getLogger(__name__)
 Receive = Callable[[], Awaitable[Any]]
 
 PATH = "/v1/completions"
+# A replica's method for peers.
+COMPLETE = "complete"
 # Limits on listing replicas, with a pause after LIST_TIMEOUT_S: a hanging one must not delay every request.
 REFRESH_S, LIST_TIMEOUT_S, FAILED_S = 1.0, 2.0, 10.0
 
@@ -193,17 +193,17 @@ def _unavailable(pieces: int) -> Answer:
     return Answer(error.status, ((b"content-type", b"application/json"), *error.headers), error.body)
 
 
-class HandlePeers:
-    """See `Peers`. `handle` is our deployment's."""
+class ListedPeers:
+    """See `Peers`. `listing` is of our deployment."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-        self._listing = asyncio.Lock()
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+        self._asking = asyncio.Lock()
         self._listed: list[str] = []
         self._valid_until = 0.0
 
     async def replicas(self) -> Sequence[str]:
-        async with self._listing:
+        async with self._asking:
             if time.monotonic() > self._valid_until:
                 self._listed, valid_s = await outside_request(self._list())
                 self._valid_until = time.monotonic() + valid_s
@@ -211,24 +211,17 @@ class HandlePeers:
 
     async def _list(self) -> tuple[list[str], float]:
         try:
-            broadcast = self._handle.broadcast("describe")
-            answers = await broadcast.results_async(timeout_s=LIST_TIMEOUT_S, return_exceptions=True)
+            async with asyncio.timeout(LIST_TIMEOUT_S):
+                return [*await self._listing.refresh()], REFRESH_S
         except Exception as error:  # this replica answers alone
             logger.warning("cannot ask for the other replicas: %r", error)
             return [], FAILED_S
-        return [answer.replica_id for answer in answers if isinstance(answer, ReplicaInfo)], REFRESH_S
 
     async def complete(self, replica_id: str, part: HttpRequest) -> Answer:
-        return await outside_request(self._call(replica_id, part))
-
-    async def _call(self, replica_id: str, part: HttpRequest) -> Answer:
-        response = self._handle.complete.remote(part, **{TARGET: replica_id})
-        try:
-            answer: Answer = await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        return answer
+        peer = self._listing.known.get(replica_id)
+        if peer is None:
+            raise ReplicaLost(f"{replica_id} does not answer any more")
+        return await call(peer, COMPLETE, part, Answer)
 
 
 async def _read(receive: Receive) -> list[dict[str, Any]]:

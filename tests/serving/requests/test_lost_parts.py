@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
 import pytest
 
-from serve_app.serving.requests.asgi import HttpRequest
-from serve_app.serving.requests.sharding import HandlePeers, Sharding
+from serve_app.peers.peer import Peer
+from serve_app.peers.server import Method, Server
+from serve_app.serving.requests import sharding as module
+from serve_app.serving.requests.asgi import Answer, HttpRequest, TokenCounts
+from serve_app.serving.requests.sharding import COMPLETE, ListedPeers, Sharding
 from serve_app.settings import ShardingSettings
 from tests.fakes import replica
 from tests.serving.requests.kit import MANY, ME, FakeApp, FakePeers, post, sharding, until
@@ -170,59 +173,78 @@ async def leave(app: Any, when: Callable[[], bool]) -> None:
         await request
 
 
-# --- the handle ---
+# --- the list of peers ---
 
 
-class FakeHandle:
-    """Serve's handle: `answers` of each broadcast, and calls that wait for ever."""
+class FakeListing:
+    """`answers` of each refresh; none: it takes for ever."""
 
-    def __init__(self, answers: list[Any]) -> None:
-        self.answers, self.broadcasts = answers, 0
-        self.targets: list[str] = []
-        self.cancelled = False
-        self.complete = self
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers, self.asked = answers, 0
+        self.known = answers
 
-    def broadcast(self, method: str) -> FakeHandle:
-        self.broadcasts += 1
-        return self
-
-    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+    async def refresh(self, timeout_s: float = 0) -> dict[str, Any]:
+        self.asked += 1
+        self.in_request = request_of_serve.get(None)
         if not self.answers:
-            raise TimeoutError
+            await asyncio.sleep(3600)
         return self.answers
-
-    def remote(self, part: HttpRequest, *, replica_id: str) -> FakeHandle:
-        self.targets.append(f"{replica_id} {request_of_serve.get(None)}")
-        return self
-
-    def __await__(self) -> Any:
-        return asyncio.Event().wait().__await__()
-
-    def cancel(self) -> None:
-        self.cancelled = True
 
 
 request_of_serve: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_of_serve")
 
 
-@pytest.mark.parametrize("answers", [[replica("a"), ValueError("lost"), replica("b")], []])
-async def test_the_replicas_are_asked_once_for_many_requests_also_when_they_do_not_answer(answers: list[Any]) -> None:
-    handle = FakeHandle(answers)
-    peers = HandlePeers(handle)
-    listed = await asyncio.gather(*(peers.replicas() for _ in range(9)))
-    assert listed == [["a", "b"] if answers else []] * 9
-    assert handle.broadcasts == 1
-
-
-async def test_a_cancelled_call_is_cancelled_on_its_replica_and_carries_no_request_of_serve() -> None:
-    handle = FakeHandle([])
+@pytest.mark.parametrize("names", [["a", "b"], []])
+async def test_the_replicas_are_asked_once_for_many_requests_also_when_they_do_not_answer(
+    names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LIST_TIMEOUT_S", 0.05)
+    listing: Any = FakeListing(dict.fromkeys(names))
+    peers = ListedPeers(listing)
     request_of_serve.set("the client's")
-    call = asyncio.create_task(HandlePeers(handle).complete("a", HttpRequest({}, b"")))
-    await until(lambda: handle.targets == ["a None"])
+    listed = await asyncio.gather(*(peers.replicas() for _ in range(9)))
+    assert listed == [names] * 9
+    assert listing.asked == 1
+    assert listing.in_request is None
+
+
+async def test_a_cancelled_call_is_cancelled_on_its_replica() -> None:
+    open_calls = []
+
+    async def complete(request: HttpRequest) -> AsyncGenerator[Answer]:
+        open_calls.append(request)
+        try:
+            await asyncio.sleep(3600)
+            yield Answer(200, (), b"")
+        finally:
+            open_calls.clear()
+
+    server = Server({COMPLETE: Method(HttpRequest, complete)}, "127.0.0.1", 0.1)
+    await server.start()
+    listing: Any = FakeListing({"a": Peer(replica("a"), await server.url(same_node=True), server.token)})
+    call = asyncio.create_task(ListedPeers(listing).complete("a", HttpRequest({"headers": []}, b"")))
+    await until(lambda: bool(open_calls))
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert handle.cancelled
+    await until(lambda: not open_calls)
+    await server.stop()
+
+
+async def test_a_part_crosses_to_a_peer_and_back_as_it_is() -> None:
+    scope = {"type": "http", "path": "/v1/completions", "headers": [(b"a", b"\xff"), (b"b", b"")], "client": ("::1", 7)}
+    sent = Answer(200, ((b"x", b"\xfe"),), b"\0body", "a", TokenCounts(3, 4))
+
+    async def complete(request: HttpRequest) -> AsyncGenerator[Answer]:
+        assert request.asgi_scope() == {**scope, "state": {}}
+        assert request.body == b"\xff\0"
+        yield sent
+
+    server = Server({COMPLETE: Method(HttpRequest, complete)}, "127.0.0.1", 0.1)
+    await server.start()
+    listing: Any = FakeListing({"a": Peer(replica("a"), await server.url(same_node=True), server.token)})
+    assert await ListedPeers(listing).complete("a", HttpRequest(scope, b"\xff\0")) == sent
+    await server.stop()
 
 
 def test_a_piece_is_at_least_as_large_as_set_and_leaves_half_of_a_share_to_be_pulled() -> None:

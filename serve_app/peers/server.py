@@ -1,0 +1,93 @@
+"""Answers a process's peers by HTTP: POST /{method}, with a MessagePack body.
+
+Callers on this node reach a socket without a file, which other machines cannot; the first caller of another node opens
+a port on the node's address. A caller that leaves cancels its call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, suppress
+from typing import Any, NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from serve_app.peers.peer import BEAT, BEAT_S, ERROR, VALUE, Failure, encode, frame
+
+# Serve kills a replica that takes longer than its graceful_shutdown_timeout_s.
+GRACE_S = 3600.0
+
+
+class Method(NamedTuple):
+    """`call` gets a `request` and yields what MessagePack can hold."""
+
+    request: type
+    call: Callable[[Any], AsyncGenerator[Any]]
+
+
+class Server:
+    """`node_address` is where other nodes reach this one; calls that are open at the end have `grace_s` left."""
+
+    def __init__(self, methods: Mapping[str, Method], node_address: str, grace_s: float = GRACE_S) -> None:
+        self.token = secrets.token_urlsafe(32)
+        self._methods = methods
+        self._node_address = node_address
+        self._local_url = f"unix:serve-app-{secrets.token_hex(8)}"
+        self._opening = asyncio.Lock()
+        self._public_url = ""
+        app = web.Application(client_max_size=0)
+        app.router.add_post("/{method}", self._answer)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=grace_s)
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        await web.UnixSite(self._runner, self._local_url.replace("unix:", "\0", 1)).start()
+
+    async def url(self, *, same_node: bool) -> str:
+        if same_node:
+            return self._local_url
+        async with self._opening:
+            if not self._public_url:
+                site = web.TCPSite(self._runner, self._node_address, 0)
+                await site.start()
+                port = self._runner.addresses[-1][1]
+                host = f"[{self._node_address}]" if ":" in self._node_address else self._node_address
+                self._public_url = f"http://{host}:{port}"
+        return self._public_url
+
+    async def stop(self) -> None:
+        """Take no more calls, and wait for those that are open."""
+        await self._runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        given = request.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
+            raise web.HTTPUnauthorized
+        method = self._methods.get(request.match_info["method"])
+        if method is None:
+            raise web.HTTPNotFound
+        asked: Any = msgspec.msgpack.decode(await request.read(), type=method.request)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        beating = asyncio.create_task(_beat(response))
+        try:
+            async with aclosing(method.call(asked)) as answers:
+                async for answer in answers:
+                    await response.write(frame(VALUE, encode(answer)))
+        except Exception as error:
+            await response.write(frame(ERROR, encode(Failure(type(error).__name__, str(error)))))
+        finally:
+            beating.cancel()
+            with suppress(asyncio.CancelledError, OSError):
+                await beating
+        return response
+
+
+async def _beat(response: web.StreamResponse) -> None:
+    while True:
+        await asyncio.sleep(BEAT_S)
+        await response.write(frame(BEAT))

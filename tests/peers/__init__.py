@@ -1,0 +1,1 @@
+"""Peers by their own HTTP, without Ray where it can be."""
