@@ -106,7 +106,7 @@ class ShardingSettings(Frozen):
 
 
 class RoutingSettings(Frozen):
-    """Which replica takes a session's request; see `serving/router.py`."""
+    """Which replica takes a session's request; see `serving/haproxy/sessions.lua`."""
 
     session_affinity: bool = Field(True, description="requests with the same x-session-id go to the same replica; "
                                    "false: load alone decides")  # fmt: skip
@@ -139,7 +139,7 @@ class AccessSettings(Frozen):
     write_timeout_s: float | None = Field(60.0, gt=0, description="how long a client may stop reading, where the "
                                           "server can see it; null: no limit")  # fmt: skip
     max_inflight_requests: int | None = Field(448, ge=1, description="open POST requests at one replica; further "
-        "ones get 429. Keep it below max_ongoing_requests (512), shared with the driver; null: no limit")  # fmt: skip
+        "ones get 429. Keep it below max_ongoing_requests (512); null: no limit")  # fmt: skip
     log_requests: bool = Field(True, description="log a JSON line for each request, by the logger serve_app.request")
     log_bodies: bool = Field(False, description="with the first 64 KiB of prompt and answer, which is private data")
 

@@ -204,7 +204,7 @@ async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:
 )
 @serve.ingress()
 class Driver:
-    """Owns the jobs. Needs no device; dispatches to replicas by handle."""
+    """Owns the jobs. Needs no device; sends rows to replicas by name."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: DriverSettings, guard: Guard = lambda app: app

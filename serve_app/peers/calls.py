@@ -30,7 +30,7 @@ async def stream(
     Raises ReplicaLost when the peer is gone or silent for `silent_s`, EngineFailed as there, else PeerFailed.
     """
     try:
-        async with _session(peer, silent_s) as session, session.post(_url(peer, method), data=_body(request)) as answer:
+        async with _session(peer, silent_s) as session, session.post(f"/{method}", data=_body(request)) as answer:
             if answer.status != 200:
                 raise ReplicaLost(f"{peer.replica.replica_id} answered its peer with HTTP {answer.status}")
             decode = msgspec.msgpack.Decoder(kind).decode
@@ -54,22 +54,13 @@ async def call(peer: Peer, method: str, request: Any, kind: type[T], *, silent_s
 
 
 def _session(peer: Peer, silent_s: float) -> aiohttp.ClientSession:
-    connector: aiohttp.BaseConnector = (
-        aiohttp.UnixConnector(peer.url.replace("unix:", "\0", 1))
-        if peer.url.startswith("unix:")
-        else aiohttp.TCPConnector()
-    )
     return aiohttp.ClientSession(
-        connector=connector,
+        peer.url,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"authorization": f"Bearer {peer.token}"},
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silent_s),
         read_bufsize=2**18,
     )
-
-
-def _url(peer: Peer, method: str) -> str:
-    return f"{'http://peer' if peer.url.startswith('unix:') else peer.url}/{method}"
 
 
 def _body(request: Any) -> io.BytesIO:

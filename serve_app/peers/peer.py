@@ -25,9 +25,7 @@ encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """`url` is http://address:port, or unix: and a name in Linux's abstract namespace. `token` proves that Ray told
-    the caller.
-    """
+    """`token` proves that Ray told the caller."""
 
     replica: ReplicaInfo
     url: str

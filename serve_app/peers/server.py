@@ -1,7 +1,7 @@
 """Answers a process's peers by HTTP: POST /{method}, with a MessagePack body.
 
-Callers on this node reach a socket without a file, which other machines cannot; the first caller of another node opens
-a port on the node's address. A caller that leaves cancels its call.
+It listens on the loopback address; the first caller of another node has it listen on the node's too. A caller that
+leaves cancels its call.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from aiohttp import web
 
 from serve_app.peers.peer import BEAT, BEAT_S, ERROR, VALUE, Failure, encode, frame
 
+LOOPBACK = "127.0.0.1"
 # Serve kills a replica that takes longer than its graceful_shutdown_timeout_s.
 GRACE_S = 3600.0
 
@@ -36,28 +37,26 @@ class Server:
         self.token = secrets.token_urlsafe(32)
         self._methods = methods
         self._node_address = node_address
-        self._local_url = f"unix:serve-app-{secrets.token_hex(8)}"
+        self._urls: dict[str, str] = {}
         self._opening = asyncio.Lock()
-        self._public_url = ""
         app = web.Application(client_max_size=0)
         app.router.add_post("/{method}", self._answer)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=grace_s)
 
     async def start(self) -> None:
         await self._runner.setup()
-        await web.UnixSite(self._runner, self._local_url.replace("unix:", "\0", 1)).start()
+        await self._listen(LOOPBACK)
 
     async def url(self, *, same_node: bool) -> str:
-        if same_node:
-            return self._local_url
+        address = LOOPBACK if same_node else self._node_address
         async with self._opening:
-            if not self._public_url:
-                site = web.TCPSite(self._runner, self._node_address, 0)
-                await site.start()
-                port = self._runner.addresses[-1][1]
-                host = f"[{self._node_address}]" if ":" in self._node_address else self._node_address
-                self._public_url = f"http://{host}:{port}"
-        return self._public_url
+            return self._urls.get(address) or await self._listen(address)
+
+    async def _listen(self, address: str) -> str:
+        await web.TCPSite(self._runner, address, 0).start()
+        port = self._runner.addresses[-1][1]
+        self._urls[address] = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        return self._urls[address]
 
     async def stop(self) -> None:
         """Take no more calls, and wait for those that are open."""

@@ -5,7 +5,7 @@ Runs in the Serve controller. In config.yaml, of the deployment Replica:
     autoscaling_config:
       min_replicas: 0
       max_replicas: 8
-      target_ongoing_requests: 64 # a replica; each chunk of its window counts as one, so well above them
+      target_ongoing_requests: 64 # a replica; online requests only, as the driver's chunks do not count
       upscale_delay_s: 5
       downscale_delay_s: 300
       policy:

@@ -46,7 +46,7 @@ class Methods:
 
 @asynccontextmanager
 async def serving(
-    methods: Methods, *, same_node: bool = True, grace_s: float = 0.1
+    methods: Methods, *, same_node: bool = True, grace_s: float = 0.1, node: str = "127.0.0.2"
 ) -> AsyncIterator[tuple[Server, Peer]]:
     table = {
         "count": Method(int, methods.count),
@@ -54,7 +54,7 @@ async def serving(
         "big": Method(int, methods.big),
         "echo": Method(bytes, methods.echo),
     }
-    server = Server(table, "127.0.0.1", grace_s)
+    server = Server(table, node, grace_s)
     await server.start()
     try:
         yield server, Peer(replica("a"), await server.url(same_node=same_node), server.token)

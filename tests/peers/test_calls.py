@@ -30,7 +30,7 @@ async def until(condition) -> None:  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("same_node", [True, False])
-async def test_what_a_method_yields_comes_in_order_over_the_socket_and_over_the_port(same_node: bool) -> None:
+async def test_what_a_method_yields_comes_in_order_on_this_node_and_between_nodes(same_node: bool) -> None:
     async with serving(Methods(), same_node=same_node) as (_, peer):
         assert [number async for number in stream(peer, "count", 1000, int)] == [*range(1000)]
 
@@ -117,16 +117,23 @@ async def test_nobody_without_the_token_is_answered() -> None:
                 await call(msgspec.structs.replace(peer, token=token), "count", 1, int)
 
 
-async def test_no_port_is_open_until_another_node_asks() -> None:
-    def ports() -> int:
-        return sum(at.status == psutil.CONN_LISTEN for at in psutil.Process().net_connections("inet"))
+async def test_other_machines_reach_it_only_once_one_of_them_asks() -> None:
+    def listening() -> set[str]:
+        found = psutil.Process().net_connections("inet")
+        return {at.laddr.ip for at in found if at.status == psutil.CONN_LISTEN} - before
 
-    before = ports()
+    before: set[str] = set()
+    before = listening()
     async with serving(Methods()) as (server, _):
-        assert ports() == before
+        assert listening() == {"127.0.0.1"}
         urls = {await server.url(same_node=False) for _ in range(3)}
         assert len(urls) == 1
-        assert ports() == before + 1
+        assert listening() == {"127.0.0.1", "127.0.0.2"}
+
+
+async def test_a_node_of_ipv6_is_reached_too() -> None:
+    async with serving(Methods(), same_node=False, node="::1") as (_, peer):
+        assert await call(peer, "count", 1, int) == 0
 
 
 async def test_a_token_is_in_no_text_of_a_peer() -> None:
@@ -201,6 +208,5 @@ async def test_an_address_where_nobody_listens_is_a_lost_replica() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    for url in (f"http://127.0.0.1:{port}", "unix:serve-app-nobody"):
-        with pytest.raises(ReplicaLost):
-            await call(Peer(replica("a"), url, ""), "count", 1, int)
+    with pytest.raises(ReplicaLost):
+        await call(Peer(replica("a"), f"http://127.0.0.1:{port}", ""), "count", 1, int)

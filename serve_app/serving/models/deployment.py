@@ -7,7 +7,7 @@ Bytes pass unchanged. Knows the engines' HTTP applications only.
 
 Each engine has its own route prefix, a base URL without this hop. With one model it is not used. `model` may be the
 last field, so bodies are read whole; answers stream. For a slow client `forward` stops the application after
-MAX_UNSENT_MESSAGES, but Serve buffers up to one whole answer unless RAY_SERVE_THROUGHPUT_OPTIMIZED=1.
+MAX_UNSENT_MESSAGES, but Serve's proxy buffers up to one whole answer. Behind HAProxy a handle knows no sessions.
 """
 
 from __future__ import annotations
