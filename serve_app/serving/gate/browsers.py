@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Collection, Mapping
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, lru_cache
 
 from serve_app.serving.gate import refusal as say
 from serve_app.serving.gate.refusal import Refusal
@@ -68,7 +68,8 @@ def host_name(host: str) -> str:
     return (name if colon and port.isdecimal() else host).removesuffix(".")
 
 
-def is_known(name: str, allowed: Collection[str]) -> bool:
+@lru_cache(maxsize=1024)
+def is_known(name: str, allowed: tuple[str, ...]) -> bool:
     """Whether nobody outside can have pointed the name here. `allowed` follows Django's ALLOWED_HOSTS: names,
     `.example.com` for all below it, `*` for any.
     """

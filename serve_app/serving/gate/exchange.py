@@ -55,7 +55,9 @@ class Exchange:
         self.first_byte: float | None = None
         self.bodies = (bytearray(), bytearray()) if settings.log_bodies else None
         self._receive, self._send, self._settings = receive, send, settings
-        self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Done when the application ended or was stopped.
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stopped = False
         self._receiving: asyncio.Future[Any] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._body_bytes = 0
@@ -65,8 +67,9 @@ class Exchange:
     async def run(self, app: ASGIApp) -> None:
         self._start_timers()
         call = asyncio.ensure_future(app(self.scope, self.receive, self.send))
+        call.add_done_callback(self._wake)
         try:
-            await asyncio.wait({call, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await self._over
             if self.refusal is not None:
                 await self._answer_instead(self.refusal)
             else:
@@ -85,26 +88,31 @@ class Exchange:
 
     def stop(self, refusal: Refusal) -> None:
         """Send the application `http.disconnect` and discard its further output."""
-        if not self._stopped.done() and not self._finished:
+        if not self._stopped and not self._finished:
             self.refusal = refusal
             self._hang_up()
 
     def _hang_up(self) -> None:
-        self._stopped.set_result(None)
+        self._stopped = True
+        self._wake()
         if self._receiving is not None:
             self._receiving.cancel()
+
+    def _wake(self, _: object = None) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
 
     async def _end(self, call: asyncio.Future[None]) -> None:
         try:
             if not call.done():
-                if not self._stopped.done():
+                if not self._stopped:
                     self._hang_up()
                 await asyncio.wait({call}, timeout=ABORT_S)
         finally:
             call.cancel()
-            if self._stopped.done():
+            if self._stopped:
                 await self.account.abort()
-            call.add_done_callback(lambda call: call.cancelled() or call.exception())
+            call.add_done_callback(_look_at)
 
     async def _answer_instead(self, refusal: Refusal) -> None:
         if self._begun_sends != self._done_sends:
@@ -135,14 +143,14 @@ class Exchange:
         return None
 
     async def receive(self) -> Any:
-        if self._stopped.done():
+        if self._stopped:
             return DISCONNECT
         self._receiving = asyncio.ensure_future(self._receive())
         try:
             message = await self._receiving
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._stopped.done() and task is not None and not task.cancelling():
+            if self._stopped and task is not None and not task.cancelling():
                 return DISCONNECT  # `_hang_up` cancelled the receive only
             raise
         if message["type"] == "http.request":
@@ -163,7 +171,7 @@ class Exchange:
         return message
 
     async def send(self, message: Any) -> None:
-        if self._stopped.done():
+        if self._stopped:
             return
         if message["type"] == "http.response.start":
             if self.account.refused is not None:  # the application words the error
@@ -190,3 +198,9 @@ class Exchange:
     def _keep(self, which: int, body: bytes) -> None:
         if self.bodies is not None:
             self.bodies[which].extend(body[: max(0, SMALL_BODY_BYTES - len(self.bodies[which]))])
+
+
+def _look_at(call: asyncio.Future[None]) -> None:
+    """Or asyncio logs that nobody did."""
+    if not call.cancelled():
+        call.exception()

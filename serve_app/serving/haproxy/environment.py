@@ -18,6 +18,8 @@ BOTH = {
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # At Ray's 0.1 s the idle controller takes 7 % of a slow core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Each process wakes ten times a second otherwise, for numbers that are read every ten.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
     # One message may be a whole answer, or a file that is read faster than sent.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     # Ray's nice 15 would make engines wait for all else.
