@@ -1,12 +1,12 @@
 """Our HTTP ingress against `vllm serve` and ray.serve.llm: one engine at TP=2 on the same cores, in turns in one run.
 
-Ours is one replica, behind Serve's own proxy, which is the default, and behind HAProxy. Each side answers the same
+Ours is one replica, behind HAProxy, which is the default, and behind Serve's own proxy. Each side answers the same
 kinds of load in each pass: one-token requests at 64 concurrent, streams at 64 concurrent, and streams at 2 concurrent.
 Prompts are of one length and of texts that no other pass has, so only the shared system prompt is cached. Sides are
 started one by one and frozen but when measured; their order rotates from pass to pass, and the first pass is warm-up.
 A ratio is ours over the peer's in the same pass; the median over passes is reported.
 
-There are two rounds, as no more than three engines and three Ray clusters fit into 16 GiB; our side behind the proxy is
+There are two rounds, as no more than three engines and three Ray clusters fit into 16 GiB; our side behind HAProxy is
 in both. Between them, a steady low online load is put on it with and without a population job, in turns.
 """
 
@@ -37,19 +37,19 @@ from benchmarks.peers.vllm_serve import VllmServe, wait_for_answer
 from serve_app.client.populations import PopulationClient
 from serve_app.errors import ServeAppError
 from serve_app.models.default import NAME, prepare
+from serve_app.serving.haproxy.environment import INGRESS
 from serve_app.serving.launch.local import local_serve
 from serve_app.spec import JobSpec, JobStatus
 from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES
 
-OURS = "proxy"
-ROUNDS = ((OURS, "haproxy", "vllm_serve"), (OURS, "ray_serve_llm", "ray_serve_llm_direct"))
+OURS = "haproxy"
+ROUNDS = ((OURS, "proxy", "vllm_serve"), (OURS, "ray_serve_llm", "ray_serve_llm_direct"))
 POPULATION = "population"
-PEERS = ("haproxy", "vllm_serve", "ray_serve_llm", "ray_serve_llm_direct", POPULATION)
+PEERS = ("proxy", "vllm_serve", "ray_serve_llm", "ray_serve_llm_direct", POPULATION)
 # Not in a quick run: what Ray's guide to high throughput asks for, and its documentation calls experimental.
 SLOW = ("ray_serve_llm_direct",)
 PORTS = {name: 8765 + number for number, name in enumerate((OURS, *PEERS[:-1]))}
-HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-PROXY = dict.fromkeys(HAPROXY, "0")
+HAPROXY, PROXY = {INGRESS: "1"}, {INGRESS: "0"}
 
 CONCURRENCY, LOW_CONCURRENCY = 64, 2
 STREAM_TOKENS, LOW_TOKENS = 32, 16
@@ -100,10 +100,11 @@ FIGURES = (
     Figure("stream_tok_ratio_vs_ray_serve_llm", OURS, "ray_serve_llm", "tok_per_s", "≥ 2.5"),
     Figure("stream_tok_ratio_vs_ray_serve_llm_direct", OURS, "ray_serve_llm_direct", "tok_per_s"),
     Figure("req_ratio_vs_ray_serve_llm", OURS, "ray_serve_llm", "req_per_s"),
-    Figure("haproxy_vs_proxy", "haproxy", OURS, "tok_per_s"),
-    Figure("haproxy_req_ratio_vs_vllm_serve", "haproxy", "vllm_serve", "req_per_s"),
-    Figure("haproxy_ttft_p50_added_ms", "haproxy", "vllm_serve", "low_ttft_p50_ms"),
-    Figure("haproxy_stream_tok_ratio_vs_vllm_serve", "haproxy", "vllm_serve", "tok_per_s"),
+    Figure("haproxy_vs_proxy", OURS, "proxy", "tok_per_s"),
+    Figure("haproxy_req_ratio_vs_proxy", OURS, "proxy", "req_per_s"),
+    Figure("proxy_req_ratio_vs_vllm_serve", "proxy", "vllm_serve", "req_per_s"),
+    Figure("proxy_ttft_p50_added_ms", "proxy", "vllm_serve", "low_ttft_p50_ms"),
+    Figure("proxy_stream_tok_ratio_vs_vllm_serve", "proxy", "vllm_serve", "tok_per_s"),
 )
 ONLINE_FIGURE = "online_p99_ttft_with_population_ratio"
 
@@ -208,8 +209,8 @@ def side_makers(folder: Path) -> dict[str, Callable[[], Side]]:
         return {"port": PORTS[name], "log": folder / f"{name}.log"}
 
     return {
-        OURS: lambda: Ours(folder / OURS, port=PORTS[OURS], env=PROXY),
-        "haproxy": lambda: Ours(folder / "haproxy", port=PORTS["haproxy"], env=HAPROXY),
+        OURS: lambda: Ours(folder / OURS, port=PORTS[OURS], env=HAPROXY),
+        "proxy": lambda: Ours(folder / "proxy", port=PORTS["proxy"], env=PROXY),
         "vllm_serve": lambda: VllmServe(case, **log("vllm_serve")),
         "ray_serve_llm": lambda: RayServeLlm(case, **log("ray_serve_llm")),
         "ray_serve_llm_direct": lambda: RayServeLlm(case, **log("ray_serve_llm_direct"), direct=True),

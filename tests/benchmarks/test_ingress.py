@@ -159,7 +159,7 @@ def test_a_pass_without_a_side_is_not_compared_and_the_others_are(
 
 def test_a_peer_that_is_none_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="there is no sglang"):
-        chosen("haproxy,sglang", quick=True)
+        chosen("proxy,sglang", quick=True)
 
 
 def test_ours_is_always_measured_and_a_quick_run_leaves_the_slowest_peer_out() -> None:
@@ -192,19 +192,19 @@ class FakeSide:
 
 
 def test_sides_wait_frozen_and_are_stopped_when_a_round_has_no_use_for_them() -> None:
-    sides = {name: FakeSide() for name in (OURS, "haproxy", "vllm_serve")}
+    sides = {name: FakeSide() for name in (OURS, "proxy", "vllm_serve")}
     with Fleet({name: _giving(side) for name, side in sides.items()}) as fleet:
-        assert list(fleet.having([OURS, "haproxy"])) == [OURS, "haproxy"]
+        assert list(fleet.having([OURS, "proxy"])) == [OURS, "proxy"]
         assert fleet.having([OURS, "vllm_serve"]) == {OURS: sides[OURS], "vllm_serve": sides["vllm_serve"]}
-        assert sides["haproxy"].done == ["start", "freeze", "stop"]
+        assert sides["proxy"].done == ["start", "freeze", "stop"]
         assert sides[OURS].done == ["start", "freeze"]
     assert all(side.done == ["start", "freeze", "stop"] for side in sides.values())
 
 
 def test_a_peer_that_does_not_start_is_left_out_and_stopped_but_ours_must_start() -> None:
     ours, peer = FakeSide(), FakeSide("no environment")
-    with Fleet({OURS: _giving(ours), "haproxy": _giving(peer)}) as fleet:
-        assert list(fleet.having([OURS, "haproxy"])) == [OURS]
+    with Fleet({OURS: _giving(ours), "proxy": _giving(peer)}) as fleet:
+        assert list(fleet.having([OURS, "proxy"])) == [OURS]
         assert peer.done == ["start", "stop"]
     broken = FakeSide("no memory")
     with pytest.raises(ServerUnavailable, match="no memory"), Fleet({OURS: _giving(broken)}) as fleet:
