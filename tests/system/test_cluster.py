@@ -378,9 +378,7 @@ def test_ray_stop_force_leaves_no_engine_and_no_haproxy(cluster: Cluster, tmp_pa
     set_store(document, str(tmp_path / "runs"))
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(document))
-    stats = unused_port()
-    env = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_STATS_PORT": str(stats)}
-    with local_serve(config, log=tmp_path / "serve.log", env=env, on_wait=print) as base_url:
+    with local_serve(config, log=tmp_path / "serve.log", on_wait=print) as base_url:
         (replica,) = httpx.get(f"{base_url}/v1/populations/replicas", timeout=30).json()["data"]
         marker = psutil.Process(replica["pid"]).environ()[RUN_MARKER]
         engine = [process.pid for process in psutil.Process(replica["pid"]).children(recursive=True)]
@@ -390,9 +388,8 @@ def test_ray_stop_force_leaves_no_engine_and_no_haproxy(cluster: Cluster, tmp_pa
         assert OpenAI(base_url=f"{base_url}/v1", api_key="none").models.list().data[0].id == MODEL
         subprocess.run([str(Path(sys.executable).with_name("ray")), "stop", "--force"], check=True, capture_output=True)
         wait_for("engine and HAProxy are gone", lambda: not any(map(alive, engine + haproxy)), 10)
-        for freed in (port, stats):
-            with socket.create_server(("127.0.0.1", freed)):
-                pass
+        with socket.create_server(("127.0.0.1", port)):
+            pass
 
 
 def test_the_store_is_readable_without_the_cluster(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +87,8 @@ def local_server(
             stdin=subprocess.DEVNULL,
             env={
                 **os.environ,
-                **serve_environment(settings),
                 **(env or {}),
+                **serve_environment(settings, {**os.environ, **(env or {})}),
                 RUN_MARKER: marker,
                 timeline.TIMELINE_ENV: str(stages),
             },
@@ -109,9 +109,9 @@ def _prepare_child() -> None:
     die_with_parent(signal.SIGTERM)
 
 
-def serve_environment(settings: ServeConfig) -> dict[str, str]:
+def serve_environment(settings: ServeConfig, given: Mapping[str, str]) -> dict[str, str]:
     """Environment of `serve run`. HAProxy's files are this user's, and its ports free: another cluster may run."""
-    chosen = environment.variables(os.environ)
+    chosen = environment.variables(given)
     if environment.direct_ingress(chosen):
         folder = private_folder()
         chosen |= {
@@ -122,17 +122,18 @@ def serve_environment(settings: ServeConfig) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(unused_port()),
-            environment.DRAINING: os.environ.get(environment.DRAINING, DRAINING_S),
+            environment.DRAINING: given.get(environment.DRAINING, DRAINING_S),
             ROUTING_ENV: routing_variable({engine.app: engine.settings.routing for engine in settings.engines}),
         }
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{given.get('PATH', '')}"
     return {**chosen, "PATH": path}
 
 
 def private_folder() -> Path:
     """A folder that only this user can enter, the same each time unless another has taken its name."""
     folder = Path(tempfile.gettempdir()) / f"serve-app-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
     return folder if mine else Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
