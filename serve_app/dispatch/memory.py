@@ -40,13 +40,9 @@ class Holding:
         self.held = 0
         self._closed = False
 
-    @property
-    def room(self) -> int:
-        """Bytes that it may take now; not positive if none."""
-        return self.memory.limit - self.memory.held - self.held
-
     def may_take(self, size: int) -> bool:
-        return not self.held or size <= self.room
+        """Whether it has, with `size` more, at most what is free then."""
+        return not self.held or self.held + size <= self.memory.limit - self.memory.held - size
 
     def change(self, size: int) -> None:
         """Take, or free if negative. Without effect once closed."""

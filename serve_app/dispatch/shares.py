@@ -64,7 +64,7 @@ class Shares:
             return rows
         expected = sum([other.open_rows * other.answer_bytes for other in self._queues.values()])
         own = queue.open_rows * size + max((stream.answers.held for stream in queue.streams), default=0)
-        room = int((self._memory.limit - self._memory.held - expected - own) // size)
+        room = int((self._memory.limit - self._memory.held - expected - own) / (2 * size))  # as Holding.may_take
         if room < rows / 2 and own:
             self._memory.when_freed(self._pump)
             return 0
