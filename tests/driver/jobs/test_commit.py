@@ -21,10 +21,22 @@ MIB = 1 << 20
 
 def outcome(number: int, value: dict[str, Any] | None = None) -> Outcome:
     return Outcome(
-        custom_id=f"row-{number}", content_hash="0" * 32, status="ok",
-        value=value or {"text": "", "finish_reason": "stop"}, error=None, attempts=1, replica="a", model="m", engine_version="1", simulated=True, prompt_tokens=1,
-        cached_tokens=0, completion_tokens=1, latency_ms=1.0, finished_at="2026-01-01T00:00:00.000+00:00",
-    )  # fmt: skip
+        custom_id=f"row-{number}",
+        content_hash="0" * 32,
+        status="ok",
+        value=value or {"text": "", "finish_reason": "stop"},
+        error=None,
+        attempts=1,
+        replica="a",
+        model="m",
+        engine_version="1",
+        simulated=True,
+        prompt_tokens=1,
+        cached_tokens=0,
+        completion_tokens=1,
+        latency_ms=1.0,
+        finished_at="2026-01-01T00:00:00.000+00:00",
+    )
 
 
 def long(number: int) -> Outcome:
