@@ -20,8 +20,8 @@ from serve_app.schema import Outcome
 
 # Finished rows may pile up to so many commits before whoever brings more must wait.
 PILE = 32
-# A segment of so many bytes is large enough; writing it takes a few times as much memory.
-SEGMENT_BYTES = 8 << 20
+# A segment of this share of the memory is large enough; writing it takes a few times as much.
+SEGMENT_SHARE = 1 / 16
 
 
 class Committer:
@@ -43,6 +43,7 @@ class Committer:
     ) -> None:
         self._write = write
         self._holding = holding
+        self._segment_bytes = int(holding.memory.limit * SEGMENT_SHARE)
         self._rows = rows
         self._seconds = seconds
         self.patience_s = patience_s
@@ -67,7 +68,7 @@ class Committer:
         self._pending.extend(zip(outcomes, sizes, strict=True))
         self._pending_bytes += sum(sizes)
         self._holding.change(sum(sizes))
-        if len(self._pending) >= self._rows or self._pending_bytes >= SEGMENT_BYTES:
+        if len(self._pending) >= self._rows or self._pending_bytes >= self._segment_bytes:
             self._full.set()
 
     def _too_many(self) -> bool:
@@ -100,7 +101,7 @@ class Committer:
     async def _write_pending(self) -> None:
         outcomes: list[Outcome] = []
         size = 0
-        while self._pending and size < SEGMENT_BYTES:
+        while self._pending and size <= self._segment_bytes:
             outcome, outcome_size = self._pending.popleft()
             outcomes.append(outcome)
             size += outcome_size

@@ -56,7 +56,7 @@ class Writer:
 
 
 async def test_short_outcomes_that_wait_together_become_one_segment_and_long_ones_several() -> None:
-    writer, memory = Writer(), Memory(1000 * MIB)
+    writer, memory = Writer(), Memory(128 * MIB)
     writer.opened.set()
     committer = Committer(writer, Holding(memory), rows=100, seconds=60)
     await committer.put([outcome(i) for i in range(3000)])
@@ -65,7 +65,7 @@ async def test_short_outcomes_that_wait_together_become_one_segment_and_long_one
     await committer.put([long(i) for i in range(20)])
     assert memory.held > 20 * MIB
     await committer.flush()
-    most = commit.SEGMENT_BYTES // MIB
+    most = int(memory.limit * commit.SEGMENT_SHARE) // MIB
     assert writer.segments[1:] == [most, most, 20 - 2 * most]
     assert memory.held == 0
 
