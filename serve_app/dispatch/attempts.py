@@ -33,14 +33,16 @@ class Attempts:
     def finish(self, queue: RowQueue, rows: OpenRows, finished: Finished) -> None:
         """Take what finished out of a chunk's open `rows`."""
         done: dict[Sender, list[RowResult[Any]]] = defaultdict(list)
+        prompt_bytes: dict[Sender, int] = defaultdict(int)
         for place, completion in finished.completions.items():
             item = rows.pop(place)
             if completion.status == "failed":
                 self.retry(queue, [item], f"{finished.replica.replica_id}: {completion.error or 'unknown error'}")
             else:
                 done[item.stream].append(RowResult(item.key, completion, finished.replica, item.attempts + 1))
+                prompt_bytes[item.stream] += len(item.prompt)
         for stream, results in done.items():
-            stream.report(results)
+            queue.learn_size(len(results), stream.report(results, prompt_bytes[stream]))
 
     def give_back(self, worker: Worker, queue: RowQueue, items: Sequence[QueuedRow], error: BaseException) -> None:
         """A call failed, with `items` unanswered."""
@@ -101,7 +103,7 @@ class Attempts:
 
     def _fail(self, item: QueuedRow, *reasons: str) -> None:
         failed = Completion(status="failed", error="; ".join((*item.errors, *reasons)))
-        item.stream.report([RowResult(item.key, failed, None, item.attempts)])
+        item.stream.report([RowResult(item.key, failed, None, item.attempts)], len(item.prompt))
 
     def requeue(self, queue: RowQueue, items: Sequence[QueuedRow]) -> None:
         queue.requeue([item for item in items if item.stream in self._streams])

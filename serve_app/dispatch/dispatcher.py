@@ -20,6 +20,7 @@ import msgspec
 
 from serve_app.dispatch.attempts import Attempts, check
 from serve_app.dispatch.membership import update_workers
+from serve_app.dispatch.memory import Memory
 from serve_app.dispatch.pool import DispatchSettings, ReplicaPool, ServedModel
 from serve_app.dispatch.queue import RowQueue
 from serve_app.dispatch.rows import QueuedRow
@@ -33,15 +34,16 @@ logger = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Async context manager. All methods run in the event loop that entered it."""
+    """Async context manager. All methods run in the event loop that entered it. Dispatchers may share `memory`."""
 
-    def __init__(self, pool: ReplicaPool, settings: DispatchSettings) -> None:
+    def __init__(self, pool: ReplicaPool, settings: DispatchSettings, memory: Memory | None = None) -> None:
         self._pool = pool
+        self.memory = memory or Memory(settings.memory_bytes)
         self._settings = settings
         self._workers: dict[str, Worker] = {}
         self._queues: dict[bytes, RowQueue] = {}
         self._streams: set[Stream[Any]] = set()
-        self._shares = Shares(self._workers, self._queues, settings)
+        self._shares = Shares(self._workers, self._queues, settings, self.memory, self.pump)
         self._attempts = Attempts(self._queues, self._streams, settings)
         self._waiting: set[asyncio.Future[ReplicaInfo]] = set()
         self._watchers = 0
@@ -166,17 +168,19 @@ class Dispatcher:
 
     def _start(self, worker: Worker, queue: RowQueue, items: list[QueuedRow]) -> None:
         worker.open_rows += len(items)
+        queue.open_rows += len(items)
         worker.alone = len(items) == 1 and items[0].suspected
         # Own context: Serve's router tells calls apart by the surrounding HTTP request's id, and never routed calls
         # that shared one.
         rows = dict(enumerate(items))
         call = asyncio.create_task(self._call(worker, queue, rows, probing=worker.lost), context=contextvars.Context())
         worker.calls[call] = rows
-        call.add_done_callback(lambda done: self._on_done(worker, done))
+        call.add_done_callback(lambda done: self._on_done(worker, queue, done))
 
-    def _on_done(self, worker: Worker, call: asyncio.Task[None]) -> None:
+    def _on_done(self, worker: Worker, queue: RowQueue, call: asyncio.Task[None]) -> None:
         rows = worker.calls.pop(call)
         worker.open_rows -= len(rows)
+        queue.open_rows -= len(rows)
         worker.alone = False
         if not call.cancelled() and (error := call.exception()) is not None:
             logger.error("defect in dispatch", exc_info=error)
@@ -210,6 +214,7 @@ class Dispatcher:
         count = len(finished.completions)
         worker.adapt_window(count, finished.waiting, self._settings)
         worker.open_rows -= count
+        queue.open_rows -= count
         self._attempts.finish(queue, rows, finished)
         self.pump()
 
@@ -264,11 +269,11 @@ class Dispatcher:
             made_for = stream.queue.made_for
             if made_for is not None and made_for not in models:
                 now = ", ".join(sorted(map(str, models)))
-                stream.report(EngineFailed(f"the replicas serve {now} now, and this began with {made_for}"))
+                stream.fail(EngineFailed(f"the replicas serve {now} now, and this began with {made_for}"))
 
     def _fail_all(self, error: EngineFailed) -> None:
         for stream in self._streams:
-            stream.report(error)
+            stream.fail(error)
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(error)

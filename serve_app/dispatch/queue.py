@@ -16,17 +16,26 @@ from serve_app.dispatch.pool import ServedModel
 from serve_app.dispatch.rows import QueuedRow, Sender
 from serve_app.schema import Chunk
 
+# A chunk of long prompts ends early: it is one message.
+CHUNK_BYTES = 4 << 20
+# Answers that tell what the next ones will need.
+LATEST = 256
+
 
 class RowQueue:
     """Rows of one kind (same labels, sampling and priority).
 
-    `users` are replicas that took some, `made_for` the engine their prompts need, if known. `rows` excludes `suspects`.
+    `users` are replicas that took some, `made_for` the engine their prompts need, if known. `rows` excludes `suspects`;
+    `open_rows` are on replicas. `answer_bytes` is the mean of the latest answers.
     """
 
     def __init__(self, template: Chunk, made_for: ServedModel | None = None) -> None:
         self.template = template
         self.made_for = made_for
         self.rows = 0
+        self.open_rows = 0
+        self.answer_bytes = 0.0
+        self._answers = 0
         self.suspects: deque[QueuedRow] = deque()
         self.streams: set[Sender] = set()
         self.users: set[str] = set()
@@ -46,11 +55,18 @@ class RowQueue:
         if self._returned:
             items = self._returned.popleft()
         else:
-            items = []
-            while len(items) < rows and (group := self._group_for(replica_id, steal=not items)):
-                items += [group.popleft() for _ in range(min(rows - len(items), len(group)))]
+            items, size = [], 0
+            while len(items) < rows and size < CHUNK_BYTES and (group := self._group_for(replica_id, steal=not items)):
+                while group and len(items) < rows and size < CHUNK_BYTES:
+                    items.append(item := group.popleft())
+                    size += len(item.prompt)
         self.rows -= len(items)
         return items
+
+    def learn_size(self, rows: int, size: int) -> None:
+        """So many answers had together `size` bytes."""
+        self._answers = min(self._answers + rows, LATEST)
+        self.answer_bytes += (size / rows - self.answer_bytes) * min(1, rows / self._answers)
 
     def pull_suspect(self, replica_id: str) -> list[QueuedRow]:
         """The next suspect, for an otherwise idle replica."""

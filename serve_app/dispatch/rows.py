@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
+from serve_app.dispatch.memory import Holding
 from serve_app.dispatch.suspects import Death, is_suspect
 from serve_app.schema import Completion, ReplicaInfo
 
@@ -45,8 +46,10 @@ class Sender(Protocol):
     limit: Callable[[int], int]
     finished: bool
 
-    def report(self, results: list[RowResult[Any]] | Exception) -> None:
-        """Hand over results, or why there are none."""
+    answers: Holding
+
+    def report(self, results: list[RowResult[Any]], prompt_bytes: int) -> int:
+        """Hand over results of rows whose prompts had `prompt_bytes`; returns the bytes of the answers."""
 
 
 class QueuedRow(msgspec.Struct, eq=False):

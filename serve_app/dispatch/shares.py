@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from serve_app.dispatch.memory import Memory
 from serve_app.dispatch.pool import DispatchSettings, ServedModel
 from serve_app.dispatch.queue import RowQueue
 from serve_app.dispatch.rows import QueuedRow
@@ -13,11 +14,18 @@ from serve_app.dispatch.worker import Worker
 
 class Shares:
     def __init__(
-        self, workers: Mapping[str, Worker], queues: Mapping[bytes, RowQueue], settings: DispatchSettings
+        self,
+        workers: Mapping[str, Worker],
+        queues: Mapping[bytes, RowQueue],
+        settings: DispatchSettings,
+        memory: Memory,
+        pump: Callable[[], None],
     ) -> None:
         self._workers = workers
         self._queues = queues
         self._settings = settings
+        self._memory = memory
+        self._pump = pump
 
     @property
     def workers(self) -> list[Worker]:
@@ -45,7 +53,22 @@ class Shares:
         if worker.reserved or (worker.lost and not queue.rows):
             return queue.pull_suspect(worker.replica.replica_id)
         rows = worker.room_for(self._chunk_size(queue, worker)) if queue.rows else 0
+        rows = self._with_room_for_answers(queue, rows)
         return queue.pull(worker.replica.replica_id, rows) if rows else []
+
+    def _with_room_for_answers(self, queue: RowQueue, rows: int) -> int:
+        """How many of `rows` to give now, if their answers become as long as the latest: at least half, or none. One
+        where no other is held."""
+        size = queue.answer_bytes
+        if not rows or not size:
+            return rows
+        expected = sum([other.open_rows * other.answer_bytes for other in self._queues.values()])
+        own = queue.open_rows * size + max((stream.answers.held for stream in queue.streams), default=0)
+        room = int((self._memory.limit - self._memory.held - expected - own) / (2 * size))  # as Holding.may_take
+        if room < rows / 2 and own:
+            self._memory.when_freed(self._pump)
+            return 0
+        return max(1, min(rows, room))
 
     def may_use(self, queue: RowQueue, worker: Worker) -> bool:
         if queue.made_for is not None and queue.made_for != ServedModel.of(worker.replica.engine):

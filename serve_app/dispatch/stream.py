@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Generic, Protocol
 
+from serve_app.dispatch.memory import Holding, Memory, answer_bytes
 from serve_app.dispatch.queue import RowQueue
 from serve_app.dispatch.rows import K, QueuedRow, RenderedRow, RowResult
 
 
 class Owner(Protocol):
+    memory: Memory
+
     @property
     def backlog_rows(self) -> int: ...
 
@@ -28,18 +31,22 @@ class Stream(Generic[K]):
         self.limit = limit
         self._results: asyncio.Queue[list[RowResult[K]] | Exception] = asyncio.Queue()
         self._room = asyncio.Event()
+        self.prompts, self.answers = Holding(dispatcher.memory), Holding(dispatcher.memory)
         self.finished = False
         self.outstanding = 0
 
     async def put(self, rows: Iterable[RenderedRow[K]], *, last: bool = False) -> None:
-        """Add rows; waits while the backlog is full. One put is never cut. `last` implies `finish` and helps size the
-        last chunks.
+        """Add rows; waits while the backlog is full, in rows or bytes. One put is never cut. `last` implies `finish`
+        and helps size the last chunks.
         """
         items = [QueuedRow(self, row.key, row.prompt, row.expected_tokens) for row in rows]
-        while self.outstanding and self.outstanding + len(items) > self._dispatcher.backlog_rows:
+        size = sum([len(item.prompt) for item in items])
+        while not (self._has_room(len(items)) and self.prompts.may_take(size)):
             self._room.clear()
+            self._dispatcher.memory.when_freed(self._room.set)
             await self._room.wait()
         self.outstanding += len(items)
+        self.prompts.change(size)
         self.queue.add(items)
         if last:
             self.finish()
@@ -49,11 +56,21 @@ class Stream(Generic[K]):
         self.finished = True
         self._results.put_nowait([])
 
-    def report(self, results: list[RowResult[Any]] | Exception) -> None:
+    def _has_room(self, rows: int) -> bool:
+        return not self.outstanding or self.outstanding + rows <= self._dispatcher.backlog_rows
+
+    def report(self, results: list[RowResult[Any]], prompt_bytes: int) -> int:
         self._results.put_nowait(results)
+        size = _bytes(results)
+        self.answers.change(size)
+        self.prompts.change(-prompt_bytes)
+        return size
+
+    def fail(self, error: Exception) -> None:
+        self._results.put_nowait(error)
 
     async def __aiter__(self) -> AsyncIterator[list[RowResult[K]]]:
-        """Results as chunks finish, until all rows are out. Raises EngineFailed if no replica can be had."""
+        """Results as rows finish, until all are out. Raises EngineFailed if no replica can be had."""
         while not (self.finished and self.outstanding == 0):
             results = await self._results.get()
             if isinstance(results, Exception):
@@ -61,8 +78,20 @@ class Stream(Generic[K]):
             if results:
                 yield results
                 self.outstanding -= len(results)
+                self.answers.change(-_bytes(results))
                 self._room.set()
 
-    def close(self) -> None:
-        """Forget queued rows, and cancel chunks that only this stream uses."""
+    def close(self) -> list[RowResult[K]]:
+        """Forget queued rows, and cancel chunks that only this stream uses. Returns results that nobody has taken."""
         self._dispatcher.drop(self)
+        self.prompts.close()
+        self.answers.close()
+        left: list[RowResult[K]] = []
+        while not self._results.empty():
+            results = self._results.get_nowait()
+            left += [] if isinstance(results, Exception) else results
+        return left
+
+
+def _bytes(results: list[RowResult[Any]]) -> int:
+    return sum([answer_bytes(result.completion) for result in results])

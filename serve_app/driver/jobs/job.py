@@ -93,7 +93,8 @@ class JobRun:
                         reach=self._settings.provider_reach,
                     )
                 )
-                dispatcher = await stack.enter_async_context(Dispatcher(pool, self._provider_dispatch()))
+                own = Dispatcher(pool, self._provider_dispatch(), self._dispatcher.memory)
+                dispatcher = await stack.enter_async_context(own)
             reuse = None
             if self.spec.reuse:
                 self._message = "looking for answers of other jobs"
@@ -180,8 +181,9 @@ class JobRun:
     def _provider_dispatch(self) -> DispatchSettings:
         """One window for the one provider. It tries each request several times by itself."""
         provider = self.spec.provider
-        rows = max(provider.batch_rows, provider.concurrency) if provider else 1
-        sizes = {"chunk_rows": rows, "min_chunk_rows": rows, "window_rows": rows, "max_window_rows": rows}
+        rows = provider.batch_rows if provider else 1
+        window = max(rows, provider.concurrency) if provider else 1
+        sizes = {"chunk_rows": rows, "min_chunk_rows": rows, "window_rows": window, "max_window_rows": window}
         return dispatch_settings(self._settings, **sizes, max_attempts=min(3, self._settings.max_attempts))
 
     def rows_left(self) -> int:

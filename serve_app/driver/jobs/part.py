@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from serve_app.dispatch.dispatcher import Dispatcher
+from serve_app.dispatch.memory import Holding
 from serve_app.dispatch.render import NotRendered, Renderer, make_renderer
 from serve_app.dispatch.rows import RenderedRow, RowResult
 from serve_app.dispatch.stream import Stream
@@ -40,8 +41,8 @@ LAST_PATIENCE_S = 10.0
 # Rows are read and rendered in blocks: first a small one, so that replicas begin at once, then large ones, so that
 # shared prefixes meet.
 FIRST_BLOCK, LARGEST_BLOCK, GROWTH = 256, 8192, 4
-# Ends a block early, of images as text say.
-LARGEST_BLOCK_CHARACTERS = 32 << 20
+# A block of long rows, of images as text say, ends early: it is in memory a few times, in one job of several.
+BLOCK_SHARE = 1 / 32
 
 
 class Span(NamedTuple):
@@ -94,8 +95,13 @@ class PartRun:
         self._run_before_s = 0.0
         self._started: float | None = None
         self._commit_uncertain = False
+        self._holding = Holding(dispatcher.memory)
         self._committer = Committer(
-            self._commit, rows=settings.commit_rows, seconds=settings.commit_seconds, patience_s=settings.store_wait_s
+            self._commit,
+            self._holding,
+            rows=settings.commit_rows,
+            seconds=settings.commit_seconds,
+            patience_s=settings.store_wait_s,
         )
         self.tally = tally or Tally()
         self.message = ""
@@ -126,10 +132,13 @@ class PartRun:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            stream.close()
+            self._committer.add(self._outcomes(stream.close(), request))
             # Somebody waits for a run that ends early.
             self._committer.patience_s = min(self._committer.patience_s, LAST_PATIENCE_S)
-            await self._committer.flush()
+            try:
+                await self._committer.flush()
+            finally:
+                self._holding.close()
         if self.tally.done != stop - start:
             raise JobConflict(
                 f"source: {stop - start} rows were counted and {self.tally.done} have an outcome: it changed while it "
@@ -178,9 +187,10 @@ class PartRun:
         rows = self._source.rows(*self._span)
         size = FIRST_BLOCK
         largest = min(LARGEST_BLOCK, max(1, self._settings.backlog_rows // 2))
+        characters = int(self._settings.memory_bytes * BLOCK_SHARE)
         last = False
         while not last:
-            some, last = _next_rows(rows, min(size, largest))
+            some, last = _next_rows(rows, min(size, largest), characters)
             if some:
                 yield self._block(some, identity, request, renderer, last=last)
             size *= GROWTH
@@ -238,14 +248,14 @@ class PartRun:
         self.tally = tally  # only what is on disk counts
 
 
-def _next_rows(rows: Iterator[Row], most: int) -> tuple[list[Row], bool]:
+def _next_rows(rows: Iterator[Row], most: int, most_characters: int) -> tuple[list[Row], bool]:
     """The next rows of a block, and whether they are the last."""
     taken: list[Row] = []
     characters = 0
     for row in rows:
         taken.append(row)
         characters += len(row.prompt or "") + sum(len(message["content"]) for message in row.messages)
-        if len(taken) >= most or characters >= LARGEST_BLOCK_CHARACTERS:
+        if len(taken) >= most or characters >= most_characters:
             return taken, False
     return taken, True
 

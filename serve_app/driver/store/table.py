@@ -14,7 +14,7 @@ from serve_app.schema import Outcome
 # A reader has one row group in memory, some 10 MB of outcomes.
 GROUP_ROWS = 16_384
 # Whole responses can be large.
-GROUP_BYTES = 64 << 20
+GROUP_BYTES = 16 << 20
 # Outcomes made from a table at once.
 BATCH_ROWS = 1024
 _FIELDS: list[pa.Field[Any]] = [

@@ -31,6 +31,7 @@ def engine_app() -> FastAPI:
     @app.post(CHAT)
     async def chat(request: Request) -> JSONResponse:
         body = await request.json()
+        await asyncio.sleep(body.get("wait_s", 0))
         if body["model"] != "fake":
             return JSONResponse(json.loads(model_not_found(body["model"]).body), status_code=404)
         text = body["messages"][-1]["content"]

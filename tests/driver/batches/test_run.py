@@ -90,6 +90,24 @@ async def test_a_batch_that_is_not_done_when_its_window_ends_expires_with_what_i
     assert done | set(lost) == {f"r{i}" for i in range(100)}
 
 
+@pytest.mark.parametrize("end", ["cancelled", "expired"])
+async def test_short_rows_beside_long_ones_are_kept_when_their_batch_ends_early(
+    make: MakeDriver, clock: Clock, end: str
+) -> None:
+    driver = await make(HttpPool(["a"]), chunk_rows=25, window_rows=25, max_window_rows=25)
+    rows = [ask(f"r{i}", wait_s=0 if i % 5 == 0 else 60) for i in range(25)]
+    batch_id = await driver.create(*rows)
+    await driver.reaches(batch_id, 5)
+    if end == "cancelled":
+        await driver.batches.cancel(batch_id)
+    else:
+        clock.now += 86_400
+    batch = await driver.ended(batch_id)
+    assert (batch["status"], batch["request_counts"]["completed"]) == (end, 5)
+    done = {line["custom_id"] for line in driver.lines(batch["output_file_id"])}
+    assert done == {"r0", "r5", "r10", "r15", "r20"}
+
+
 async def test_a_batch_expires_though_no_replica_ever_came(make: MakeDriver, clock: Clock) -> None:
     driver = await make(HttpPool([]))
     batch_id = await driver.create(*many(5))

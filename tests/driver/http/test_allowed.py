@@ -173,13 +173,12 @@ async def test_what_is_not_permitted_is_refused_over_http(make_jobs: MakeJobs) -
         assert (await client.get("/")).json()["data"] == []
 
 
-def test_a_block_ends_after_so_many_rows_or_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "LARGEST_BLOCK_CHARACTERS", 10)
+def test_a_block_ends_after_so_many_rows_or_characters() -> None:
     long, short = Row("l", prompt="x" * 9), Row("s", messages=({"role": "user", "content": "x"},))
     left = iter([long, short, short, short, short])
     taken: list[tuple[int, bool]] = []
     while not taken or not taken[-1][1]:
-        some, last = run._next_rows(left, 2)
+        some, last = run._next_rows(left, 2, 10)
         taken.append((len(some), last))
     assert taken == [(2, False), (2, False), (1, True)]
-    assert run._next_rows(iter([long, long, long]), 100) == ([long, long], False)
+    assert run._next_rows(iter([long, long, long]), 100, 10) == ([long, long], False)
