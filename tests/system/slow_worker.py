@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+import torch
+from vllm.distributed import get_tp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 SLOWDOWN = 100
@@ -16,8 +18,11 @@ class SlowWorker(CPUWorker):
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         began_s = time.process_time()  # of this rank alone: it also waits for the other one
         result = super().execute_model(*args, **kwargs)
-        worked_s = time.process_time() - began_s
-        until = time.monotonic() + (0 if self.first else (SLOWDOWN - 1) * worked_s)
+        # The ranks of a slow step are slow together: its layers wait for each other. Slowed by its own share each, one
+        # would begin the next step seconds before the other, and idle there.
+        worked_s = torch.tensor(time.process_time() - began_s)
+        torch.distributed.all_reduce(worked_s, torch.distributed.ReduceOp.MAX, group=get_tp_group().cpu_group)
+        until = time.monotonic() + (0 if self.first else (SLOWDOWN - 1) * worked_s.item())
         self.first = False
         while time.monotonic() < until:  # as real work does, it takes the processor
             pass

@@ -44,8 +44,11 @@ SETTLE_S = 10.0
 
 @dataclass(frozen=True)
 class LocalServer:
+    """`marker` is the RUN_MARKER of its processes."""
+
     settings: ServeConfig
     process: subprocess.Popen[bytes]
+    marker: str
 
     def wait(self) -> int:
         """Exit status of `serve run`, which should not end."""
@@ -97,7 +100,7 @@ def local_server(
         )
     try:
         _wait_until_ready(process, settings, log, on_wait, timeout_s)
-        yield LocalServer(settings, process)
+        yield LocalServer(settings, process, marker)
     finally:
         on_wait("stopping Ray and the replicas")
         stop(process, marker)
