@@ -94,9 +94,9 @@ def environment(values: Values) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": "/opt/venv/bin/serve-app-haproxy",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "86400",
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+        "RAY_SERVE_HAPROXY_RETRIES": "64",
         "RAY_SERVE_PORT_QUARANTINE_S": "600",
-        # Load balancers keep connections for a minute and longer; HAProxy's ends 3 s before this.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "93",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",

@@ -4,8 +4,6 @@ Serve writes it again before each start, that is, whenever a replica comes or go
 
     global                 the admin socket is this user's alone; `sessions.lua` is loaded
     prometheus, stats      dropped: they listen on every address, on fixed ports that a second cluster needs too
-    http-keep-alive        shorter than a replica's draining: idle connections stay with the HAProxy of before a reload,
-                           which knows only the replicas of then
     errorfile              for 502 to 504 OpenAI's error with status 503, not a text with 500
     http_frontend          finds a session's replica, which its backend uses
 
@@ -24,15 +22,13 @@ from pathlib import Path
 import msgspec
 
 from serve_app.openai.errors import unavailable
-from serve_app.serving.haproxy.environment import DRAINING
 from serve_app.settings import REPLICA_DEPLOYMENT, ROUTING_ENV, RoutingSettings
 
 SCRIPT = Path(__file__).with_name("sessions.lua")
 DROPPED = ("frontend prometheus", "listen stats")
+DONE = "# completed by serve_app\n"
 FRONTEND = "frontend http_frontend"
 RULES = "    # Static routing based on path prefixes"
-# From a replica's stop to the reload.
-MARGIN_S = 3
 # Serve's variable and default.
 SESSION_HEADER = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "x-session-id").lower()
 # Serve names replicas SERVE_REPLICA::app#deployment#id, and makes that safe for HAProxy.
@@ -64,8 +60,11 @@ class Sessions(msgspec.Struct, frozen=True):
 
 
 def complete(path: Path) -> None:
-    """Rewrite Serve's file, with others beside it. Raises ValueError unless it has the form of Ray 2.60's."""
-    sections = parse(path.read_text())
+    """Rewrite Serve's file once, with others beside it. Raises ValueError unless it has the form of Ray 2.60's."""
+    text = path.read_text()
+    if text.startswith(DONE):
+        return
+    sections = parse(text)
     settings = read_routing(os.environ)
     backends = {section.title.removeprefix("backend "): section.replicas for section in sections}
     sessions = {
@@ -76,7 +75,7 @@ def complete(path: Path) -> None:
     errors, script = path.with_name("503.http"), path.with_name(SCRIPT.name)
     errors.write_bytes(unavailable_page())
     script.write_text(f"{lua_tables(sessions)}\n{SCRIPT.read_text()}")
-    path.write_text("".join(completed(sections, sessions, errors, script)))
+    path.write_text(DONE + "".join(completed(sections, sessions, errors, script)))
 
 
 def parse(text: str) -> list[Section]:
@@ -105,7 +104,6 @@ def completed(
         elif section.title == "defaults":
             for status in (502, 503, 504):
                 text = _replaced(text, rf"errorfile {status} \S+", f"errorfile {status} {errors}")
-            text = _replaced(text, r"timeout http-keep-alive \d+s", f"timeout http-keep-alive {keep_alive_s(text)}s")
         elif section.title == FRONTEND:
             session = f"req.hdr({SESSION_HEADER}),length"
             found = "".join(
@@ -115,13 +113,6 @@ def completed(
         elif section.title.removeprefix("backend ") in sessions:
             text += "    use-server %[var(txn.session_server)] if { var(txn.session_server) -m found }\n"
         yield text
-
-
-def keep_alive_s(defaults: str) -> int:
-    """Serve's, if it ends within the draining."""
-    found = re.search(r"timeout http-keep-alive (\d+)s", defaults)
-    draining_s = int(float(os.environ.get(DRAINING, "30")))
-    return max(1, min(int(found[1]) if found else draining_s, draining_s - MARGIN_S))
 
 
 def _replaced(text: str, pattern: str, replacement: str) -> str:

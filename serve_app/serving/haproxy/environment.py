@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 
 INGRESS = "RAY_SERVE_ENABLE_HA_PROXY"
-# How long a replica that stops still takes requests, so that no HAProxy of before a reload is refused.
+# How long a replica that stops still takes requests.
 DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 
 BOTH = {
@@ -33,6 +33,10 @@ HAPROXY = {
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
     # Each reload leaves the HAProxy of before to its open streams; Ray cuts them after 120 s.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "86400",
+    # A client's idle connection may stay with an old HAProxy, which knows the replicas of then only. It tries each once
+    # and then Serve's proxy, which knows the new ones.
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+    "RAY_SERVE_HAPROXY_RETRIES": "64",
     # By default a day then. Idle connections to an old HAProxy are closed much sooner.
     "RAY_SERVE_PORT_QUARANTINE_S": "600",
 }

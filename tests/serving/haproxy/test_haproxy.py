@@ -8,8 +8,8 @@ import stat
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import httpx
@@ -22,6 +22,7 @@ from ray.serve.config import HTTPOptions
 
 from serve_app.serving.haproxy import configuration
 from serve_app.serving.haproxy.configuration import complete, routing_variable
+from serve_app.serving.haproxy.environment import HAPROXY
 from serve_app.settings import ROUTING_ENV, RoutingSettings
 from tests.conftest import unused_port
 
@@ -59,6 +60,7 @@ class Server:
 class Ingress:
     def __init__(self, folder: Path, servers: list[Server]) -> None:
         self.servers, self.port = servers, unused_port()
+        self.last: subprocess.Popen[bytes]
         self.config = folder / "haproxy.cfg"
         cfg = HAProxyConfig(
             http_options=HTTPOptions(host="127.0.0.1", port=self.port),
@@ -68,15 +70,39 @@ class Ingress:
             metrics_socket_path=str(folder / "metrics.sock"),
             is_head=True,
             health_check_inter="100ms",
+            observe_error_limit=int(HAPROXY["RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT"]),
+            retries=int(HAPROXY["RAY_SERVE_HAPROXY_RETRIES"]),
         )
-        api = HAProxyApi(cfg, config_file_path=str(self.config))
-        api.set_backend_configs({"http-replicas": self.backend()})
-        api._generate_config_file_internal()
+        self.fallback: Server | None = None
+        self.api = HAProxyApi(cfg, config_file_path=str(self.config))
+        self.write()
+
+    @asynccontextmanager
+    async def reloaded(self) -> AsyncIterator[None]:
+        """A new process, which takes the port over and tells the last one to end, and has seen all servers up."""
+        self.write()
+        last = str(self.last.pid)
+        self.last = start(self.config, {}, "-sf", last, "-x", str(self.config.with_name("admin.sock")))
+        with killed_at_the_end(self.last):
+            async with asyncio.timeout(20):
+                while await self.api._get_running_pid() != self.last.pid or not await self._all_up():
+                    await asyncio.sleep(0.05)
+            yield
+
+    async def _all_up(self) -> bool:
+        stats = (await self.api.get_all_stats())["http-replicas"].values()
+        return len(stats) == len(self.servers) + (self.fallback is not None) and all(one.is_up for one in stats)
+
+    def write(self) -> None:
+        """As Serve does before each start."""
+        self.api.set_backend_configs({"http-replicas": self.backend()})
+        self.api._generate_config_file_internal()
 
     def backend(self) -> BackendConfig:
         named = [(f"SERVE_REPLICA::replicas#Replica#r{one.number}", one.port) for one in self.servers]
         servers = [ServerConfig(HAProxyManager.get_safe_name(name), "127.0.0.1", port) for name, port in named]
-        return BackendConfig("http-replicas", "/", servers=servers, app_name="replicas")
+        last = self.fallback and ServerConfig("SERVE_PROXY_ACTOR-fallback", "127.0.0.1", self.fallback.port)
+        return BackendConfig("http-replicas", "/", servers=servers, app_name="replicas", fallback_server=last)
 
 
 @asynccontextmanager
@@ -87,22 +113,29 @@ async def running(
     ingress = Ingress(folder, servers)
     for server in servers:
         await server.start()
-    process = start(ingress.config, {"replicas": RoutingSettings.model_validate(routing)})
-    try:
+    ingress.last = start(ingress.config, {"replicas": RoutingSettings.model_validate(routing)})
+    with killed_at_the_end(ingress.last):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ingress.port}", trust_env=False) as client:
             await answers(client, folder)
             yield ingress, client
+    for server in servers:
+        await server.stop()
+
+
+@contextmanager
+def killed_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
     finally:
         process.kill()
         process.wait()
-        for server in servers:
-            await server.stop()
 
 
-def start(config: Path, settings: dict[str, RoutingSettings]) -> subprocess.Popen[bytes]:
+def start(config: Path, settings: dict[str, RoutingSettings], *more: str) -> subprocess.Popen[bytes]:
+    """As Serve does."""
     env = {**os.environ, ROUTING_ENV: routing_variable(settings), "RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER)}
-    with open(config.with_name("stderr"), "wb") as stderr:
-        return subprocess.Popen([str(WRAPPER), "-db", "-f", str(config), "-dR"], env=env, stderr=stderr)
+    with open(config.with_name("stderr"), "ab") as stderr:
+        return subprocess.Popen([str(WRAPPER), "-db", "-f", str(config), "-dR", *more], env=env, stderr=stderr)
 
 
 async def answers(client: httpx.AsyncClient, folder: Path) -> None:
@@ -161,6 +194,33 @@ async def test_without_affinity_the_least_busy_replica_answers_whatever_the_sess
     async with running(tmp_path, session_affinity=False) as (_, client):
         found = Counter([await ask(client, "s") for _ in range(30)])
     assert len(found) == SERVERS
+
+
+async def test_a_connection_to_the_haproxy_of_before_a_reload_reaches_the_replicas_of_now(tmp_path: Path) -> None:
+    async with running(tmp_path) as (ingress, client):
+        ingress.fallback = Server(9)
+        await ingress.fallback.start()
+        async with ingress.reloaded():
+            for _ in range(2):
+                await ask(client)  # on a connection to the first one, which ends, and on one to this one, which stays
+            before, ingress.servers = ingress.servers, [Server(3), Server(4)]
+            for server in ingress.servers:
+                await server.start()
+            async with ingress.reloaded():
+                for server in before:
+                    await server.stop()
+                assert await ask(client) == "9", "Serve's proxy"
+                assert await ask(client) in ("3", "4"), "the connection ended with that answer"
+        for server in (*ingress.servers, ingress.fallback):
+            await server.stop()
+
+
+async def test_a_file_that_is_completed_is_left_as_it_is(tmp_path: Path) -> None:
+    config = Ingress(tmp_path, [Server(0), Server(1)]).config
+    complete(config)
+    once = config.read_text()
+    complete(config)
+    assert config.read_text() == once
 
 
 async def test_where_no_replica_answers_clients_get_openais_error_that_asks_to_come_again(tmp_path: Path) -> None:
