@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 INGRESS = "RAY_SERVE_ENABLE_HA_PROXY"
 # How long a replica that stops still takes requests.
 DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+
+EVERY_ADDRESS = "0.0.0.0"
+NO_OPTIONS: Mapping[str, Any] = {}
 
 BOTH = {
     # Without an engine no stream can finish, and its replacement would wait a whole drain for its GPUs.
@@ -47,12 +51,20 @@ PROXY = {
 }
 
 
-def variables(given: Mapping[str, str]) -> dict[str, str]:
-    """The variables, with `given` ones as they are."""
+def variables(given: Mapping[str, str], http_options: Mapping[str, Any] = NO_OPTIONS) -> dict[str, str]:
+    """The variables for a config file's `http_options`, with `given` ones as they are."""
     # Ray's package of HAProxy is for Linux.
-    direct = given.get(INGRESS, "1" if sys.platform == "linux" else "0") == "1"
-    chosen = BOTH | (HAPROXY if direct else PROXY)
+    usual = "1" if sys.platform == "linux" and suits_haproxy(http_options) else "0"
+    chosen = BOTH | (HAPROXY if given.get(INGRESS, usual) == "1" else PROXY)
     return {name: given.get(name, value) for name, value in chosen.items()}
+
+
+def suits_haproxy(http_options: Mapping[str, Any]) -> bool:
+    """Whether HAProxy can stand for Serve's proxy: it has no TLS and no root path, and asks this node's replicas at the
+    loopback address, where they must listen.
+    """
+    listens = http_options.get("host", EVERY_ADDRESS) in (EVERY_ADDRESS, "127.0.0.1", "localhost")
+    return listens and not any(http_options.get(name) for name in ("ssl_keyfile", "ssl_certfile", "root_path"))
 
 
 def direct_ingress(environment: Mapping[str, str]) -> bool:

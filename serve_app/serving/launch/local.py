@@ -114,7 +114,7 @@ def _prepare_child() -> None:
 
 def serve_environment(settings: ServeConfig, given: Mapping[str, str]) -> dict[str, str]:
     """Environment of `serve run`. HAProxy's files are this user's, and its ports free: another cluster may run."""
-    chosen = environment.variables(given)
+    chosen = environment.variables(given, settings.document.data.get("http_options") or {})
     if environment.direct_ingress(chosen):
         folder = private_folder()
         chosen |= {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serve_app.serving.haproxy.environment import HAPROXY, INGRESS, PROXY
+from serve_app.serving.haproxy.environment import HAPROXY, INGRESS, PROXY, variables
 from serve_app.serving.launch.config import ServeConfig
 from serve_app.serving.launch.local import private_folder, serve_environment
 from serve_app.serving.launch.simulated import simulate
@@ -37,6 +37,23 @@ def test_serves_proxy_gets_nothing_that_is_for_haproxy(config: ServeConfig) -> N
     found = serve_environment(config, {INGRESS: "0"})
     assert found.items() >= PROXY.items()
     assert not [name for name in found if name in HAPROXY.keys() - {INGRESS} or "HAPROXY" in name]
+
+
+@pytest.mark.parametrize(
+    ("options", "direct"),
+    [
+        ({}, "1"),
+        ({"host": "0.0.0.0"}, "1"),
+        ({"host": "127.0.0.1", "port": 8000}, "1"),
+        ({"host": "10.0.0.7"}, "0"),
+        ({"host": "::1"}, "0"),
+        ({"ssl_keyfile": "key.pem", "ssl_certfile": "cert.pem"}, "0"),
+        ({"root_path": "/llm"}, "0"),
+    ],
+)
+def test_serves_proxy_stays_where_haproxy_cannot_do_what_is_asked(options: dict[str, Any], direct: str) -> None:
+    assert variables({}, options)[INGRESS] == direct
+    assert variables({INGRESS: "1"}, options)[INGRESS] == "1", "the user's word counts"
 
 
 def test_what_the_user_has_set_stays(config: ServeConfig) -> None:
