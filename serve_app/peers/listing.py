@@ -34,6 +34,7 @@ class Listing:
         self._handle = handle
         self._app = app
         self.known: dict[str, Peer] = {}
+        self._found: dict[str, Peer] = {}
 
     @classmethod
     def of(cls, app: str) -> Listing:
@@ -52,7 +53,9 @@ class Listing:
         except TimeoutError:  # one hanging replica blocks a broadcast
             answers = await self._ask_each(node_id)
         found = {peer.replica.replica_id: peer for peer in answers if isinstance(peer, Peer)}
-        self.known = found or self.known
+        # With those of before: a call may be about to begin, and when all hang they are all that is known.
+        self.known = {**(self._found or self.known), **found}
+        self._found = found
         return found
 
     async def _ask_each(self, node_id: str) -> list[Any]:

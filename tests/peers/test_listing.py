@@ -142,10 +142,12 @@ async def test_the_controller_is_not_asked_where_replicas_are_known(
     assert [*await listed.refresh()] == ["a"]
 
 
-async def test_a_replica_that_leaves_the_list_is_known_no_more(handle: Replicas) -> None:
+async def test_a_replica_that_leaves_the_list_can_still_be_called_until_the_next_one(handle: Replicas) -> None:
     listed = listing(handle)
     await listed.refresh()
     del handle.peers["b"]
+    assert [*await listed.refresh()] == ["a"]
+    assert [*listed.known] == ["a", "b"]
     assert [*await listed.refresh()] == [*listed.known] == ["a"]
 
 
