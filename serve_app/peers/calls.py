@@ -19,7 +19,7 @@ CONNECT_S = 5.0
 
 
 class PeerFailed(ServeAppError):
-    """Raised when a peer's method raised, other than EngineFailed."""
+    """Raised when a peer's method raised, other than EngineFailed, or is not there."""
 
 
 async def stream(
@@ -31,8 +31,10 @@ async def stream(
     """
     try:
         async with _session(peer, silent_s) as session, session.post(f"/{method}", data=_body(request)) as answer:
+            if answer.status == 401:
+                raise ReplicaLost(f"another process has the place of {peer.replica.replica_id}")
             if answer.status != 200:
-                raise ReplicaLost(f"{peer.replica.replica_id} answered its peer with HTTP {answer.status}")
+                raise PeerFailed(f"{peer.replica.replica_id} does not take this call: HTTP {answer.status}")
             decode = msgspec.msgpack.Decoder(kind).decode
             while head := await answer.content.read(1):
                 head += await answer.content.readexactly(HEAD_BYTES - 1)

@@ -69,7 +69,10 @@ class Server:
         method = self._methods.get(request.match_info["method"])
         if method is None:
             raise web.HTTPNotFound
-        asked: Any = msgspec.msgpack.decode(await request.read(), type=method.request)
+        try:
+            asked: Any = msgspec.msgpack.decode(await request.read(), type=method.request)
+        except msgspec.MsgspecError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
         response = web.StreamResponse()
         await response.prepare(request)
         beating = asyncio.create_task(_beat(response))
@@ -78,7 +81,8 @@ class Server:
                 async for answer in answers:
                     await response.write(frame(VALUE, encode(answer)))
         except Exception as error:
-            await response.write(frame(ERROR, encode(Failure(type(error).__name__, str(error)))))
+            with suppress(ConnectionError):  # the caller left
+                await response.write(frame(ERROR, encode(Failure(type(error).__name__, str(error)))))
         finally:
             beating.cancel()
             with suppress(asyncio.CancelledError, OSError):

@@ -113,8 +113,16 @@ async def test_a_server_that_stops_lets_calls_end_and_takes_no_more() -> None:
 async def test_nobody_without_the_token_is_answered() -> None:
     async with serving(Methods()) as (_, peer):
         for token in ("", "other", "é"):
-            with pytest.raises(ReplicaLost, match="HTTP 401"):
+            with pytest.raises(ReplicaLost, match="another process"):
                 await call(msgspec.structs.replace(peer, token=token), "count", 1, int)
+
+
+async def test_a_call_that_the_peer_does_not_know_or_cannot_read_is_no_loss_of_it() -> None:
+    async with serving(Methods()) as (_, peer):
+        for method, request in (("nothing", 1), ("count", "text")):
+            with pytest.raises(PeerFailed, match="does not take this call"):
+                await call(peer, method, request, int)
+        assert await call(peer, "count", 1, int) == 0
 
 
 async def test_other_machines_reach_it_only_once_one_of_them_asks() -> None:
