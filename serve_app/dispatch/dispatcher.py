@@ -156,6 +156,14 @@ class Dispatcher:
             if not sum([self._give(worker) for worker in ready]):
                 return
 
+    def _refill(self, worker: Worker) -> None:
+        """Give chunks to the one that has room now: many rows finish, at many replicas."""
+        if any(queue.suspects for queue in self._queues.values()):
+            self.pump()
+            return
+        while not self._closed and worker.has_room(time.monotonic()) and self._give(worker):
+            pass
+
     def _give(self, worker: Worker) -> bool:
         for kind, queue in sorted(self._queues.items(), key=lambda entry: entry[1].template.priority):
             if not (queue.rows or queue.suspects) or not self._shares.may_use(queue, worker):
@@ -185,7 +193,10 @@ class Dispatcher:
         if not call.cancelled() and (error := call.exception()) is not None:
             logger.error("defect in dispatch", exc_info=error)
             self._fail_all(EngineFailed(f"defect in dispatch: {error!r}"))
-        self.pump()
+        if rows:
+            self.pump()
+        else:
+            self._refill(worker)
 
     async def _call(self, worker: Worker, queue: RowQueue, rows: OpenRows, *, probing: bool) -> None:
         self._chunk_id += 1
@@ -216,7 +227,8 @@ class Dispatcher:
         worker.open_rows -= count
         queue.open_rows -= count
         self._attempts.finish(queue, rows, finished)
-        self.pump()
+        if rows:  # else the call is about to end
+            self._refill(worker)
 
     async def _supervise(self) -> None:
         """Refresh the replica list. Fail the streams after too long without replicas."""
