@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from serve_app.dispatch.attempts import Attempts, check
+from serve_app.dispatch.attempts import Attempts, check, free_prompts
 from serve_app.dispatch.membership import update_workers
 from serve_app.dispatch.memory import Memory
 from serve_app.dispatch.pool import DispatchSettings, ReplicaPool, ServedModel
@@ -183,10 +183,11 @@ class Dispatcher:
         rows = dict(enumerate(items))
         call = asyncio.create_task(self._call(worker, queue, rows, probing=worker.lost), context=contextvars.Context())
         worker.calls[call] = rows
-        call.add_done_callback(lambda done: self._on_done(worker, queue, done))
+        call.add_done_callback(lambda done: self._on_done(worker, queue, items, done))
 
-    def _on_done(self, worker: Worker, queue: RowQueue, call: asyncio.Task[None]) -> None:
+    def _on_done(self, worker: Worker, queue: RowQueue, items: list[QueuedRow], call: asyncio.Task[None]) -> None:
         rows = worker.calls.pop(call)
+        free_prompts(items)
         worker.open_rows -= len(rows)
         queue.open_rows -= len(rows)
         worker.alone = False

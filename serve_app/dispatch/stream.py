@@ -60,11 +60,10 @@ class Stream(Generic[K]):
     def _has_room(self, rows: int) -> bool:
         return not self.outstanding or self.outstanding + rows <= self._dispatcher.backlog_rows
 
-    def report(self, results: list[RowResult[Any]], prompt_bytes: int) -> int:
+    def report(self, results: list[RowResult[Any]]) -> int:
         size = sum([answer_bytes(result.completion) for result in results])
         self._results.put_nowait((results, size))
         self.answers.change(size)
-        self.prompts.change(-prompt_bytes)
         return size
 
     def fail(self, error: Exception) -> None:
