@@ -37,6 +37,7 @@ class Told(FakePool):
         self.open_calls: list[Call] = []
         self.sent: Counter[bytes] = Counter()
         self.answered: set[bytes] = set()
+        self.alone: set[bytes] = set()  # when their engine died
 
     async def run(self, replica_id: str, chunk: Chunk) -> AsyncGenerator[Finished]:
         call = Call(replica_id, chunk, open=[*range(len(chunk.prompts))])
@@ -54,9 +55,11 @@ class Told(FakePool):
             self.open_calls.remove(call)
 
     def kill(self, name: str, error: Exception) -> None:
-        for call in self.open_calls:
-            if call.replica_id == name:
-                call.told.put_nowait(error)
+        calls = [call for call in self.open_calls if call.replica_id == name]
+        open_rows = [call.chunk.prompts[place] for call in calls for place in call.open]
+        self.alone.update(open_rows if len(open_rows) == 1 else ())
+        for call in calls:
+            call.told.put_nowait(error)
         self.names[self.names.index(name)] = self._next(name)
 
 
