@@ -12,7 +12,6 @@ from serve_app.errors import EngineFailed, ReplicaLost
 from tests.dispatch.kit import FAST, TEMPLATE, prompts, resized
 from tests.dispatch.told import Told, until
 
-
 WHAT = st.sampled_from(["finish", "finish", "finish", "kill", "crash", "fail"])
 
 
