@@ -14,7 +14,7 @@ import pytest
 import yaml
 from openai import OpenAI
 
-from serve_app.serving.launch.local import local_serve
+from serve_app.serving.launch.local import local_server
 from tests.conftest import unused_port
 from tests.system.test_population import CONFIG as POPULATIONS
 from tests.system.test_population import Simulated, replicas, wait_until
@@ -42,8 +42,8 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated]:
             }
         )
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with local_serve(folder / "config.yaml", log=folder / "serve.log", on_wait=print) as base_url:
-        yield Simulated(base_url, folder)
+    with local_server(folder / "config.yaml", log=folder / "serve.log", on_wait=print) as server:
+        yield Simulated(server.settings.base_url, folder, server.marker)
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -23,7 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from serve_app.client.populations import PopulationClient
-from serve_app.serving.launch.local import RUN_MARKER, local_serve
+from serve_app.serving.launch.local import local_server, marked_processes
 from serve_app.spec import JobSpec, JobStatus, Message
 from serve_app.workloads.ctr.asking.frames import NO, YES
 from tests.conftest import served, unused_port
@@ -76,6 +75,7 @@ PROVIDER = f"http://127.0.0.1:{unused_port()}"
 class Simulated:
     base_url: str
     folder: Path
+    marker: str
 
     def cli(self, *arguments: str, group: str = "population") -> str:
         """What the command prints; raises if it fails."""
@@ -87,12 +87,7 @@ class Simulated:
 
     def processes(self, title: str) -> list[int]:
         """Ray processes of this cluster with that in their titles."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if title in " ".join(process.cmdline()) and process.environ().get(RUN_MARKER, "") != "":
-                    found.append(process.pid)
-        return found
+        return [process.pid for process in marked_processes(self.marker) if title in " ".join(process.cmdline())]
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +97,8 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated]:
     driver = CONFIG["applications"][1]["args"]
     driver |= {"store": str(folder / "runs"), "source_folders": [str(folder)], "provider_urls": [PROVIDER]}
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    with local_serve(folder / "config.yaml", log=folder / "serve.log", on_wait=print) as base_url:
-        yield Simulated(base_url, folder)
+    with local_server(folder / "config.yaml", log=folder / "serve.log", on_wait=print) as server:
+        yield Simulated(server.settings.base_url, folder, server.marker)
 
 
 def people(path: Path, count: int) -> str:

@@ -37,8 +37,11 @@ SETTLE_S = 10.0
 
 @dataclass(frozen=True)
 class LocalServer:
+    """`marker` is the RUN_MARKER of its processes."""
+
     settings: ServeConfig
     process: subprocess.Popen[bytes]
+    marker: str
 
     def wait(self) -> int:
         """Exit status of `serve run`, which should not end."""
@@ -90,7 +93,7 @@ def local_server(
         )
     try:
         _wait_until_ready(process, settings, log, on_wait, timeout_s)
-        yield LocalServer(settings, process)
+        yield LocalServer(settings, process, marker)
     finally:
         on_wait("stopping Ray and the replicas")
         stop(process, marker)
