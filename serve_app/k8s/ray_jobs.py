@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from serve_app.k8s.option_values import Tls
 from serve_app.k8s.pods import (
     CAPABILITIES_REASON,
     HOME,
@@ -94,7 +95,7 @@ def population_id(values: Values, preset: Preset) -> str:
 def population_config(values: Values, preset: Preset, job_id: str) -> Manifest:
     """The Serve config: loopback, no keys, and a store that no other driver uses."""
     store = f"{values.population_store.rstrip('/')}/{job_id}"
-    document = serve_config(values.model_copy(update={"store": store}), preset)
+    document = serve_config(values.model_copy(update={"store": store, "tls": Tls()}), preset)
     document["http_options"]["host"] = "127.0.0.1"
     for application in document["applications"]:
         access = application["args"] if application["name"] == BATCHES_APP else application["args"]["access"]
