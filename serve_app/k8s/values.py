@@ -167,7 +167,9 @@ class Values(Frozen):
     store: str = Field(min_length=1, description="of the jobs: a path on the volume claim, or a URL")
     population_store: str = Field(min_length=1, description="of RayJobs; each has a folder of its own in it")
     store_role: str | None = Field(
-        None, pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/\S+$", description="of the store, by IRSA; null: Pod Identity"
+        None,
+        pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/\S+$",
+        description="of the store, by IRSA; null: Pod Identity",
     )
     drain_s: int = Field(ge=1, description="how long a replica that goes still answers what it has accepted")
     deadline_s: int = Field(ge=1, description="a RayJob ends after so long, with its cluster")

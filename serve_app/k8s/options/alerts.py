@@ -37,7 +37,9 @@ def receiver(values: Values) -> list[Manifest]:
                     "repeatInterval": "4h",
                     "matchers": [{"name": "alertname", "matchType": "=~", "value": "ServeApp.*"}],
                 },
-                "receivers": [{"name": RECEIVER, f"{alerts.kind}Configs": [{"sendResolved": True, **ways[alerts.kind]}]}],
+                "receivers": [
+                    {"name": RECEIVER, f"{alerts.kind}Configs": [{"sendResolved": True, **ways[alerts.kind]}]}
+                ],
             },
         }
     ]

@@ -1,6 +1,6 @@
 """People sign in at the ALB by OpenID Connect; a request with a key in its header goes on to the pods, which check it.
 
-Two Ingresses make one load balancer (a group), the one for keys first.
+Three Ingresses make one load balancer (a group), those for keys first.
 """
 
 from __future__ import annotations
@@ -12,25 +12,20 @@ from serve_app.k8s.option_values import Oidc
 from serve_app.k8s.pods import Manifest
 from serve_app.k8s.values import Values
 
+# Headers with a key, by what follows the Ingress' name. The pods know both.
+KEYS = {"": ("Authorization", "Bearer *"), "api-key": ("x-api-key", "*")}
 PREFIX = "alb.ingress.kubernetes.io"
 SECRET = "oidc"
-WITH_KEY = {
-    "field": "http-header",
-    "httpHeaderConfig": {"httpHeaderName": "Authorization", "values": ["Bearer *"]},
-}
 
 
 def with_login(values: Values, ingress: Manifest, oidc: Oidc) -> list[Manifest]:
-    """The Ingress for requests with a key, and one for all others."""
-    service = values.named("serve-svc")
-    keys, people = ingress, copy.deepcopy(ingress)
-    people["metadata"]["name"] = values.named("login")
-    for order, one in ((10, keys), (20, people)):
-        one["metadata"]["annotations"] |= {
-            f"{PREFIX}/group.name": f"{values.namespace}.{values.name}",
-            f"{PREFIX}/group.order": str(order),
-        }
-    keys["metadata"]["annotations"][f"{PREFIX}/conditions.{service}"] = json.dumps([WITH_KEY])
+    """Ingresses for requests with a key, and one for all others."""
+    keys = [_of_group(values, ingress, order, name) for order, name in enumerate(KEYS, 10)]
+    for one, (header, value) in zip(keys, KEYS.values(), strict=True):
+        condition = {"field": "http-header", "httpHeaderConfig": {"httpHeaderName": header, "values": [value]}}
+        name = f"{PREFIX}/conditions.{values.named('serve-svc')}"
+        one["metadata"]["annotations"][name] = json.dumps([condition])
+    people = _of_group(values, ingress, 20, "login")
     provider = {
         "issuer": oidc.issuer,
         "authorizationEndpoint": oidc.authorization_endpoint,
@@ -45,4 +40,15 @@ def with_login(values: Values, ingress: Manifest, oidc: Oidc) -> list[Manifest]:
         f"{PREFIX}/auth-session-timeout": str(oidc.session_s),
         f"{PREFIX}/auth-on-unauthenticated-request": "authenticate",
     }
-    return [keys, people]
+    return [*keys, people]
+
+
+def _of_group(values: Values, ingress: Manifest, order: int, name: str) -> Manifest:
+    """A copy with a place in the load balancer's order of rules."""
+    found = copy.deepcopy(ingress)
+    found["metadata"]["name"] = values.named(name) if name else values.name
+    found["metadata"]["annotations"] |= {
+        f"{PREFIX}/group.name": f"{values.namespace}.{values.name}",
+        f"{PREFIX}/group.order": str(order),
+    }
+    return found
