@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-from serve_app.k8s.option_values import SECRET_KEYS
+from serve_app.k8s.options.values import SECRET_KEYS
 from serve_app.k8s.serve_config import KEY_FILE
 from serve_app.k8s.values import DATA, MODELS, Preset, Values
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from serve_app.k8s.option_values import Tls
+from serve_app.k8s.options.values import Tls
 from serve_app.k8s.pods import (
     CAPABILITIES_REASON,
     HOME,

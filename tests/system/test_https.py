@@ -15,8 +15,8 @@ from serve_app.errors import ServerUnavailable
 from serve_app.serving.gate.key_file import create_key
 from serve_app.serving.launch.local import local_serve
 from serve_app.serving.launch.simulated import simulate
-from tests.certificates import self_signed
 from tests.conftest import own_document
+from tests.serving.certificates import self_signed
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

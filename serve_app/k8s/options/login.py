@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 
-from serve_app.k8s.option_values import Oidc
+from serve_app.k8s.options.values import Oidc
 from serve_app.k8s.pods import Manifest
 from serve_app.k8s.values import Values
 

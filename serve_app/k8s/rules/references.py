@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from serve_app.k8s.option_values import SECRET_KEYS
+from serve_app.k8s.options.values import SECRET_KEYS
 from serve_app.k8s.pods import (
     CAPACITY_NODE_LABEL,
     CLAIM_OF_OTHERS,

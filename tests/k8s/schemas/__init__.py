@@ -33,7 +33,7 @@ def pack(folder: Path) -> bytes:
     class Loader(yaml.SafeLoader):
         """With YAML 1.1's `=`, which Alertmanager's matchers have among their values."""
 
-    Loader.add_constructor("tag:yaml.org,2002:value", Loader.construct_yaml_str)
+    Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: str(node.value))
     found: dict[str, Schema] = {}
     for path in sorted(folder.glob("*.yaml")):
         for crd in yaml.load_all(path.read_text(), Loader):

@@ -11,8 +11,8 @@ import yaml
 
 from serve_app.errors import BadSettings
 from serve_app.serving.launch.config import ServeConfig
-from tests.certificates import self_signed
 from tests.conftest import own_document
+from tests.serving.certificates import self_signed
 
 
 def config(folder: Path, **options: Any) -> ServeConfig:

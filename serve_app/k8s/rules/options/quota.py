@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -10,18 +9,23 @@ from serve_app.k8s.rules.manifests import Found, Manifest, Template, of_kind, ra
 from serve_app.k8s.write_back import canonical_quantity, quantity
 
 
+@rule("quota-defaults")
+def quota_defaults(manifests: Sequence[Manifest]) -> Found:
+    for quota in of_kind(manifests, "ResourceQuota"):
+        counted = any(name.startswith(("requests.", "limits.")) for name in quota["spec"].get("hard") or {})
+        if counted and not any(of_kind(manifests, "LimitRange")):
+            yield quota, "without a LimitRange a container that names no requests is refused"
+
+
 @rule("quota-room", whole=True)
 def quota_room(manifests: Sequence[Manifest]) -> Found:
     """Room for all that may run at once: the most replicas, and a server's upgrade beside itself."""
     for quota in of_kind(manifests, "ResourceQuota"):
         hard = quota["spec"].get("hard") or {}
-        if any(name.startswith(("requests.", "limits.")) for name in hard) and not any(
-            of_kind(manifests, "LimitRange")
-        ):
-            yield quota, "without a LimitRange a container that names no requests is refused"
-        needed: Counter[str] = Counter()
+        needed: dict[str, Fraction] = {}
         for template in templates(manifests):
-            needed.update({name: _most(template) * amount for name, amount in _requests(template).items()})
+            for name, amount in _requests(template).items():
+                needed[name] = needed.get(name, Fraction(0)) + _most(template) * amount
         for name, amount in hard.items():
             if name in needed and needed[name] > quantity(amount):
                 most = canonical_quantity(amount)
@@ -29,7 +33,7 @@ def quota_room(manifests: Sequence[Manifest]) -> Found:
 
 
 def _requests(template: Template) -> dict[str, Fraction]:
-    found: Counter[str] = Counter({"pods": Fraction(1)})
+    found = {"pods": Fraction(1)}
     lasting = [one for one in template.spec.get("initContainers") or [] if one.get("restartPolicy") == "Always"]
     resources = [one.get("resources") or {} for one in (*lasting, *(template.spec.get("containers") or []))]
     if template.place == "head":
@@ -37,8 +41,9 @@ def _requests(template: Template) -> dict[str, Fraction]:
         resources.append((cluster.get("autoscalerOptions") or {}).get("resources") or {})
     for resource in resources:
         amounts = {**(resource.get("limits") or {}), **(resource.get("requests") or {})}
-        found.update({f"requests.{name}": quantity(amount) for name, amount in amounts.items()})
-    return dict(found)
+        for name, amount in amounts.items():
+            found[f"requests.{name}"] = found.get(f"requests.{name}", Fraction(0)) + quantity(amount)
+    return found
 
 
 def _most(template: Template) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from serve_app.k8s.option_values import SECRET_KEYS
+from serve_app.k8s.options.values import SECRET_KEYS
 from serve_app.k8s.rules.manifests import Found, Manifest, containers, of_kind, ray_clusters, rule, templates
 
 

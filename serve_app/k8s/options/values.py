@@ -1,6 +1,6 @@
 """Fields of the values file that add to an installation: secrets, sign-in, TLS, quota, alerts.
 
-Their objects are made in `options/`.
+The modules beside this one make their objects.
 """
 
 from __future__ import annotations
