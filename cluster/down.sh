@@ -118,6 +118,9 @@ end_nodes() {
 
 end_operators() {
   say "operators and namespace"
+  for space in $(spaces); do # while their operator is there
+    erase "$space" externalsecrets.external-secrets.io
+  done
   local release
   for release in dcgm-exporter/monitoring kuberay-operator/kuberay-operator cert-manager/cert-manager external-secrets/external-secrets \
     eg/envoy-gateway-system gpu-operator/gpu-operator aws-load-balancer-controller/kube-system; do
