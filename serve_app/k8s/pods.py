@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-from serve_app.k8s.options.values import SECRET_KEYS
 from serve_app.k8s.serve_config import KEY_FILE
 from serve_app.k8s.values import DATA, MODELS, Preset, Values
+from serve_app.k8s.values_file.options import SECRET_KEYS
 
 Manifest = dict[str, Any]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from serve_app.k8s.options.values import Tls
 from serve_app.k8s.pods import (
     CAPABILITIES_REASON,
     HOME,
@@ -27,6 +26,7 @@ from serve_app.k8s.ray_service import yaml_text
 from serve_app.k8s.serve_config import HTTP_PORT, serve_config
 from serve_app.k8s.standalone import flags
 from serve_app.k8s.values import Preset, Values, digest, ray_version
+from serve_app.k8s.values_file.options import Tls
 from serve_app.settings import BATCHES_APP
 
 POPULATION = "population"

@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from serve_app.errors import BadSettings
 from serve_app.fields import Frozen
-from serve_app.k8s.installation.values_file import laid_over, problem, read, with_configs_beside
-from serve_app.k8s.options.values import Alerts, ExternalSecrets, Oidc, Quota, Tls
+from serve_app.k8s.values_file.options import Alerts, ExternalSecrets, Oidc, Quota, Tls
+from serve_app.k8s.values_file.reading import laid_over, problem, read, with_configs_beside
 
 DEFAULTS = Path(__file__).with_name("installation") / "values.yaml"
 VALUES = Path("k8s/values.yaml")  # in a checkout

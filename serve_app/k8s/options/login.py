@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 import json
 
-from serve_app.k8s.options.values import Oidc
 from serve_app.k8s.pods import Manifest
 from serve_app.k8s.values import Values
+from serve_app.k8s.values_file.options import Oidc
 
 # Headers with a key, by what follows the Ingress' name. The pods know both.
 KEYS = {"": ("Authorization", "Bearer *"), "api-key": ("x-api-key", "*")}

@@ -5,9 +5,9 @@ A Secret of one key is a whole entry, PATH/NAME; one of several is an entry in J
 
 from __future__ import annotations
 
-from serve_app.k8s.options.values import SECRET_KEYS, ExternalSecrets
 from serve_app.k8s.pods import Manifest, metadata
 from serve_app.k8s.values import Values
+from serve_app.k8s.values_file.options import SECRET_KEYS, ExternalSecrets
 
 
 def external_secrets(values: Values) -> list[Manifest]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from serve_app.k8s.options.values import SECRET_KEYS
 from serve_app.k8s.pods import (
     CAPACITY_NODE_LABEL,
     CLAIM_OF_OTHERS,
@@ -27,6 +26,7 @@ from serve_app.k8s.rules.manifests import (
     selects,
     templates,
 )
+from serve_app.k8s.values_file.options import SECRET_KEYS
 
 NODE_DOMAINS = ("kubernetes.io", "k8s.io", "karpenter.sh", "karpenter.k8s.aws", "amazonaws.com", "nvidia.com")
 PARTS = {

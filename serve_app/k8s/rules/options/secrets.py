@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from serve_app.k8s.options.values import SECRET_KEYS
 from serve_app.k8s.rules.manifests import Found, Manifest, containers, of_kind, ray_clusters, rule, templates
+from serve_app.k8s.values_file.options import SECRET_KEYS
 
 
 @rule("external-secrets", whole=True)

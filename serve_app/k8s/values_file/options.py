@@ -1,6 +1,6 @@
 """Fields of the values file that add to an installation: secrets, sign-in, TLS, quota, alerts.
 
-The modules beside this one make their objects.
+Their objects are made in `serve_app/k8s/options/`.
 """
 
 from __future__ import annotations
