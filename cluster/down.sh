@@ -68,8 +68,9 @@ end_volumes() {
   run helm uninstall prometheus --namespace monitoring --ignore-not-found --wait
   erase monitoring persistentvolumeclaims
   end_file_systems
-  local volume
-  for volume in $(volumes Retain); do
+  local volume found # an assignment of its own ends the script if the look-up fails, a loop would go on with nothing
+  found=$(volumes Retain)
+  for volume in $found; do
     run kubectl delete persistentvolume "$volume" --wait --timeout=10m --ignore-not-found
   done
   # A claim is gone before what it stands for is.
@@ -78,17 +79,19 @@ end_volumes() {
 
 # Lustre's alone: others hold nothing but metrics, and what Redis remembers.
 keep_volumes() {
-  local volume
-  for volume in $(volumes Delete fsx.csi.aws.com); do
+  local volume found
+  found=$(volumes Delete fsx.csi.aws.com)
+  for volume in $found; do
     run kubectl patch persistentvolume "$volume" -p '{"spec": {"persistentVolumeReclaimPolicy": "Retain"}}'
   done
 }
 
 # The final backup is part of the deletion: without it the file system stays.
 end_file_systems() {
-  local id backup="SkipFinalBackup=false,FinalBackupTags=[{Key=serve-app,Value=true},{Key=serve-app-cluster,Value=$CLUSTER}]"
+  local id found backup="SkipFinalBackup=false,FinalBackupTags=[{Key=serve-app,Value=true},{Key=serve-app-cluster,Value=$CLUSTER}]"
   [ "$DELETE_DATA" = 0 ] || backup=SkipFinalBackup=true
-  for id in $(file_systems " && Lifecycle!='DELETING'"); do
+  found=$(file_systems " && Lifecycle!='DELETING'")
+  for id in $found; do
     run aws fsx delete-file-system --file-system-id "$id" --lustre-configuration "$backup"
   done
   until_none "file systems of the cluster (a backup takes up to an hour)" file_systems

@@ -82,11 +82,12 @@ def test_down_deletes_data_only_when_told(tmp_path: Path) -> None:
 
 
 def fake_aws(tmp_path: Path, cases: str) -> dict[str, str]:
-    """An environment whose `aws` writes its calls down and answers by the cases of a shell."""
+    """An environment whose `aws` and `kubectl` write their calls down and answer by the cases of a shell."""
     folder = tmp_path / "fakes"
     folder.mkdir()
-    (folder / "aws").write_text(f'#!/bin/bash\necho "$*" >>{tmp_path}/calls\ncase "$*" in\n{cases}\nesac\n')
-    (folder / "aws").chmod(0o755)
+    for name in ("aws", "kubectl"):
+        (folder / name).write_text(f'#!/bin/bash\necho "$*" >>{tmp_path}/calls\ncase "$*" in\n{cases}\nesac\n')
+        (folder / name).chmod(0o755)
     return {**os.environ, "PATH": f"{folder}:/usr/bin:/bin"}
 
 
@@ -122,6 +123,38 @@ def test_a_file_system_that_cannot_be_looked_for_does_not_count_as_gone(tmp_path
     done = of_script("down.sh", 'until_none "file systems" file_systems', fake_aws(tmp_path, "*fsx*) exit 254 ;;"))
     assert done.returncode != 0
     assert "cannot tell whether any file systems is left" in done.stderr
+
+
+VOLUMES = """*persistentvolumes*) cat <<END
+pvc-weights serve-app Delete fsx.csi.aws.com
+pvc-metrics monitoring Delete ebs.csi.aws.com
+pvc-other team Delete fsx.csi.aws.com
+pvc-old serve-app Retain fsx.csi.aws.com
+END
+;;"""
+
+
+def test_a_lustre_volume_of_ours_is_kept_when_its_claim_goes_and_no_other_is_touched(tmp_path: Path) -> None:
+    done = of_script("down.sh", "keep_volumes", fake_aws(tmp_path, VOLUMES))
+    assert done.returncode == 0, done.stderr
+    patched = [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("patch")]
+    assert [line.split()[2] for line in patched] == ["pvc-weights"]
+
+
+@pytest.mark.parametrize("function", ["keep_volumes", "end_file_systems", "end_volumes"])
+def test_nothing_goes_on_when_the_look_up_fails(function: str, tmp_path: Path) -> None:
+    done = of_script("down.sh", function, fake_aws(tmp_path, "*) exit 1 ;;"))
+    assert done.returncode != 0
+    assert not re.search(r"^(fsx )?delete", (tmp_path / "calls").read_text(), re.MULTILINE)
+
+
+def test_a_file_system_gets_its_last_backup_and_one_that_goes_already_is_waited_for(tmp_path: Path) -> None:
+    cases = "*DELETING*) echo fs-1 ;;"
+    done = of_script("down.sh", "end_file_systems", fake_aws(tmp_path, cases))
+    assert done.returncode == 0, done.stderr
+    (deleted,) = [line for line in (tmp_path / "calls").read_text().splitlines() if "delete-file-system" in line]
+    assert "--file-system-id fs-1" in deleted
+    assert "SkipFinalBackup=false,FinalBackupTags=[{Key=serve-app,Value=true}" in deleted
 
 
 def test_the_buckets_rules_are_json_and_refuse_what_is_not_tls() -> None:
