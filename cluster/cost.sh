@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What runs now, and what AWS asks for it: nodes by type and way of buying, at list prices; volumes, file systems and load
-# balancers by number. Prices are asked of AWS each time; spot is the present one. Contracts, traffic and tax are not in it.
+# What runs now, and what AWS asks for it: nodes by type and way of buying, at list prices; volumes, file systems with their
+# GiB and backups, buckets and load balancers by number. Retained file systems bill after their claims are gone. Prices are
+# asked of AWS each time; spot is the present one. Contracts, traffic and tax are not in it.
 #   cluster/cost.sh [--dry-run]
 set -euo pipefail
 source "$(dirname "$0")/lib/common.sh"
@@ -20,6 +21,11 @@ main() {
   echo "instances together: $total USD/h${unknown:+, and what AWS gave no price for:$unknown}"
   say "billed beside them"
   count file-systems aws fsx describe-file-systems --query "length(FileSystems[?Tags[?Key=='serve-app']])" --output text
+  count file-systems-gib aws fsx describe-file-systems --output text \
+    --query "sum(FileSystems[?Tags[?Key=='serve-app']].StorageCapacity)"
+  count backups aws fsx describe-backups --query "length(Backups[?Tags[?Key=='serve-app']])" --output text
+  count buckets aws resourcegroupstaggingapi get-resources --resource-type-filters s3 --tag-filters Key=serve-app \
+    --query 'length(ResourceTagMappingList)' --output text
   count volumes aws ec2 describe-volumes --filters "Name=tag:kubernetes.io/cluster/$CLUSTER,Values=owned" \
     --query 'length(Volumes)' --output text
   count load-balancers aws resourcegroupstaggingapi get-resources --resource-type-filters elasticloadbalancing:loadbalancer \

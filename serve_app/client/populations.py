@@ -120,9 +120,11 @@ class PopulationClient:
         return body
 
     def _unavailable(self, error: httpx.HTTPError) -> ServerUnavailable:
-        return ServerUnavailable(
-            f"{self.base_url} does not answer ({error}): start it with `serve-app up`, or give --base-url"
-        )
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            advice = "give its certificate, or that of who signed it, by the variable SSL_CERT_FILE"
+        else:
+            advice = "start it with `serve-app up`, or give --base-url"
+        return ServerUnavailable(f"{self.base_url} does not answer ({error}): {advice}")
 
 
 def _to_json(spec: JobSpec) -> str:

@@ -7,12 +7,14 @@ from typing import Any
 
 from serve_app.k8s.serve_config import KEY_FILE
 from serve_app.k8s.values import DATA, MODELS, Preset, Values
+from serve_app.k8s.values_file.options import SECRET_KEYS
 
 Manifest = dict[str, Any]
 
 # Suffixes of Secret names (k8s/README.md says who creates them).
 KEYS_SECRET, REDIS_SECRET, HUB_SECRET, VLLM_SECRET, KERNELS_REDIS = "keys", "redis", "hub", "vllm", "kernels-redis"
-SECRETS = (KEYS_SECRET, REDIS_SECRET, HUB_SECRET, VLLM_SECRET, KERNELS_REDIS)
+PROVIDERS_SECRET = "providers"
+SECRETS = tuple(SECRET_KEYS)
 # From installation/templates.
 HEAD_ACCOUNT, WORKER_ACCOUNT, STORE_ACCOUNT = "head", "worker", "store"
 ONLINE, POPULATION = "online", "population"
@@ -115,6 +117,11 @@ def pull_secrets(values: Values) -> list[Manifest]:
 
 def secret_variable(values: Values, name: str, secret: str, key: str, **fields: bool) -> Manifest:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": values.named(secret), "key": key, **fields}}}
+
+
+def provider_keys(values: Values) -> list[Manifest]:
+    """`envFrom` of the driver's pods: keys of external providers, if there are any."""
+    return [{"secretRef": {"name": values.named(PROVIDERS_SECRET), "optional": True}}]
 
 
 def same_resources(cpus: int, memory_gib: int, **more: int) -> Manifest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from serve_app.k8s.options import logs, tls
 from serve_app.k8s.pods import (
     HEAD_ACCOUNT,
     HOME,
@@ -25,6 +26,7 @@ from serve_app.k8s.pods import (
     keys_volume,
     labels,
     pod,
+    provider_keys,
     same_resources,
     spread,
 )
@@ -110,6 +112,7 @@ def environment(values: Values) -> dict[str, str]:
         # vLLM searches for a free port from here; its default range may include Serve's port.
         "VLLM_PORT": "20000",
         "HF_HUB_OFFLINE": "1",  # weights are local
+        **(tls.ENVIRONMENT if values.tls.pods else {}),
     }
 
 
@@ -122,7 +125,7 @@ def head_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
         values, preset, "ray-head", resources=resources, mounts=mounts, environment=environment(values),
         ports=container_ports(HEAD_PORTS),
     )  # fmt: skip
-    spec = pod(values, [head], account=HEAD_ACCOUNT, priority=ONLINE, volumes=volumes)
+    spec = pod(values, [head], account=HEAD_ACCOUNT, priority=ONLINE, volumes=volumes, **beside(values))
     spec["automountServiceAccountToken"] = True  # the autoscaler's; the operator binds its role
     # A PodDisruptionBudget for a single pod would block drains forever.
     annotations = {"karpenter.sh/do-not-disrupt": "true"}
@@ -135,6 +138,7 @@ def head_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
 def replica_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
     """On GPUs one replica a pod. On CPU one pod for all replicas, which share its cores."""
     volumes, mounts = _volumes(values, purpose, "" if preset.gpu else _writable(values, purpose))
+    keys: Manifest = {}
     bounds = {"replicas": preset.replicas.min, "minReplicas": preset.replicas.min, "maxReplicas": preset.replicas.max}
     if preset.gpu:
         resources = gpu_resources(values, preset, preset.tensor_parallel)
@@ -145,12 +149,17 @@ def replica_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
         ranks = preset.tensor_parallel * preset.replicas.max
         resources = burstable_resources(ranks, 2 + 2 * ranks)
         placement = {"affinity": beside_head(values, purpose)} if values.shares_node else {}
+        keys = {"envFrom": provider_keys(values)}  # the driver is here
         bounds = {"replicas": 1, "minReplicas": 1, "maxReplicas": 1}
     worker = container(
         values, preset, "ray-worker", resources=resources, mounts=mounts,
         environment=environment(values), ports=container_ports(WORKER_PORTS), lifecycle=DRAIN,
+        **keys, **readiness(values, purpose),
     )  # fmt: skip
-    spec = pod(values, [worker], account=WORKER_ACCOUNT, priority=purpose.priority, volumes=volumes, **placement)
+    spec = pod(
+        values, [worker], account=WORKER_ACCOUNT, priority=purpose.priority, volumes=volumes,
+        **placement, **beside(values),
+    )  # fmt: skip
     return {
         "groupName": f"{preset.gpu or 'cpu'}-{purpose.capacity}",
         **bounds,
@@ -165,9 +174,10 @@ def control_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
     worker = container(
         values, preset, "ray-worker", resources=same_resources(4, 16), mounts=mounts,
         environment=environment(values), ports=container_ports(WORKER_PORTS), lifecycle=DRAIN,
+        envFrom=provider_keys(values), **readiness(values, purpose),
     )  # fmt: skip
     # Not the population's priority: a server's upgrade could preempt the driver and stop all replicas.
-    spec = pod(values, [worker], account=STORE_ACCOUNT, priority=ONLINE, volumes=volumes)
+    spec = pod(values, [worker], account=STORE_ACCOUNT, priority=ONLINE, volumes=volumes, **beside(values))
     return {
         "groupName": CONTROL,
         "replicas": 1,
@@ -177,6 +187,16 @@ def control_group(values: Values, preset: Preset, purpose: Purpose) -> Manifest:
         "rayStartParams": {"num-gpus": "0"},
         "template": {"metadata": {"labels": purpose.labels(values, CONTROL)}, "spec": spec},
     }
+
+
+def readiness(values: Values, purpose: Purpose) -> Manifest:
+    """A worker's probe where Serve speaks HTTPS; else KubeRay's own, which asks by HTTP."""
+    return {"readinessProbe": tls.READINESS} if values.tls.pods and purpose.serves else {}
+
+
+def beside(values: Values) -> Manifest:
+    """Containers beside Ray's."""
+    return {"initContainers": [logs.log_printer(values)]} if values.logs else {}
 
 
 def beside_head(values: Values, purpose: Purpose) -> Manifest:
@@ -200,6 +220,9 @@ def _volumes(
     if purpose.serves:
         keys, mount = keys_volume(values)
         volumes, mounts = (keys,), (mount,)
+        if values.tls.pods:
+            certificate, mount = tls.volume(values)
+            volumes, mounts = (*volumes, certificate), (*mounts, mount)
     if writable is None:
         return volumes, mounts
     data, more = data_volume(values, writable=writable)

@@ -26,6 +26,7 @@ from serve_app.k8s.ray_service import yaml_text
 from serve_app.k8s.serve_config import HTTP_PORT, serve_config
 from serve_app.k8s.standalone import flags
 from serve_app.k8s.values import Preset, Values, digest, ray_version
+from serve_app.k8s.values_file.options import Tls
 from serve_app.settings import BATCHES_APP
 
 POPULATION = "population"
@@ -94,7 +95,7 @@ def population_id(values: Values, preset: Preset) -> str:
 def population_config(values: Values, preset: Preset, job_id: str) -> Manifest:
     """The Serve config: loopback, no keys, and a store that no other driver uses."""
     store = f"{values.population_store.rstrip('/')}/{job_id}"
-    document = serve_config(values.model_copy(update={"store": store}), preset)
+    document = serve_config(values.model_copy(update={"store": store, "tls": Tls()}), preset)
     document["http_options"]["host"] = "127.0.0.1"
     for application in document["applications"]:
         access = application["args"] if application["name"] == BATCHES_APP else application["args"]["access"]

@@ -15,6 +15,7 @@ from serve_app.k8s.installation.base import base, from_template, way_in
 from serve_app.k8s.kernels import evaluators
 from serve_app.k8s.model_download import model_download
 from serve_app.k8s.node_pools import node_pools
+from serve_app.k8s.options.alerts import receiver
 from serve_app.k8s.pods import Manifest
 from serve_app.k8s.ray_jobs import multi_node, population_job
 from serve_app.k8s.ray_service import ray_service
@@ -107,7 +108,8 @@ def installation(values: Values) -> dict[str, str]:
 def monitors(values: Values, everything: list[Manifest]) -> list[Manifest]:
     pods = [template.labels for template in templates(everything)]
     found = from_template(values, "monitors")
-    return [one for one in found if any(selects(one["spec"]["selector"], labels) for labels in pods)]
+    chosen = [one for one in found if any(selects(one["spec"]["selector"], labels) for labels in pods)]
+    return [*chosen, *receiver(values)]
 
 
 def checked(what: str, manifests: list[Manifest], *, whole: bool) -> list[Manifest]:

@@ -28,6 +28,8 @@ HTTP_PORT = 8000
 CHECKOUT = Path(__file__).parents[2]
 # Mounted; written by `serve-app keys`.
 KEY_FILE = "/etc/serve-app/keys/keys.yaml"
+TLS_FOLDER = "/etc/serve-app/tls"
+TLS_OPTIONS = {"ssl_keyfile": f"{TLS_FOLDER}/tls.key", "ssl_certfile": f"{TLS_FOLDER}/tls.crt"}
 # Keeps deployments without GPUs off GPU nodes. Not serve-app/part: KubeRay overwrites pod labels with Ray's.
 CONTROL_LABEL = {"serve-app/role": "control"}
 # To buy a node, pull the image and load weights; two nodes take longer.
@@ -46,6 +48,10 @@ def serve_config(values: Values, preset: Preset, root: Path = Path()) -> dict[st
     # EveryNode: KubeRay's readiness probe asks each worker's own proxy, and ready ones get traffic.
     document["proxy_location"] = "EveryNode"
     document["http_options"] = {**document["http_options"], "host": "0.0.0.0", "port": HTTP_PORT}
+    if values.tls.pods:
+        document["http_options"] |= TLS_OPTIONS
+    if values.logs:
+        document["logging_config"] = {**(document.get("logging_config") or {}), "encoding": "JSON"}
     for application in document["applications"]:
         name = application["name"]
         if name == REPLICAS_APP:

@@ -1,6 +1,6 @@
 """The values file, which describes an installation.
 
-Knows presets, GPU types, images and names. Does not know manifests. `_lay_over` merges a file over `DEFAULTS`.
+Knows presets, GPU types, images and names. Does not know manifests. A file is merged over `DEFAULTS`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from serve_app.bounded_yaml import check_size
 from serve_app.errors import BadSettings
 from serve_app.fields import Frozen
+from serve_app.k8s.values_file.options import Alerts, ExternalSecrets, Oidc, Quota, Tls
+from serve_app.k8s.values_file.reading import laid_over, problem, read, with_configs_beside
 
 DEFAULTS = Path(__file__).with_name("installation") / "values.yaml"
 VALUES = Path("k8s/values.yaml")  # in a checkout
 # The volume claim's mount, with the downloaded weights.
 DATA = "/data"
 MODELS = f"{DATA}/models"
-# Merged by field; other mappings are replaced.
-LAID_OVER = ("images", "storage", "redis", "ingress", "gpus", "presets")
 LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"  # DNS-1035, required by KubeRay
 Way = Literal["server", "download", "vllm", "vllm-job", "population", "kernels"]
 
@@ -38,6 +36,7 @@ class Images(Frozen):
     cuda: str = Field(min_length=1)
     redis: str = Field(min_length=1, description="with a tag or, better, a digest")
     busybox: str = Field(min_length=1, description="with a tag or, better, a digest")
+    fluent_bit: str = Field(min_length=1, description="with a tag or, better, a digest")
     pull_secrets: tuple[str, ...] = Field((), description="names of Secrets in the namespace")
 
     def serving(self, target: Literal["cpu", "cuda"]) -> str:
@@ -79,6 +78,13 @@ class Ingress(Frozen):
     host: str = Field("serve-app.example.com", pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     gateway_class: str = "eg"
     issuer: str = Field("serve-app", description="cert-manager's ClusterIssuer, of a gateway's certificate")
+    oidc: Oidc | None = Field(None, description="sign-in of people, at an ALB")
+
+    @model_validator(mode="after")
+    def _signs_in_at_alb(self) -> Ingress:
+        if self.oidc and self.kind != "alb":
+            raise ValueError(f"oidc: an ALB signs people in, and kind is {self.kind}; see docs/how-to/eks.md")
+        return self
 
 
 class Gpu(Frozen):
@@ -152,9 +158,19 @@ class Values(Frozen):
     storage: Storage
     redis: Redis
     ingress: Ingress
+    tls: Tls
+    external_secrets: ExternalSecrets | None = Field(None, description="null: somebody makes the Secrets")
+    quota: Quota | None = Field(None, description="of the namespace")
+    alerts: Alerts | None = Field(None, description="a receiver of Alertmanager; needs `monitoring`")
+    logs: bool = Field(False, description="a container beside Ray prints the session's log files, as JSON lines")
     run: dict[Way, str] = Field(description="ways to run, each with its preset, that `render --out` makes")
     store: str = Field(min_length=1, description="of the jobs: a path on the volume claim, or a URL")
     population_store: str = Field(min_length=1, description="of RayJobs; each has a folder of its own in it")
+    store_role: str | None = Field(
+        None,
+        pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/\S+$",
+        description="of the store, by IRSA; null: Pod Identity",
+    )
     drain_s: int = Field(ge=1, description="how long a replica that goes still answers what it has accepted")
     deadline_s: int = Field(ge=1, description="a RayJob ends after so long, with its cluster")
     gpus: dict[str, Gpu]
@@ -176,14 +192,24 @@ class Values(Frozen):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _options_fit(self) -> Values:
+        if self.tls.pods and self.ingress.kind == "gateway":
+            raise ValueError("tls.pods: goes with ingress.kind alb or none; a Gateway here does not verify pods")
+        if self.alerts and not self.monitoring:
+            raise ValueError("alerts: needs monitoring: true, which has the rules that raise them")
+        if self.quota and not self.create_namespace:
+            raise ValueError("quota: is of a namespace that is ours; create_namespace is false")
+        return self
+
     @classmethod
     def load(cls, path: Path = VALUES) -> Values:
         """The file merged over the defaults. Raises BadSettings that names the field."""
-        mine = {} if path == VALUES and not path.exists() else _read(path)  # no checkout: defaults
+        mine = {} if path == VALUES and not path.exists() else read(path)  # no checkout: defaults
         try:
-            return cls.model_validate(_lay_over(_read(DEFAULTS), _with_configs_beside(path, mine)))
+            return cls.model_validate(laid_over(read(DEFAULTS), with_configs_beside(path, mine)))
         except ValidationError as error:
-            raise BadSettings("; ".join(_problem(path, one) for one in error.errors()[:5])) from error
+            raise BadSettings("; ".join(problem(path, one) for one in error.errors()[:5])) from error
 
     def preset(self, name: str) -> Preset:
         """Raises BadSettings that lists the known presets."""
@@ -232,45 +258,7 @@ def ray_version() -> str:
 def json_schema() -> str:
     """JSON schema of a values file. Every field is optional."""
     schema = Values.model_json_schema()
-    for part in (schema, *(schema["$defs"][name] for name in ("Images", "Storage", "Redis", "Ingress"))):
+    for part in (schema, *(schema["$defs"][name] for name in ("Images", "Storage", "Redis", "Ingress", "Tls"))):
         part.pop("required", None)
     schema["properties"]["$schema"] = {"type": "string"}
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text()
-        check_size(text)
-        document = yaml.safe_load(text)
-    except OSError as error:
-        raise BadSettings(f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, or too large
-        raise BadSettings(f"{path} is not YAML: {error}") from error
-    if not isinstance(document, dict | None):
-        raise BadSettings(f"{path} is not a values file: it has no fields")
-    found: dict[str, Any] = document or {}
-    found.pop("$schema", None)
-    return found
-
-
-def _with_configs_beside(path: Path, mine: dict[str, Any]) -> dict[str, Any]:
-    """Full paths for Serve config files beside the values file."""
-    for preset in (mine.get("presets") or {}).values():
-        if isinstance(preset, dict) and (beside := path.parent / str(preset.get("config"))).is_file():
-            preset["config"] = beside
-    return mine
-
-
-def _lay_over(defaults: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
-    found = {**defaults, **mine}
-    for field in LAID_OVER:
-        if isinstance(mine.get(field), dict):
-            found[field] = {**defaults[field], **mine[field]}
-    return found
-
-
-def _problem(path: Path, error: Any) -> str:
-    """`mine.yaml: images.registri: Extra inputs are not permitted; did you mean 'registry'?`."""
-    place = [".".join(map(str, error["loc"]))] if error["loc"] else []
-    return ": ".join([str(path), *place, error["msg"].removeprefix("Value error, ")])

@@ -1,7 +1,7 @@
 """The deliberately bad manifests of tests/k8s/bad/: each is laid over a good overlay, and says who refuses it and why.
 
     # upgrade-type: 'Rolling' is not one of        check (checks.py) and part of its reason
-    # over: eks                                    the overlay; without it the file stands alone
+    # over: eks                                    the overlay, or `options` (sets.py); without it the file stands alone
     kind: RayService                               objects by kind and name (or a pattern of it); what has an
                                                    apiVersion and is not there is added
     …

@@ -116,9 +116,13 @@ def name(manifest: Manifest) -> str:
     return f"{manifest.get('kind')}/{manifest.get('metadata', {}).get('name')}"
 
 
+# Of Ray and of options: GitOps tools compare them with what the API server has.
+WRITTEN_OUT = (*RAY_KINDS, "ExternalSecret", "Certificate", "AlertmanagerConfig")
+
+
 def applied_again(manifest: Manifest) -> Iterator[str]:
-    """Places at which a Ray object is not as CRD and operator write it, so that a second apply conflicts or drifts."""
-    if (manifest.get("apiVersion"), manifest.get("kind")) in schemas() and manifest["kind"] in RAY_KINDS:
+    """Places at which an object is not as CRD and operator write it, so that a second apply conflicts or drifts."""
+    if (manifest.get("apiVersion"), manifest.get("kind")) in schemas() and manifest["kind"] in WRITTEN_OUT:
         schema = schemas()[manifest["apiVersion"], manifest["kind"]]["properties"]["spec"]
         live = {**manifest, "spec": _with_defaults(manifest["spec"], schema)}
         yield from differences(manifest, written_back(live))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -24,12 +25,42 @@ ALONE = ("local", "eks", "multi-node")
 
 # Every way that goes beside a server on the same GPUs.
 EVERY_WAY = {"server": "8b-tp2", "vllm": "8b-tp2", "vllm-job": "8b-l4", "population": "8b-tp2", "kernels": "8b-l4"}
-# Of `make k8s-check`: two in one namespace, one of the same name in another, and the defaults.
+# With everything that a values file may add.
+OPTIONS: dict[str, Any] = {
+    "name": "all",
+    "namespace": "all",
+    "run": EVERY_WAY,
+    "store": "s3://bucket/runs",
+    "population_store": "s3://bucket/populations",
+    "store_role": "arn:aws:iam::123456789012:role/all-store",
+    "ingress": {
+        "kind": "alb",
+        "host": "all.example.com",
+        "oidc": {
+            "issuer": "https://login.example.com",
+            "authorization_endpoint": "https://login.example.com/authorize",
+            "token_endpoint": "https://login.example.com/token",
+            "user_info_endpoint": "https://login.example.com/userinfo",
+        },
+    },
+    "tls": {"pods": True, "issuer": "serve-app-internal"},
+    "external_secrets": {
+        "store": "aws",
+        "path": "all",
+        "secrets": ["keys", "redis", "hub", "vllm", "kernels-redis", "providers", "oidc", "alerts"],
+    },
+    "quota": {"pods": 200, "cpus": 1000, "memory_gib": 4000, "gpus": 100},
+    "monitoring": True,
+    "alerts": {"kind": "slack", "channel": "#llm"},
+    "logs": True,
+}
+# Of `make k8s-check`: two in one namespace, one of the same name in another, the defaults, and one with all options.
 NEIGHBOURS: tuple[dict[str, Any], ...] = (
     {"name": "prod", "namespace": "llm", "run": EVERY_WAY, "monitoring": True},
     {"name": "second", "namespace": "llm", "create_namespace": False, "run": EVERY_WAY},
     {"name": "prod", "namespace": "llm-dev", "run": EVERY_WAY, "redis": {"address": "rediss://r.example.com:6380"}},
     {"name": "serve-app", "namespace": "serve-app", "run": EVERY_WAY},
+    OPTIONS,
 )
 
 
@@ -47,7 +78,10 @@ def kustomize(folder: Path) -> str:
 
 
 def overlay(name: str) -> list[Manifest]:
-    """The objects that are in the cluster once this overlay is applied."""
+    """The objects that are in the cluster once this overlay is applied, or the installation `options`."""
+    if name == "options":
+        with TemporaryDirectory() as folder:
+            return made(Path(folder), OPTIONS)
     found = load(kustomize(K8S / "overlays" / name))
     return found if name in ALONE else [*found, *_ground()]
 

@@ -11,6 +11,10 @@ from string import Template
 
 import yaml
 
+from serve_app.k8s.options.login import with_login
+from serve_app.k8s.options.quota import quota
+from serve_app.k8s.options.secrets import external_secrets
+from serve_app.k8s.options.tls import ALB, certificate
 from serve_app.k8s.pods import (
     CLAIM_OF_OTHERS,
     CLASS_OF_CLUSTER,
@@ -19,6 +23,7 @@ from serve_app.k8s.pods import (
     ONLINE,
     POPULATION,
     PULL_SECRETS,
+    STORE_ACCOUNT,
     Manifest,
     labels,
     pull_secrets,
@@ -36,12 +41,18 @@ def base(values: Values) -> list[Manifest]:
         names.append("redis")
     if values.storage.claim is None:
         names += ["claim", "folders"] if values.storage.prepare else ["claim"]
-    return [manifest for name in names for manifest in from_template(values, name)]
+    options = [*quota(values), *external_secrets(values), *certificate(values)]
+    return [*(manifest for name in names for manifest in from_template(values, name)), *options]
 
 
 def way_in(values: Values) -> list[Manifest]:
     """The server's Ingress, or Gateway and HTTPRoute, or nothing."""
-    return [] if values.ingress.kind == "none" else from_template(values, values.ingress.kind)
+    if values.ingress.kind != "alb":
+        return [] if values.ingress.kind == "none" else from_template(values, values.ingress.kind)
+    (ingress,) = from_template(values, "alb")
+    if values.tls.pods:
+        ingress["metadata"]["annotations"] |= ALB
+    return with_login(values, ingress, values.ingress.oidc) if values.ingress.oidc else [ingress]
 
 
 def from_template(values: Values, name: str) -> list[Manifest]:
@@ -101,7 +112,10 @@ def _completed(values: Values, manifest: Manifest) -> Manifest:
             claim[CLASS_OF_CLUSTER] = values.storage.storage_class
         level = {} if values.create_namespace else {LEVEL_OF_OTHERS: values.pod_security}
         pull = {PULL_SECRETS: ",".join(values.images.pull_secrets)} if values.images.pull_secrets else {}
-        metadata["annotations"] = {**claim, **level, **pull, GPUS_OF_NODES: ",".join(values.gpus)}
+        role = {}
+        if values.store_role and metadata["name"] == values.named(STORE_ACCOUNT):
+            role = {"eks.amazonaws.com/role-arn": values.store_role}
+        metadata["annotations"] = {**claim, **level, **pull, GPUS_OF_NODES: ",".join(values.gpus), **role}
     if manifest["kind"] in ("Job", "StatefulSet") and values.images.pull_secrets:
         manifest["spec"]["template"]["spec"]["imagePullSecrets"] = pull_secrets(values)
     if manifest["kind"] == "Job":  # Jobs are immutable

@@ -15,6 +15,7 @@ from serve_app.k8s.rules import (
     network,
     objects,
     operator,
+    options,
     pod_security,
     pods,
     ray,
@@ -27,7 +28,7 @@ from serve_app.k8s.rules.manifests import RULES, Manifest, Problem
 __all__ = ["RULES", "Problem", "check"]
 # They register their rules.
 _SETS = (
-    config, exposure, form, network, objects, operator, pod_security, pods, ray, reach, references, secrets,
+    config, exposure, form, network, objects, operator, options, pod_security, pods, ray, reach, references, secrets,
 )  # fmt: skip
 
 

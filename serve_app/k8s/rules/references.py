@@ -26,9 +26,8 @@ from serve_app.k8s.rules.manifests import (
     selects,
     templates,
 )
+from serve_app.k8s.values_file.options import SECRET_KEYS
 
-# See k8s/README.md.
-SECRET_KEYS = {"keys": "keys.yaml", "redis": "password", "hub": "token", "vllm": "api-key", "kernels-redis": "password"}
 NODE_DOMAINS = ("kubernetes.io", "k8s.io", "karpenter.sh", "karpenter.k8s.aws", "amazonaws.com", "nvidia.com")
 PARTS = {
     "head", "replica", "control", "population-head", "population-replica", "population-control", "population-submitter",
@@ -48,7 +47,7 @@ def references(manifests: Sequence[Manifest]) -> Found:
                 yield template.owner, f"there is no {kind} '{name}'"
         for name, key in _keys(template.spec, "secretKeyRef"):
             secret = next((s for s in SECRETS if name in have["Secret"] and name.endswith(f"-{s}")), None)
-            if secret in SECRET_KEYS and key != _key_of(name):
+            if secret and (keys := _keys_of(name)) and key not in keys:
                 yield template.owner, f"the Secret '{name}' has no key '{key}'"
         for name, key in _keys(template.spec, "configMapKeyRef"):
             data = {m["metadata"]["name"]: m.get("data") or {} for m in of_kind(manifests, "ConfigMap")}
@@ -59,7 +58,8 @@ def references(manifests: Sequence[Manifest]) -> Found:
             yield owner, f"there is no {kind} '{name}'"
 
 
-def _key_of(name: str) -> str:
+def _keys_of(name: str) -> tuple[str, ...]:
+    """Of a Secret of ours; none where any may be there."""
     longest = max((s for s in SECRETS if name.endswith(f"-{s}")), key=len)
     return SECRET_KEYS[longest]
 

@@ -12,7 +12,7 @@ from serve_app.k8s.rules.manifests import Found, Manifest, of_kind, ray_clusters
 
 NAME = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIALS?)$", re.IGNORECASE)
 # Harmless uses of such words.
-HARMLESS = re.compile(r"(bos|eos|pad|stop|special|chat)[-_]token", re.IGNORECASE)
+HARMLESS = re.compile(r"(bos|eos|pad|stop|special|chat)[-_]token|^path_key=", re.IGNORECASE)
 SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{8,}|sk-[\w-]{8,}|AKIA[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{20,}|xox[bp]-[\w-]{10,}"
     r"|eyJ[\w-]{10,}\.[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]*:[^/\s:@$]+@|Bearer [\w.-]{6,}"
@@ -84,8 +84,14 @@ def _in_arguments(arguments: list[str]) -> Iterator[str]:
             following = arguments[index + 1] if index + 1 < len(arguments) else "-"
             if option["value"] or not following.startswith("-"):
                 yield f"{argument.partition('=')[0]} is an argument, which `ps` shows; use a variable or a file"
-        elif SHAPES.search(argument) or ((match := SHELL.fullmatch(argument)) and match["set"]):
+        elif SHAPES.search(argument) or _sets(argument):
             yield "a secret is an argument; take it from a Secret"
+
+
+def _sets(argument: str) -> bool:
+    """Whether it is a variable's assignment, as TOKEN=…."""
+    match = SHELL.fullmatch(argument)
+    return bool(match and match["set"]) and not HARMLESS.search(argument)
 
 
 def _texts(manifest: Manifest) -> Iterator[tuple[str, str]]:

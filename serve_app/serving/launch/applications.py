@@ -92,6 +92,10 @@ def _addresses(document: Mapping[str, Any]) -> Iterator[Mistake]:
                 yield Mistake((name, field), f"must be between {PORTS[0]} and {PORTS[-1]}, not {value}")
             elif str(field).endswith("_s") and value < 0:
                 yield Mistake((name, field), f"must be a number of at least 0, not {value}")
+    http = document.get("http_options")
+    if isinstance(http, dict) and http.get("ssl_keyfile") and not http.get("ssl_certfile"):
+        # Serve finds the other one missing, and takes no notice of this one.
+        yield Mistake(("http_options", "ssl_keyfile"), "needs ssl_certfile beside it: without it the server has no TLS")
 
 
 def _application(path: Path, application: dict[str, Any]) -> Iterator[Mistake]:

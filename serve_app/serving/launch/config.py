@@ -5,6 +5,7 @@ a wrong argument after 30 s, inside a replica.
 from __future__ import annotations
 
 import socket
+import ssl
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from serve_app.models.catalog import (
 )
 from serve_app.serving.gate.keys import read_keys
 from serve_app.serving.launch.applications import document_mistakes
+from serve_app.serving.launch.certificate import Certificate
 from serve_app.serving.launch.document import Document
 from serve_app.serving.launch.wiring import EngineConfig, Wiring, missing_applications
 from serve_app.settings import AccessSettings, DriverSettings
@@ -46,6 +48,7 @@ class ServeConfig:
     engines: tuple[EngineConfig, ...]
     driver_settings: DriverSettings
     accesses: tuple[AccessSettings, ...]
+    certificate: Certificate | None  # with one the server speaks HTTPS alone
 
     @property
     def replicas(self) -> int:
@@ -58,7 +61,13 @@ class ServeConfig:
 
     @property
     def base_url(self) -> str:
-        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+        scheme = "https" if self.certificate else "http"
+        return f"{scheme}://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+
+    @property
+    def trusted(self) -> ssl.SSLContext | bool:
+        """`verify` of httpx, for our own clients on this machine."""
+        return self.certificate.context if self.certificate else True
 
     @classmethod
     def load(cls, path: Path) -> ServeConfig:
@@ -75,6 +84,7 @@ class ServeConfig:
             engines=wired.engines,
             driver_settings=wired.driver,
             accesses=wired.accesses,
+            certificate=Certificate.of(http),
         )
 
     def check(self, *, port: bool = True) -> None:
@@ -87,6 +97,8 @@ class ServeConfig:
         for file in {file for access in self.accesses for file in access.key_files}:
             read_keys(Path(file))
         self._check_address(self.port if port else 0)
+        if self.certificate:
+            self.certificate.check(self.document)
         store = self.driver_settings.store
         if "://" in store:
             Folder.at(store).check()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -193,7 +194,7 @@ def _wait_until_ready(
         stage_lines.look()
         if process.poll() is not None:
             raise ServerUnavailable(f"`serve run` ended before the replicas were ready: {failure_reason(log)}")
-        answered, ready, failure = replicas_ready(settings.base_url)
+        answered, ready, failure = replicas_ready(settings.base_url, settings.trusted)
         if failure:
             raise ServerUnavailable(f"the replicas cannot start: {failure} (log: {log})")
         others = [engine for engine in settings.engines if engine is not settings.worked and engine.replicas]
@@ -213,17 +214,21 @@ def _wait_until_ready(
 
 def _answers(settings: ServeConfig, engine: EngineConfig) -> bool:
     with suppress(httpx.HTTPError):
-        return httpx.get(f"{settings.base_url}{engine.route_prefix.rstrip('/')}/health", timeout=5.0).is_success
+        url = f"{settings.base_url}{engine.route_prefix.rstrip('/')}/health"
+        return httpx.get(url, timeout=5.0, verify=settings.trusted).is_success
     return False
 
 
-def replicas_ready(base_url: str) -> tuple[bool, int, str]:
+def replicas_ready(base_url: str, verify: ssl.SSLContext | bool = True) -> tuple[bool, int, str]:
     """Whether the driver answers, how many replicas can work, and why none ever will."""
-    with suppress(httpx.HTTPError, ValueError, KeyError):
+    with (
+        suppress(httpx.HTTPError, ValueError, KeyError),
+        httpx.Client(base_url=base_url, timeout=5.0, headers=api_key_headers(), verify=verify) as client,
+    ):
         # Before the driver's route exists, `/` would take the request and start a replica.
-        if DRIVER_ROUTE not in httpx.get(f"{base_url}/-/routes", timeout=5.0).json():
+        if DRIVER_ROUTE not in client.get("/-/routes").json():
             return False, 0, ""
-        answer = httpx.get(f"{base_url}{DRIVER_ROUTE}/replicas", timeout=5.0, headers=api_key_headers()).json()
+        answer = client.get(f"{DRIVER_ROUTE}/replicas").json()
         return True, len(answer["data"]), answer["failure"]
     return False, 0, ""
 

@@ -1,8 +1,9 @@
 """Schemas of the custom resources that we write, as strict JSON schema: a field that they do not know is an error.
 
-`crds.json.xz` has KubeRay 1.7.0, Karpenter 1.14.1, the Prometheus operator, Gateway API 1.4.1 and eksctl's
-ClusterConfig, without their descriptions (all Apache-2.0). `python -m tests.k8s.schemas FOLDER` makes it anew from a
-folder of CRDs and eksctl-schema.json. CEL rules (x-kubernetes-validations) are not evaluated.
+`crds.json.xz` has KubeRay 1.7.0, Karpenter 1.14.1, the Prometheus operator (its AlertmanagerConfig of 0.83.0), Gateway
+API 1.4.1, cert-manager 1.19.4, External Secrets 2.9.0 and eksctl's ClusterConfig, without their descriptions (all
+Apache-2.0). `python -m tests.k8s.schemas FOLDER` makes it anew from a folder of CRDs and eksctl-schema.json. CEL rules
+(x-kubernetes-validations) are not evaluated.
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ def pack(folder: Path) -> bytes:
     """The file, from CRDs as they are published and eksctl's schema."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """With YAML 1.1's `=`, which Alertmanager's matchers have among their values."""
+
+    Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: str(node.value))
     found: dict[str, Schema] = {}
     for path in sorted(folder.glob("*.yaml")):
-        for crd in yaml.load_all(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        for crd in yaml.load_all(path.read_text(), Loader):
             if crd and crd.get("kind") == "CustomResourceDefinition":
                 for version in crd["spec"]["versions"]:
                     name = f"{crd['spec']['group']}/{version['name']}/{crd['spec']['names']['kind']}"
