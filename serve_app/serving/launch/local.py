@@ -24,6 +24,7 @@ import psutil
 from serve_app.engine.processes import timeline
 from serve_app.engine.processes.lifeline import die_with_parent
 from serve_app.errors import ServerUnavailable
+from serve_app.serving.backpressure import BACKPRESSURE
 from serve_app.serving.launch.config import ServeConfig
 from serve_app.serving.launch.wiring import EngineConfig
 from serve_app.settings import api_key_headers
@@ -116,8 +117,9 @@ def serve_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": os.environ.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "1200"),
         # gRPC streams were faster than actor calls (benchmarks/README.md).
         "RAY_SERVE_PROXY_USE_GRPC": os.environ.get("RAY_SERVE_PROXY_USE_GRPC", "1"),
-        # One message may be a whole answer, or a file that is read faster than sent.
+        # One message may be a whole answer.
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+        **{name: os.environ.get(name, value) for name, value in BACKPRESSURE.items()},
         # Ray's nice 15 would make engines wait for all else.
         "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  # Ray's own spelling
     }
