@@ -20,6 +20,7 @@ from serve_app.addresses import PUBLIC, Reach
 from serve_app.errors import BadSettings, ServeAppError
 from serve_app.spec import Format, JobSpec
 from serve_app.storage.filesystem import join, reason, resolve
+from serve_app.storage.reachable import check_reachable
 from serve_app.tables.lines import bounded_lines
 from serve_app.tables.table import DELIMITED, WORKBOOKS
 
@@ -49,7 +50,7 @@ def fingerprint(spec: JobSpec, reach: Reach = PUBLIC) -> str:
     if not spec.source or spec.source.startswith(JOB_FILE):
         return ""
     with reading(spec.source):
-        filesystem, path = resolve(spec.source, reach)
+        filesystem, path = located(spec.source, reach)
         if isinstance(filesystem, pa_fs.PyFileSystem) and isinstance(filesystem.handler, pa_fs.FSSpecHandler):
             # pyarrow has only size and time; web servers give an ETag or Last-Modified instead.
             handler: Any = filesystem.handler
@@ -103,7 +104,7 @@ class SourceFile:
     @contextmanager
     def stream(self) -> Iterator[BinaryIO]:
         with reading(self.url, self.name):
-            filesystem, path = resolve(self.url, self.reach)
+            filesystem, path = located(self.url, self.reach)
             with filesystem.open_input_stream(path, compression=self.compression) as raw:
                 # Python's own reader splits lines many times faster.
                 yield io.BufferedReader(cast("io.RawIOBase", raw), READ_BUFFER)
@@ -122,6 +123,12 @@ class SourceFile:
         """See `tables.lines.bounded_lines`."""
         with self.stream() as file:
             yield from bounded_lines(file)
+
+
+def located(url: str, reach: Reach) -> tuple[pa_fs.FileSystem, str]:
+    """`resolve` for a source. Raises OSError too, where no server answers."""
+    check_reachable(url)
+    return resolve(url, reach)
 
 
 def _in_folder(folder_url: str, name: str) -> str:
