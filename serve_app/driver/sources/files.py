@@ -38,6 +38,7 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # Before the name that an uploaded file had, in the job's folder.
 UPLOADED = "input-"
 READ_BUFFER = 1 << 20
+MOST_WORKBOOK = 256 << 20
 # Of a URL in a text: it may be signed.
 QUERY = re.compile(r"(?<=[^\s'\"?])\?[^\s'\"<>]*(?:[=&%])[^\s'\"<>]*")
 
@@ -110,9 +111,13 @@ class SourceFile:
                 yield io.BufferedReader(cast("io.RawIOBase", raw), READ_BUFFER)
 
     def content(self) -> bytes:
-        """All of the file, which must fit into memory."""
+        """All of a workbook, which must fit into memory. Raises BadSettings for one of more than MOST_WORKBOOK bytes."""
         with self.stream() as file:
-            return file.read()
+            data = file.read(MOST_WORKBOOK + 1)
+        if len(data) > MOST_WORKBOOK:
+            size = f"{self.name} is larger than the {MOST_WORKBOOK >> 20} MiB of a workbook"
+            raise BadSettings(f"{size}: save it as CSV UTF-8 or Parquet", field="source")
+        return data
 
     def check(self) -> None:
         """Raise now, as `stream` would, if the file is missing."""
