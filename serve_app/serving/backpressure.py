@@ -48,7 +48,8 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _carries_files(scope["path"]):
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         extensions = {**scope.get("extensions", {}), EXTENSION: {}}
         end = _EdgeExchange(receive, send)
         try:
@@ -57,7 +58,6 @@ class Edge:
                 await _LOST.response()(scope, receive, send)
         finally:
             end.close()
-        return None
 
 
 class _EdgeExchange:
@@ -78,7 +78,7 @@ class _EdgeExchange:
             if self._reading is None and self._read - self._used < WINDOW_BYTES:
                 self._reading = asyncio.ensure_future(self._receive())
             news = asyncio.ensure_future(self._news.wait())
-            waits = [news] if self._reading is None else [news, self._reading]
+            waits: set[asyncio.Future[Any]] = {news} if self._reading is None else {news, self._reading}
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -116,14 +116,14 @@ class Paced:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if EXTENSION not in scope.get("extensions", {}):
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         end = _PacedExchange(receive, send)
         listening = asyncio.ensure_future(end.listen())
         try:
             await self._app(scope, end.receive, end.send)
         finally:
             listening.cancel()
-        return None
 
 
 class _PacedExchange:

@@ -44,7 +44,11 @@ LOCK, LOCK_WAIT_S = ".lock", 10.0
 CLEAR_TRIES, CLEAR_PAUSE_S = 10, 0.05
 # Arrow's own: 111 s where an S3 server hangs, 15 minutes for Google.
 GCS_RETRY_S = 10
-S3_PATIENCE = {"connect_timeout": 5, "request_timeout": 10, "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=3)}
+S3_PATIENCE = {
+    "connect_timeout": 5,
+    "request_timeout": 10,
+    "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=3),
+}
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 # A file's version: its content on a local disk, else the server's.
@@ -79,7 +83,8 @@ def _arrow(url: str) -> tuple[FileSystem, str]:
         url += f"{'&' if '?' in url else '?'}retry_limit_seconds={GCS_RETRY_S}"
     filesystem, path = FileSystem.from_uri(url)
     if isinstance(filesystem, S3FileSystem):
-        make, (options,) = filesystem.__reduce__()  # URLs have no words for these
+        made: Any = filesystem.__reduce__()  # URLs have no words for these
+        make, (options,) = made
         filesystem = make({**options, **S3_PATIENCE})
     return filesystem, path
 

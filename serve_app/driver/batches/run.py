@@ -150,7 +150,8 @@ class BatchRun:
                 with suppress(JobConflict):  # nobody is to resume it, unless it has ended
                     self._job.update(expected=ACTIVE, state=JobState.CANCELLED, message=f"the batch has {end}")
                 written = self._write_files(end) if record.in_progress_at is not None or end != "failed" else {}
-                record = change(self._job, partial(first, **written, **{f"{end}_at": self._time()}))
+                ended: dict[str, Any] = {**written, f"{end}_at": self._time()}
+                record = change(self._job, partial(first, **ended))
             self.record = record
 
     def _write_files(self, end: End) -> dict[str, Any]:
@@ -199,7 +200,7 @@ class BatchRun:
     def _time(self) -> int:
         return int(self._now())
 
-    async def _note(self, **reached: int) -> None:
+    async def _note(self, **reached: Any) -> None:
         self.record = await finish_in_thread(change, self._job, partial(first, **reached))
 
 

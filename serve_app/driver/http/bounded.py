@@ -51,7 +51,7 @@ class Uploads:
 
     @asynccontextmanager
     async def form(self, request: Request) -> AsyncIterator[FormData]:
-        """The request's form. Raises HTTPException (429) where all places are taken, StoreError where the disk is full."""
+        """The request's form. Raises HTTPException (429) where all places are taken, StoreError for a full disk."""
         if self._places.locked():
             raise _too_many("uploads open")
         async with self._places:

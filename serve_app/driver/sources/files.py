@@ -111,7 +111,7 @@ class SourceFile:
                 yield io.BufferedReader(cast("io.RawIOBase", raw), READ_BUFFER)
 
     def content(self) -> bytes:
-        """All of a workbook, which must fit into memory. Raises BadSettings for one of more than MOST_WORKBOOK bytes."""
+        """All of a workbook, which must fit into memory. Raises BadSettings for more than MOST_WORKBOOK bytes."""
         with self.stream() as file:
             data = file.read(MOST_WORKBOOK + 1)
         if len(data) > MOST_WORKBOOK:

@@ -18,7 +18,7 @@ from serve_app.storage.filesystem import Folder
 from tests.driver.batches.kit import HttpPool, MakeDriver, many
 
 Make = Callable[[Record], Record]
-LATE = {"errors": (BatchError("late", "late"),)}
+LATE: Any = {"errors": (BatchError("late", "late"),)}
 
 
 @pytest.fixture(params=["disk", "s3"])
