@@ -9,9 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.k8s.ray_cluster import environment as ray_environment
+from serve_app.k8s.values import Values
 from serve_app.serving import backpressure
 from serve_app.serving.backpressure import BACKPRESSURE, Edge, Paced, middlewares
-from tests.conftest import served
+from serve_app.serving.launch.local import serve_environment
+from tests.conftest import ROOT, served
 
 MIB = 1 << 20
 MOST_BYTES = backpressure.WINDOW_BYTES + 2 * MIB
@@ -228,3 +231,9 @@ def test_a_file_and_its_answer_pass_over_sockets() -> None:
     with served(Edge(Queued(Paced(answer_after))), lifespan="off") as base_url:
         answer = httpx.post(f"{base_url}/v1/populations", content=data, timeout=60)
     assert answer.content == data
+
+
+def test_our_own_starts_and_manifests_load_it() -> None:
+    values = Values.load(ROOT / "k8s" / "values.yaml")
+    for environment in (serve_environment(), ray_environment(values)):
+        assert BACKPRESSURE.items() <= environment.items()

@@ -8,8 +8,9 @@ task, which `http.disconnect` aborts (`with_cancellation`) but Serve's cancellin
 
 Back-pressure (Ray 2.60): Serve's proxy, and a replica with a thread for user code (the default), queue without a bound
 (`MessageQueue`). `send` returns at once, and a slow client may cost the proxy a whole answer of memory. Only in Serve's
-loop behind HAProxy (RAY_SERVE_THROUGHPUT_OPTIMIZED=1) does `send` wait for the socket, and `write_timeout_s` apply. The
-engine never waits, since vLLM merges unread tokens. A slow client holds one of `max_inflight_requests`.
+loop behind HAProxy (RAY_SERVE_THROUGHPUT_OPTIMIZED=1) does `send` wait for the socket, and `write_timeout_s` apply;
+for files and results everywhere (`serving/backpressure.py`). The engine never waits, since vLLM merges unread tokens.
+A slow client holds one of `max_inflight_requests`.
 """
 
 from __future__ import annotations
