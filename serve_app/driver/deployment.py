@@ -31,6 +31,7 @@ from serve_app.driver.http.bounded import (
     Bounded,
     JsonBodies,
     Uploads,
+    in_turns,
 )
 from serve_app.driver.http.control_app import control_app
 from serve_app.driver.http.results import MEDIA_TYPES, stream_joined, stream_results
@@ -124,7 +125,7 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
         lines = stream_joined(job, format, reach) if inputs else stream_results(job, format, after=after)
         name = f'attachment; filename="{job_id}.{format}"'
         headers = {"content-disposition": name}
-        return Bounded(StreamingResponse(lines, media_type=MEDIA_TYPES[format], headers=headers), downloads)
+        return Bounded(StreamingResponse(in_turns(lines), media_type=MEDIA_TYPES[format], headers=headers), downloads)
 
     @app.post("/{job_id}/resume")
     async def resume(job_id: str) -> JobStatus:

@@ -26,7 +26,7 @@ def check_reachable(url: str) -> None:
             return
         except (httpx.TimeoutException, httpx.ConnectError) as error:
             problem = error
-        except httpx.HTTPError:  # not HTTP's idea of an answer, or a proxy's
+        except Exception:  # an answer that is no HTTP, a proxy's trouble: the cloud's library is to tell
             return
     if problem is not None:
         late = isinstance(problem, httpx.TimeoutException)
@@ -48,9 +48,10 @@ def endpoint_of(url: SplitResult) -> str:
             place = asked.get("endpoint_override") or environment or "https://storage.googleapis.com"
         case "abfs" | "abfss":
             user, _, host = url.netloc.rpartition("@")
-            default = host if "." in host else f"{user.partition(':')[0]}.blob.core.windows.net"
+            account = user.partition(":")[0]
+            default = host if "." in host else f"{account}.blob.core.windows.net" if account.isalnum() else ""
             place = asked.get("blob_storage_authority") or default
             asked.setdefault("scheme", "http" if asked.get("enable_tls") == "false" else "https")
         case _:
             return ""
-    return place if "://" in place else f"{asked.get('scheme', 'https')}://{place}"
+    return place if "://" in place or not place else f"{asked.get('scheme', 'https')}://{place}"

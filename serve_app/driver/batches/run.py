@@ -81,7 +81,8 @@ class BatchRun:
 
         def cancelling(record: Record) -> Record:
             if record.finalizing_at is not None or record.end is not None or record.ended:
-                raise JobConflict(f"batch '{batch_id_of(self._job.job_id)}' is {record.status}: it cannot stop")
+                state = record.end or record.status
+                raise JobConflict(f"batch '{batch_id_of(self._job.job_id)}' is {state}: it cannot stop")
             return first(record, cancelling_at=self._time())
 
         async with self._changing:

@@ -8,9 +8,11 @@ disk of this machine go with each upload, and memory with each JSON body.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
@@ -25,7 +27,22 @@ MOST_EVENT_STREAMS, MOST_DOWNLOADS, MOST_UPLOADS = 96, 64, 32
 # Of one JSON body, which is held in memory several times over, and of all together.
 MOST_JSON_BYTES, MOST_JSON_BYTES_HELD = 64 << 20, 256 << 20
 MOST_FIELDS = 32
+MOST_BLOCKS_MADE = 8
 RETRY_AFTER_S = 5.0
+
+
+async def in_turns(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """The blocks, each made in a thread. A few at a time over all: making one takes several times its size."""
+    limiter = _making.setdefault(asyncio.get_running_loop(), CapacityLimiter(MOST_BLOCKS_MADE))
+    try:
+        while (block := await to_thread.run_sync(next, blocks, None, limiter=limiter)) is not None:
+            yield block
+    finally:
+        if isinstance(blocks, Generator):  # a client that left: what it read from is closed
+            blocks.close()
+
+
+_making: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
 
 
 class Bounded(Response):

@@ -23,7 +23,7 @@ from serve_app.schema import Outcome, Row
 from serve_app.spec import JobSpec
 
 # Of a block: as many rows, or as many characters of their columns and prompts.
-BLOCK_ROWS, BLOCK_CHARACTERS = 1024, 4 << 20
+BLOCK_ROWS, BLOCK_CHARACTERS = 1024, 1 << 20
 # JSON lines need not have the same columns: those of so many rows are looked at.
 COLUMNS_SEEN = 1000
 

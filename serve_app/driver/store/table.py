@@ -11,10 +11,8 @@ import pyarrow as pa
 
 from serve_app.schema import Outcome
 
-# A reader has one row group in memory, some 10 MB of outcomes.
-GROUP_ROWS = 16_384
-# Whole responses can be large.
-GROUP_BYTES = 16 << 20
+# A reader has one row group in memory, and many may read at once. Whole responses can be large.
+GROUP_ROWS, GROUP_BYTES = 16_384, 4 << 20
 # Outcomes made from a table at once.
 BATCH_ROWS, BATCH_BYTES = 1024, 1 << 20
 _FIELDS: list[pa.Field[Any]] = [
@@ -70,9 +68,14 @@ def read_outcomes(table: pa.Table) -> Iterator[Outcome]:
 
 
 def pieces(table: pa.Table) -> Iterator[pa.Table]:
-    """The table in pieces of at most BATCH_ROWS and, as its rows are on average, BATCH_BYTES."""
-    rows = max(1, min(BATCH_ROWS, BATCH_BYTES * table.num_rows // max(1, table.nbytes)))
+    """The table in pieces of at most BATCH_ROWS and about BATCH_BYTES."""
+    rows = rows_within(table, BATCH_ROWS, BATCH_BYTES)
     return (table.slice(start, rows) for start in range(0, table.num_rows, rows))
+
+
+def rows_within(table: pa.Table, most: int, most_bytes: int) -> int:
+    """How many rows have at most so many bytes, as the table's are on average; at least one, at most `most`."""
+    return max(1, min(most, most_bytes * table.num_rows // max(1, table.nbytes)))
 
 
 def grouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -87,6 +87,7 @@ def test_and_a_web_server_that_hangs_or_refuses(kind: str, hanging: str, refusin
         ("GCS://b/x", "https://storage.googleapis.com"),
         ("abfss://container@account.dfs.core.windows.net/x", "https://account.dfs.core.windows.net"),
         ("abfs://account@container/x", "https://account.blob.core.windows.net"),
+        ("abfs://evil.example%2f@container/x", ""),
         ("https://example.com/x", ""),
         ("runs/x", ""),
     ],
