@@ -120,9 +120,20 @@ def serve_environment() -> dict[str, str]:
         # One message may be a whole answer.
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
         **{name: os.environ.get(name, value) for name, value in BACKPRESSURE.items()},
+        **_loopback(),
         # Ray's nice 15 would make engines wait for all else.
         "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  # Ray's own spelling
     }
+
+
+def _loopback() -> dict[str, str]:
+    """Have a cluster of this machine alone be 127.0.0.1. By the machine's own address all of Ray (GCS, raylet, workers,
+    agents, metrics) listens to everybody, and runs what it is sent. Ray has the variable for where that is its default.
+    """
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
+        return {}
+    return {name: os.environ.get(name, "0")}
 
 
 def start_stages(log: Path) -> dict[str, float]:
