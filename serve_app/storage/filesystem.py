@@ -51,6 +51,9 @@ S3_PATIENCE = {
 }
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
+# Secrets of clouds may have a /. What is a port is none.
+PASSWORD = re.compile(r"(?<=://)[^/@:\[]*:(?!\d+/)[^@]*@")
+
 # A file's version: its content on a local disk, else the server's.
 Version = bytes | dict[str, str]
 
@@ -65,10 +68,9 @@ def resolve(url: str, reach: Reach = PUBLIC) -> tuple[FileSystem, str]:
     if scheme is None:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
     base = url.partition("?")[0]
-    if "@" in (authority := base[scheme.end() :].partition("/")[0]) and ":" in authority.rpartition("@")[0]:
-        place = scheme[0] + authority.rpartition("@")[2]
+    if PASSWORD.search(base):
         # Jobs, statuses and messages repeat URLs.
-        raise BadSettings(f"{place}: the URL holds a password: give it by the environment or the machine's role")
+        raise BadSettings(f"{shown(url)}: the URL holds a password: give it by the environment or the machine's role")
     try:
         if scheme[1].lower() in ARROW_SCHEMES:
             return _arrow(url)
@@ -94,6 +96,13 @@ def _fsspec(url: str, options: dict[str, Any]) -> tuple[FileSystem, str]:
 
     filesystem, path = fsspec.url_to_fs(url, **options)
     return PyFileSystem(FSSpecHandler(filesystem)), path  # type: ignore[abstract]  # the stubs miss its methods
+
+
+def shown(url: str) -> str:
+    """The URL as a message may have it: without the query, which may be a signature, and without a password."""
+    if SCHEME.match(url) is None:
+        return url
+    return PASSWORD.sub("", url.partition("?")[0])
 
 
 def join(url: str, *names: str) -> str:

@@ -19,7 +19,7 @@ import pyarrow.fs as pa_fs
 from serve_app.addresses import PUBLIC, Reach
 from serve_app.errors import BadSettings, ServeAppError
 from serve_app.spec import Format, JobSpec
-from serve_app.storage.filesystem import join, reason, resolve
+from serve_app.storage.filesystem import join, reason, resolve, shown
 from serve_app.storage.reachable import check_reachable
 from serve_app.tables.lines import bounded_lines
 from serve_app.tables.table import DELIMITED, WORKBOOKS
@@ -87,7 +87,7 @@ class SourceFile:
 
     @classmethod
     def of(cls, spec: JobSpec, folder_url: str, reach: Reach = PUBLIC) -> SourceFile:
-        url, name = spec.source, _shown(spec.source)
+        url, name = spec.source, shown(spec.source)
         if url.startswith(JOB_FILE):
             name = url.removeprefix(JOB_FILE)
             url, name = _in_folder(folder_url, name), name.removeprefix(UPLOADED)
@@ -142,15 +142,10 @@ def _in_folder(folder_url: str, name: str) -> str:
     return join(folder_url, name)
 
 
-def _shown(url: str) -> str:
-    """Without the query, which may hold a signature."""
-    return url.partition("?")[0] if "://" in url else url
-
-
 @contextmanager
 def reading(url: str, name: str = "") -> Iterator[None]:
     """Errors of reading that URL, `name` for its user, as BadSettings."""
-    shown = name or _shown(url)
+    known = name or shown(url)
     try:
         yield
     except ServeAppError as error:
@@ -159,5 +154,5 @@ def reading(url: str, name: str = "") -> Iterator[None]:
         # What happened first says most: fsspec has one error for all. It may repeat the URL, or one that it led to.
         while isinstance(error.__cause__, Exception):
             error = error.__cause__
-        said = QUERY.sub("", reason(error).replace(url, shown))
-        raise BadSettings(f"cannot read {shown}: {said}", field="source") from error
+        said = QUERY.sub("", reason(error).replace(url, known))
+        raise BadSettings(f"cannot read {known}: {said}", field="source") from error
