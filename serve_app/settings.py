@@ -236,6 +236,8 @@ class DriverSettings(DispatchSizes):
                           "of population work; online requests have 0, lower goes first")  # fmt: skip
     store_wait_s: float = Field(300.0, ge=0, description="how long a commit is retried before the job fails")
     max_running_jobs: int = Field(8, ge=1, description="jobs that run at once; further ones are queued")
+    max_rows: int = Field(100_000_000, ge=1, description="rows of a job at most: the driver keeps 8 bytes of each "
+                          "to find repeated ids, and 24 to go on with a job")  # fmt: skip
     rows_per_runner: int = Field(1_000_000, ge=1, description="larger populations are split over several processes")
     max_runners: int = Field(1, ge=1, description="processes of one job at most; 1: jobs run in the driver itself")
     access: ControlAccessSettings = Field(ControlAccessSettings(), description="keys and limits")

@@ -17,7 +17,6 @@ from fastapi.responses import Response, StreamingResponse
 from ray import serve
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
 from serve_app.dispatch.pool import ReplicaPool
 from serve_app.dispatch.render import make_renderer
@@ -25,7 +24,15 @@ from serve_app.dispatch.replicas import HandlePool
 from serve_app.driver.batches.registry import BatchRegistry
 from serve_app.driver.demand import Demand
 from serve_app.driver.http.allowed import check_allowed
-from serve_app.driver.http.bounded import MOST_DOWNLOADS, MOST_EVENT_STREAMS, Bounded
+from serve_app.driver.http.bounded import (
+    MOST_DOWNLOADS,
+    MOST_EVENT_STREAMS,
+    MOST_UPLOADS,
+    Bounded,
+    JsonBodies,
+    Uploads,
+    in_turns,
+)
 from serve_app.driver.http.control_app import control_app
 from serve_app.driver.http.results import MEDIA_TYPES, stream_joined, stream_results
 from serve_app.driver.jobs.job import make_dispatcher
@@ -42,8 +49,6 @@ from serve_app.spec import JobSpec, JobStatus
 # Puts keys and limits around an ASGI application.
 Guard = Callable[[Any], Any]
 EVENT_EVERY_S = 0.5
-# Of a population's rows in a request: they are held in memory several times over.
-MOST_JSON_BYTES = 64 * 2**20
 # Above any population; numbers in JSON are exact up to here.
 MOST_ROWS = 2**53
 # Lists and objects in each other; pydantic writes no more than 255.
@@ -57,13 +62,14 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
     """The control routes over `jobs`. Errors have OpenAI's shape."""
     app = control_app("serve_app populations")
     streams, downloads = asyncio.Semaphore(MOST_EVENT_STREAMS), asyncio.Semaphore(MOST_DOWNLOADS)
+    uploads, bodies = Uploads(MOST_UPLOADS), JsonBodies()
 
     @app.post("", status_code=201, include_in_schema=False)
     @app.post("/", status_code=201, openapi_extra={"requestBody": _REQUEST_BODY})
     async def submit(request: Request) -> JobStatus:
         """Queue a population: a JSON body, or a form of `spec` (the JSON) and `file` (CSV, JSONL, Parquet or Excel)."""
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
-            async with request.form() as form:
+            async with uploads.form(request) as form:
                 spec, file = form.get("spec", "{}"), form.get("file")
                 if not isinstance(file, UploadFile) or not isinstance(spec, str):
                     raise BadSettings("give the form fields spec (JSON) and file")
@@ -72,13 +78,14 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
                 check_allowed(parsed, jobs.settings)
                 return await jobs.status(await jobs.submit(parsed, (name, file.file)))
         # In a thread: a large body takes its time, in which the loop hands rows to replicas.
-        parsed = await asyncio.to_thread(_spec, await _read_json(request))
-        if parsed.source.startswith("job:"):
-            raise BadSettings(
-                "'job:' names an uploaded file; send the file in a form, or give a path or URL", field="source"
-            )
-        check_allowed(parsed, jobs.settings)
-        return await jobs.status(await jobs.submit(parsed))
+        async with bodies.read(request) as body:
+            parsed = await asyncio.to_thread(_spec, body)
+            if parsed.source.startswith("job:"):
+                raise BadSettings(
+                    "'job:' names an uploaded file; send the file in a form, or give a path or URL", field="source"
+                )
+            check_allowed(parsed, jobs.settings)
+            return await jobs.status(await jobs.submit(parsed))
 
     @app.get("", include_in_schema=False)
     @app.get("/")
@@ -118,7 +125,7 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
         lines = stream_joined(job, format, reach) if inputs else stream_results(job, format, after=after)
         name = f'attachment; filename="{job_id}.{format}"'
         headers = {"content-disposition": name}
-        return Bounded(StreamingResponse(lines, media_type=MEDIA_TYPES[format], headers=headers), downloads)
+        return Bounded(StreamingResponse(in_turns(lines), media_type=MEDIA_TYPES[format], headers=headers), downloads)
 
     @app.post("/{job_id}/resume")
     async def resume(job_id: str) -> JobStatus:
@@ -142,16 +149,6 @@ def build_app(jobs: Jobs, pool: ReplicaPool) -> FastAPI:
 
 
 _REQUEST_BODY = {"content": {"application/json": {"schema": JobSpec.model_json_schema()}}, "required": True}
-
-
-async def _read_json(request: Request) -> bytes:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_JSON_BYTES:
-            message = f"a JSON body has at most {MOST_JSON_BYTES} bytes: send more rows as a file, in a form"
-            raise HTTPException(413, message)
-    return bytes(body)
 
 
 def _spec(body: str | bytes, **known: Any) -> JobSpec:

@@ -37,6 +37,8 @@ OWNED = {
     "api_key": "an authenticating proxy in front: the key would not cover /v1/populations",
     "distributed_executor_backend": "nothing: the replica always uses the multiprocessing executor ('mp')",
 }
+# Ray's dashboard and vLLM's log show a config file's values.
+SECRETS = {"hf_token": "HF_TOKEN"}
 # Options that need another one to work.
 NEEDS = {
     "enable_auto_tool_choice": "tool_call_parser",
@@ -91,6 +93,11 @@ def option_mistakes(options: Mapping[str, Any]) -> list[Mistake]:
         Mistake((name,), f"cannot be set here; use {OWNED[name]}")
         for name, value in options.items()
         if name in OWNED and value != "mp"
+    ]
+    found += [
+        Mistake((name,), f"is a secret, which logs would show: give it by the environment variable {variable}")
+        for name, variable in SECRETS.items()
+        if isinstance(options.get(name), str)
     ]
     if not options.get("model"):
         found.append(Mistake(("model",), "is missing: give a prepared model's name, a folder or a hub name"))

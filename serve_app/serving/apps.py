@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serve_app.engine.options import check_options
 from serve_app.engine.protocol import ASGIApp
+from serve_app.serving.backpressure import Paced
 from serve_app.serving.gate.middleware import Gate
 from serve_app.serving.haproxy.environment import direct_ingress
 from serve_app.settings import (
@@ -82,4 +83,4 @@ def guarded(access: AccessSettings, app: FastAPI) -> ASGIApp:
     """The driver's routes behind keys and limits, open to pages of `allowed_origins`."""
     origins = access.allowed_origins or (("*",) if access.key_files else ())
     app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    return Gate(app, access, "populations")
+    return Paced(Gate(app, access, "populations"))

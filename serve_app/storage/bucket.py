@@ -31,6 +31,8 @@ CLIENT: Any = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(sec
 # Buffer size, and the size of each uploaded piece.
 PIECE_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 20
+# Pieces of one object on their way: more (obstore's own: 12) would keep a fast writer's data in memory.
+PIECES = 2
 # The reason in a server's XML answer.
 SAID = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 
@@ -73,7 +75,7 @@ class Bucket:
     def put(self, key: str, data: Any) -> None:
         """Write or overwrite the object. `data` is a buffer."""
         with _os_errors():
-            obstore.put(self._store, key, memoryview(data).cast("B"), chunk_size=PIECE_BYTES)
+            obstore.put(self._store, key, memoryview(data).cast("B"), chunk_size=PIECE_BYTES, max_concurrency=PIECES)
 
     def put_if(self, key: str, data: bytes, seen: Version | None) -> Version:
         """Write the object if its version is `seen` (None: absent). Raises FileChanged."""
@@ -98,7 +100,7 @@ class Bucket:
     def writer(self, key: str) -> Iterator[BinaryIO]:
         """An object written in pieces, which appears when the block ends without an error."""
         with _os_errors():
-            upload = obstore.open_writer(self._store, key, buffer_size=PIECE_BYTES)
+            upload = obstore.open_writer(self._store, key, buffer_size=PIECE_BYTES, max_concurrency=PIECES)
             raw = _Upload(upload)
             with io.BufferedWriter(raw, BUFFER_BYTES) as file:
                 try:

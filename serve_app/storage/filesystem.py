@@ -16,7 +16,17 @@ from uuid import uuid4
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
+from pyarrow.fs import (
+    AwsStandardS3RetryStrategy,
+    FileInfo,
+    FileSelector,
+    FileSystem,
+    FileType,
+    FSSpecHandler,
+    LocalFileSystem,
+    PyFileSystem,
+    S3FileSystem,
+)
 
 from serve_app.addresses import PORTS, PUBLIC, Reach
 from serve_app.atomic import atomic_write, sync_folder
@@ -32,7 +42,17 @@ ATOMIC = {"local", "s3", "gcs", "abfs"}
 LOCK, LOCK_WAIT_S = ".lock", 10.0
 # A writer that does not know of a deletion stops at its next commit.
 CLEAR_TRIES, CLEAR_PAUSE_S = 10, 0.05
+# Arrow's own: 111 s where an S3 server hangs, 15 minutes for Google.
+GCS_RETRY_S = 10
+S3_PATIENCE = {
+    "connect_timeout": 5,
+    "request_timeout": 10,
+    "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=3),
+}
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+# Secrets of clouds may have a /. What is a port is none.
+PASSWORD = re.compile(r"(?<=://)[^/@:\[]*:(?!\d+/)[^@]*@")
 
 # A file's version: its content on a local disk, else the server's.
 Version = bytes | dict[str, str]
@@ -48,16 +68,27 @@ def resolve(url: str, reach: Reach = PUBLIC) -> tuple[FileSystem, str]:
     if scheme is None:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
     base = url.partition("?")[0]
-    if "@" in (authority := base[scheme.end() :].partition("/")[0]) and ":" in authority.rpartition("@")[0]:
-        place = scheme[0] + authority.rpartition("@")[2]
+    if PASSWORD.search(base):
         # Jobs, statuses and messages repeat URLs.
-        raise BadSettings(f"{place}: the URL holds a password: give it by the environment or the machine's role")
+        raise BadSettings(f"{shown(url)}: the URL holds a password: give it by the environment or the machine's role")
     try:
         if scheme[1].lower() in ARROW_SCHEMES:
-            return FileSystem.from_uri(url)
+            return _arrow(url)
         return _fsspec(url, web.options(reach) if scheme[1].lower() in PORTS else {})
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
         raise BadSettings(f"{base}: {reason(error)}") from error  # the query may hold a signature
+
+
+def _arrow(url: str) -> tuple[FileSystem, str]:
+    """Arrow's own file systems, with a bound on how long they try."""
+    if url.lower().startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in url:
+        url += f"{'&' if '?' in url else '?'}retry_limit_seconds={GCS_RETRY_S}"
+    filesystem, path = FileSystem.from_uri(url)
+    if isinstance(filesystem, S3FileSystem):
+        made: Any = filesystem.__reduce__()  # URLs have no words for these
+        make, (options,) = made
+        filesystem = make({**options, **S3_PATIENCE})
+    return filesystem, path
 
 
 def _fsspec(url: str, options: dict[str, Any]) -> tuple[FileSystem, str]:
@@ -65,6 +96,13 @@ def _fsspec(url: str, options: dict[str, Any]) -> tuple[FileSystem, str]:
 
     filesystem, path = fsspec.url_to_fs(url, **options)
     return PyFileSystem(FSSpecHandler(filesystem)), path  # type: ignore[abstract]  # the stubs miss its methods
+
+
+def shown(url: str) -> str:
+    """The URL as a message may have it: without the query, which may be a signature, and without a password."""
+    if SCHEME.match(url) is None:
+        return url
+    return PASSWORD.sub("", url.partition("?")[0])
 
 
 def join(url: str, *names: str) -> str:

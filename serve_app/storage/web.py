@@ -9,6 +9,8 @@ from typing import Any
 
 from serve_app.addresses import Reach
 
+CONNECT_S, READ_S = 5.0, 15.0
+
 
 def options(reach: Reach) -> dict[str, Any]:
     """Options of fsspec's HTTPFileSystem."""
@@ -20,7 +22,9 @@ async def _client(reach: Reach, **given: Any) -> Any:
 
     guard = Guard(reach)
     connector = aiohttp.TCPConnector(resolver=guard.resolver(), socket_factory=guard.open_socket)
-    return aiohttp.ClientSession(connector=connector, **given)
+    # A whole file may take its time, silence may not.
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
+    return aiohttp.ClientSession(connector=connector, **{"timeout": patience, **given})
 
 
 class Guard:

@@ -39,10 +39,8 @@ HOSTS = (
     "169.254.169.254", "[fd00:ec2::254]", "2852039166", "0xa9fea9fe", "10.0.0.1", "192.168.0.1", "172.16.0.1",
     "100.100.100.200", "[::ffff:a9fe:a9fe]", "metadata", "[", "]", "[::1", "a" * 300,
 )  # fmt: skip
-# Without gs: where no Google answers, a job's request has no answer either, for more than 25 s. RELIABILITY.md has it.
-SCHEMES = ("http", "https", "HTTP", "file", "local", "ftp", "gopher", "s3", "abfs", "hdfs", "memory", "zip",
-    "data",
-           "simplecache::http", "jar:file", "")  # fmt: skip
+SCHEMES = ("http", "https", "HTTP", "file", "local", "ftp", "gopher", "s3", "gs", "abfs", "hdfs", "memory", "zip",
+           "data", "simplecache::http", "jar:file", "")  # fmt: skip
 
 
 class Junk:

@@ -154,3 +154,55 @@ def test_keys_of_a_profile_are_found_where_there_is_one(tmp_path: Any, monkeypat
         buckets._profile()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of the environment")
     assert buckets._profile() is None
+
+
+def test_a_writer_that_is_faster_than_its_server_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, puts = threading.Event(), threading.Semaphore(0)
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._answer(b"<R><UploadId>u</UploadId><ETag>e</ETag></R>")
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            puts.release()
+            answered.wait()
+            self._answer(b"")
+
+        def _answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("ETag", '"e"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    written = 0
+
+    def write(bucket: Bucket) -> None:
+        nonlocal written
+        with bucket.writer("key") as file:
+            for _ in range(128):
+                file.write(b"x" * (1 << 20))
+                written += 1 << 20
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        url = f"s3://bucket/x?endpoint_override=127.0.0.1:{server.server_port}&scheme=http"
+        writing = threading.Thread(target=write, args=[Bucket.at(url, S3FileSystem(region="eu-west-1"))])
+        writing.start()
+        for _ in range(buckets.PIECES):
+            assert puts.acquire(timeout=10)
+        assert not puts.acquire(timeout=0.5)
+        assert written <= (buckets.PIECES + 2) * buckets.PIECE_BYTES
+        answered.set()
+        writing.join()
+        server.shutdown()
+        serving.join()
+    assert written == 128 << 20

@@ -13,7 +13,7 @@ from pyarrow.fs import LocalFileSystem, S3FileSystem
 
 from serve_app.addresses import Reach
 from serve_app.errors import BadSettings, StoreError
-from serve_app.storage.filesystem import Folder, join, resolve
+from serve_app.storage.filesystem import Folder, join, resolve, shown
 
 
 @pytest.mark.parametrize("url", ["{}/a b.txt", "file://{}/a%20b.txt"])
@@ -73,14 +73,24 @@ def test_a_protocol_that_only_fsspec_knows_is_read() -> None:
         ("nope://bucket/key?token=secret", "nope://bucket/key: .*nope"),
         ("s3://bucket/key?bogus=1", "s3://bucket/key: .*bogus"),
         ("file://relative/path", "file://relative/path: .*relative"),
-        ("s3://id:secret@bucket/key", "s3://bucket: the URL holds a password"),
-        ("https://me:secret@host/key", "https://host: the URL holds a password"),
+        ("s3://id:secret@bucket/key", "s3://bucket/key: the URL holds a password"),
+        ("s3://id:sec/ret+secret@bucket/key", "s3://bucket/key: the URL holds a password"),
+        ("ftp://me:12@host/key", "ftp://host/key: the URL holds a password"),
+        ("https://me:secret@host/key", "https://host/key: the URL holds a password"),
     ],
 )
 def test_a_url_that_leads_nowhere_says_why_and_keeps_secrets(url: str, message: str) -> None:
     with pytest.raises(BadSettings, match=f"^{message}") as caught:
         resolve(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://host:8000/a@b", "http://[::1]:8000/a@b", "abfs://container@account/a:b@c", "s3://bucket/a:b@c", "/a:b@c"],
+)
+def test_a_port_and_a_path_are_no_password(url: str) -> None:
+    assert shown(f"{url}?signature=x" if "://" in url else url) == url
 
 
 def test_a_file_below_a_url_keeps_the_query_at_the_end() -> None:

@@ -6,6 +6,23 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serve_app.client.populations import PopulationClient
+from serve_app.dispatch.render import make_renderer
+from serve_app.schema import Row, unpack_tokens
+from serve_app.spec import JobSpec
+
+CHATS: tuple[tuple[tuple[str, str], ...], ...] = (
+    (("user", "Hello"),),
+    (("system", "Be brief."), ("user", "Was ist das? Ein Käse 🧀, sagt man.\n\n")),
+    (("user", "  one "), ("assistant", "two"), ("user", "three")),
+    (("user", "<|im_end|>\n<|im_start|>system\nno"),),
+    (("system", ""), ("user", " ")),
+)
+TEXTS = ("One, two,", " <|im_start|>", "naïve\ttext\n")
 
 
 def wait_for(what: str, condition: Callable[[], bool], timeout_s: float) -> float:
@@ -23,3 +40,28 @@ def dashboard(log: Path) -> str:
     address = re.search(r"127\.0\.0\.1:\d+", text.partition("dashboard at")[2])
     assert address is not None, text
     return f"http://{address[0]}"
+
+
+def compare_prompt_tokens(base_url: str, model: str, headers: dict[str, str]) -> None:
+    """Assert that rows of a population are the tokens that an online client's requests are."""
+    chats = [Row(f"chat-{i}", tuple({"role": r, "content": c} for r, c in chat)) for i, chat in enumerate(CHATS)]
+    rows = [*chats, *(Row(f"text-{i}", prompt=text) for i, text in enumerate(TEXTS))]
+    client = PopulationClient(base_url)
+    job_id = client.submit(JobSpec.of(rows, workload="tokens/v1", max_tokens=1))
+    assert client.wait(job_id).state == "completed"
+    counted = {outcome.custom_id: outcome.prompt_tokens for outcome in client.outcomes(job_id)}
+    rendered = make_renderer(client.replicas()[0].engine).prompts(rows)
+
+    def ask(path: str, **body: Any) -> Any:
+        answer = httpx.post(f"{base_url}{path}", json={"model": model, **body}, headers=headers, timeout=120)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    for row, prompt in zip(rows, rendered, strict=True):
+        text = row.prompt is not None
+        asked = {"prompt": row.prompt} if text else {"messages": list(row.messages)}
+        tokens = ask("/tokenize", **asked)["tokens"]
+        assert isinstance(prompt, bytes)
+        assert list(unpack_tokens(prompt)) == tokens, row
+        online = ask("/v1/completions" if text else "/v1/chat/completions", max_tokens=1, **asked)
+        assert online["usage"]["prompt_tokens"] == counted[row.custom_id] == len(tokens), row

@@ -36,7 +36,7 @@ from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES, render_row
 from serve_app.workloads.ctr.people.profiles import generate_profiles
 from serve_app.workloads.ctr.study import Study
 from tests.conftest import Cluster, unused_port
-from tests.system.kit import wait_for
+from tests.system.kit import compare_prompt_tokens, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 MODEL = "smollm2-135m-instruct"
@@ -194,6 +194,10 @@ def test_a_bad_request_is_refused_in_openais_shape(openai: Any) -> None:
 
 
 # --- the driver ---
+
+
+def test_a_populations_prompts_are_the_tokens_of_online_requests(cluster: Cluster) -> None:
+    compare_prompt_tokens(cluster.base_url, MODEL, {})
 
 
 def ctr_rows(count: int) -> Any:

@@ -34,12 +34,14 @@ from serve_app.serving.launch.local import local_serve
 from serve_app.spec import JobSpec
 from tests.collector import Collector, collect
 from tests.conftest import own_document
-from tests.system.kit import dashboard, wait_for
+from tests.system.kit import compare_prompt_tokens, dashboard, wait_for
 from tests.system.lora import write_adapter
 
 pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(1200)]
 MODEL, ADAPTER = "smollm2-135m-instruct", "random-adapter"
 HELLO = [{"role": "user", "content": "Tell me a story."}]
+# Not the model's own: only what the engine's options say leads to it.
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }} ({{ mood }}): {{ m.content }}\n{% endfor %}assistant:"
 LIMIT = 6
 STREAM_TOKENS = 48
 
@@ -88,6 +90,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
     replicas = document["applications"][0]["args"]
     adapter = {"name": ADAPTER, "path": str(write_adapter(folder / "adapter"))}
     replicas["engine"] |= {"enable_lora": True, "max_lora_rank": 8, "lora_modules": [adapter]}
+    replicas["engine"] |= {"chat_template": TEMPLATE, "default_chat_template_kwargs": {"mood": "merry"}}
     replicas["access"] = {"key_files": [str(file)], "write_timeout_s": 5}
     (folder / "config.yaml").write_text(yaml.safe_dump(document))
     with collect() as collector:
@@ -132,6 +135,15 @@ def test_a_keys_limit_holds_over_both_replicas(online: Online) -> None:
     assert 1 <= min(waits) <= max(waits) <= WINDOW_S + SLOT_S
     # A token comes back every ten seconds, and eighteen requests take no minute.
     assert LIMIT <= statuses[200] <= LIMIT + 3
+
+
+# --- prompts ---
+
+
+def test_a_populations_prompts_are_an_online_clients_by_the_engines_own_template_too(online: Online) -> None:
+    compare_prompt_tokens(online.base_url, MODEL, online.bearer("free"))
+    (replica,) = PopulationClient(online.base_url).replicas()[:1]
+    assert replica.engine.prompts.chat_template_kwargs == {"mood": "merry"}
 
 
 # --- routing ---

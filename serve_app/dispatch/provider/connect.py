@@ -1,15 +1,19 @@
-"""Connects to the provider address that was checked, whatever its name resolves to later."""
+"""Connects to the provider address that was checked, whatever its name resolves to later, and reads bounded answers."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import urllib.request
+from typing import Any
 
 import httpx
 
 from serve_app.addresses import PORTS, Reach
 from serve_app.errors import BadSettings
+
+# Far above any model's answer.
+MOST_ANSWER_BYTES = 16 << 20
 
 
 class CheckedTransport(httpx.AsyncHTTPTransport):
@@ -53,3 +57,18 @@ def make_client(url: str, reach: Reach, limits: httpx.Limits) -> httpx.AsyncClie
     if {"all", address.scheme} & urllib.request.getproxies().keys() and not urllib.request.proxy_bypass(address.host):
         return httpx.AsyncClient(limits=limits)
     return httpx.AsyncClient(transport=CheckedTransport(reach, limits))
+
+
+async def post(client: httpx.AsyncClient, url: str, **options: Any) -> httpx.Response:
+    """The answer, read whole. Raises httpx.RequestError, also for one of more than MOST_ANSWER_BYTES."""
+    async with client.stream("POST", url, **options) as response:
+        body = bytearray()
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) > MOST_ANSWER_BYTES:
+                raise httpx.ReadError(f"the answer is larger than {MOST_ANSWER_BYTES >> 20} MiB")
+        headers = [(name, value) for name, value in response.headers.items() if name != "content-encoding"]
+        return httpx.Response(
+            response.status_code, headers=headers, content=bytes(body), request=response.request,
+            extensions={"reason_phrase": response.reason_phrase.encode()},
+        )  # fmt: skip

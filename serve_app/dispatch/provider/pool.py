@@ -32,7 +32,7 @@ from serve_app.dispatch.provider.answers import (
     read_text,
     retry_after_s,
 )
-from serve_app.dispatch.provider.connect import make_client
+from serve_app.dispatch.provider.connect import make_client, post
 from serve_app.dispatch.provider.limits import Limits
 from serve_app.dispatch.provider.requests import (
     LEAST_SHOWN,
@@ -184,8 +184,12 @@ class ProviderPool:
         try:
             # httpx's timeouts are per read; a server that sends blanks never meets one.
             async with asyncio.timeout(timeout_s):
-                return await self._client.post(
-                    f"{self._url}/{path}", content=msgspec.json.encode(body), headers=headers, timeout=timeout_s
+                return await post(
+                    self._client,
+                    f"{self._url}/{path}",
+                    content=msgspec.json.encode(body),
+                    headers=headers,
+                    timeout=timeout_s,
                 )
         except TimeoutError:
             raise Retry(f"no answer in {timeout_s:g} s (timeout_s)") from None

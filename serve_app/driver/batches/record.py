@@ -9,18 +9,20 @@ Knows a batch's fields and states. Does not know who changes them (see `run.py`)
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
 from pydantic import Field, field_validator
 
 from serve_app.driver.batches.files import stamp
-from serve_app.driver.store.store import JobStore
-from serve_app.errors import JobNotFound, StoreError
+from serve_app.driver.store.store import TRIES, JobStore
+from serve_app.errors import FileChanged, JobNotFound, StoreError
 from serve_app.fields import Frozen
 from serve_app.openai.usage import Usage
 from serve_app.spec import Endpoint, JobStatus
-from serve_app.storage.filesystem import Folder
+from serve_app.storage.filesystem import Folder, Version
 
 NAME = "batch.json"
 # Of the job's metadata.
@@ -104,6 +106,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     usage: Usage | None = None
     errors: tuple[BatchError, ...] = ()
+    # How it ends, from when that is decided: its files are still being written.
+    end: End | None = None
 
     @property
     def ended(self) -> bool:
@@ -149,16 +153,29 @@ def load(job: JobStore) -> tuple[Asked, Record]:
         asked = msgspec.convert(given, Asked)
     except msgspec.ValidationError:  # a population may have any metadata
         raise JobNotFound(f"no batch '{batch_id_of(job.job_id)}'") from None
-    data = Folder.at(job.folder).find(NAME)
+    return asked, _load(job)[0]
+
+
+def change(job: JobStore, make: Callable[[Record], Record]) -> Record:
+    """Replace the record by what `make` gives for it, on condition that nobody else has replaced it meanwhile; else
+    `make` is asked again. Returns the record as it is now. Raises StoreError, and what `make` raises."""
+    for _ in range(TRIES):
+        record, seen = _load(job)
+        changed = make(record)
+        if changed == record:
+            return record
+        with suppress(FileChanged):
+            Folder.at(job.folder).replace(NAME, msgspec.json.encode(changed), seen)
+            return changed
+    raise StoreError(f"store: {job.folder}: others replace {NAME} all the time")
+
+
+def _load(job: JobStore) -> tuple[Record, Version | None]:
+    found = Folder.at(job.folder).load(NAME)
     try:
-        return asked, Record() if data is None else _decode(data)
+        return (Record(), None) if found is None else (_decode(found[0]), found[1])
     except msgspec.MsgspecError as error:
         raise StoreError(f"store: cannot read {job.path(NAME)}: {error}") from error
-
-
-def save(job: JobStore, record: Record) -> None:
-    """Replace the record. Raises StoreError."""
-    job.put(NAME, msgspec.json.encode(record))
 
 
 def batch_object(job_id: str, asked: Asked, record: Record, job: JobStatus) -> dict[str, Any]:
@@ -167,13 +184,14 @@ def batch_object(job_id: str, asked: Asked, record: Record, job: JobStatus) -> d
         name: getattr(record, f"{name}_at")
         for name in ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
     }
+    errors = record.ended and record.errors
     counts = (record.completed, record.failed) if record.ended else (job.ok, job.failed + job.invalid)
     return {
         "id": batch_id_of(job_id),
         "object": "batch",
         "endpoint": asked.endpoint,
         "model": job.model or None,
-        "errors": {"object": "list", "data": list(msgspec.to_builtins(record.errors))} if record.errors else None,
+        "errors": {"object": "list", "data": list(msgspec.to_builtins(record.errors))} if errors else None,
         "input_file_id": asked.input_file_id,
         "completion_window": asked.completion_window,
         "status": record.status,

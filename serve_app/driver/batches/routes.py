@@ -17,7 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from serve_app.driver.batches.files import FileStore, Order
 from serve_app.driver.batches.record import BatchRequest, ExpiresAfter
-from serve_app.driver.http.bounded import MOST_DOWNLOADS, Bounded
+from serve_app.driver.http.bounded import MOST_DOWNLOADS, MOST_UPLOADS, Bounded, Uploads, in_turns
 from serve_app.driver.http.control_app import control_app
 from serve_app.driver.http.ranges import Span, read_range
 from serve_app.errors import BadSettings
@@ -45,14 +45,14 @@ class BatchService(Protocol):
 def files_app(files: FileStore) -> FastAPI:
     """The routes under `/v1/files`."""
     app = control_app("serve_app files")
-    downloads = asyncio.Semaphore(MOST_DOWNLOADS)
+    downloads, uploads = asyncio.Semaphore(MOST_DOWNLOADS), Uploads(MOST_UPLOADS)
 
     @app.post("", include_in_schema=False)
     @app.post("/")
     async def upload(request: Request) -> Any:
         """Keep a file: a form of `file`, `purpose` and, if wanted, `expires_after`."""
         # Larger files pass through a temporary file: memory stays bounded.
-        async with request.form() as form:
+        async with uploads.form(request) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise BadSettings("send a form (multipart/form-data) with the file in this field", field="file")
@@ -98,7 +98,7 @@ def files_app(files: FileStore) -> FastAPI:
         if part is not None:
             headers["content-range"] = f"bytes {span.start}-{span.stop - 1}/{stored.bytes}"
         blocks = files.content(file_id, *span)
-        answer = StreamingResponse(blocks, 206 if part else 200, headers, "application/octet-stream")
+        answer = StreamingResponse(in_turns(blocks), 206 if part else 200, headers, "application/octet-stream")
         return Bounded(answer, downloads)
 
     @app.delete("/{file_id}")

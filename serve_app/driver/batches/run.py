@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ import msgspec
 
 from serve_app.driver.batches.files import FileStore, output_file_id
 from serve_app.driver.batches.output import BatchOutput, Lost
-from serve_app.driver.batches.record import Asked, BatchError, End, Record, batch_id_of, load, save
+from serve_app.driver.batches.record import Asked, BatchError, End, Record, batch_id_of, change, load
 from serve_app.driver.jobs.job import ACTIVE
 from serve_app.driver.jobs.registry import Jobs
 from serve_app.driver.sources.requests import RequestRows
@@ -77,18 +78,26 @@ class BatchRun:
 
     async def cancel(self) -> None:
         """Have it stop soon and keep what is done. Raises JobConflict once it is finalizing or has ended."""
+
+        def cancelling(record: Record) -> Record:
+            if record.finalizing_at is not None or record.end is not None or record.ended:
+                state = record.end or record.status
+                raise JobConflict(f"batch '{batch_id_of(self._job.job_id)}' is {state}: it cannot stop")
+            return first(record, cancelling_at=self._time())
+
         async with self._changing:
-            if self.record.finalizing_at is not None or self.record.ended:
-                raise JobConflict(f"batch '{batch_id_of(self._job.job_id)}' is {self.record.status}: it cannot stop")
-            if self.record.cancelling_at is None:
-                await self._update(cancelling_at=self._time())
+            self.record = await finish_in_thread(change, self._job, cancelling)
 
     async def _advance(self) -> None:
         running = any(run.job.job_id == self._job.job_id for run in self._jobs.running())
+        if not running:  # another driver may have it, and may have been told to stop
+            _, self.record = await asyncio.to_thread(load, self._job)
+            if self.record.ended:
+                return
         status = await self._jobs.status(self._job.job_id)
         if status.total and self.record.in_progress_at is None:
             async with self._changing:
-                await self._update(in_progress_at=self._time())
+                await self._note(in_progress_at=self._time())
         if running:
             if self.record.cancelling_at is not None or self._window_over():
                 with suppress(JobConflict):  # it ended meanwhile
@@ -102,6 +111,8 @@ class BatchRun:
 
     def _end(self, status: JobStatus) -> End | None:
         """How the batch ends, now that its job does not run here; None if it does not yet."""
+        if self.record.end is not None:  # its driver died as it wrote the files
+            return self.record.end
         if self.record.cancelling_at is not None:
             return "cancelled"
         if status.state.complete or 0 < status.total == status.done:
@@ -127,19 +138,21 @@ class BatchRun:
 
     async def _finish(self, end: End, errors: Errors = ()) -> None:
         async with self._changing:
-            if end == "completed" and self.record.finalizing_at is None:
-                await self._update(finalizing_at=self._time())
+            if end == "completed":
+                await self._note(finalizing_at=self._time())
             await finish_in_thread(self._write_end, end, errors)
 
     def _write_end(self, end: End, errors: Errors) -> None:
+        """Decide on the end, write the files that belong to it, and note both. Of two drivers the first one decides."""
         with self._job.lock():
-            _, record = load(self._job)
-            if not record.ended:  # else another driver was faster
+            record = change(self._job, partial(decided, end=end, errors=errors))
+            if not record.ended and record.end is not None:
+                end = record.end
                 with suppress(JobConflict):  # nobody is to resume it, unless it has ended
                     self._job.update(expected=ACTIVE, state=JobState.CANCELLED, message=f"the batch has {end}")
                 written = self._write_files(end) if record.in_progress_at is not None or end != "failed" else {}
-                record = msgspec.structs.replace(record, **written, **{f"{end}_at": self._time()}, errors=errors)
-                save(self._job, record)
+                ended: dict[str, Any] = {**written, f"{end}_at": self._time()}
+                record = change(self._job, partial(first, **ended))
             self.record = record
 
     def _write_files(self, end: End) -> dict[str, Any]:
@@ -188,7 +201,16 @@ class BatchRun:
     def _time(self) -> int:
         return int(self._now())
 
-    async def _update(self, **changed: int) -> None:
-        record = msgspec.structs.replace(self.record, **changed)
-        await finish_in_thread(save, self._job, record)
-        self.record = record
+    async def _note(self, **reached: Any) -> None:
+        self.record = await finish_in_thread(change, self._job, partial(first, **reached))
+
+
+def first(record: Record, **values: Any) -> Record:
+    """The record with the values whose fields were empty. One that has ended stays as it is."""
+    new = {} if record.ended else {name: value for name, value in values.items() if not getattr(record, name)}
+    return msgspec.structs.replace(record, **new)
+
+
+def decided(record: Record, end: End, errors: Errors) -> Record:
+    """The record with its end, if it has none."""
+    return record if record.end is not None else first(record, end=end, errors=errors)

@@ -18,7 +18,7 @@ from serve_app.addresses import PORTS, is_below
 from serve_app.errors import BadSettings
 from serve_app.settings import DriverSettings
 from serve_app.spec import JobSpec, Provider
-from serve_app.storage.filesystem import SCHEME
+from serve_app.storage.filesystem import SCHEME, shown
 
 # Schemes of the driver's own disk, by pyarrow and fsspec.
 LOCAL = ("file", "local")
@@ -47,14 +47,14 @@ def _check_provider(provider: Provider, settings: DriverSettings) -> None:
         address = settings.provider_keys.get(name)
         if address is None or not is_below(provider.base_url, address):
             raise BadSettings(
-                f"the key in {name} may not be sent to {provider.base_url}: the operator "
+                f"the key in {name} may not be sent to {shown(provider.base_url)}: the operator "
                 "names variables and addresses in the driver's `provider_keys`",
                 field="provider.api_key_env",
             )
     named = _is_named(provider.base_url, (*settings.provider_urls, *settings.provider_keys.values()))
     refusal = settings.provider_reach.refusal_of_url(provider.base_url)
     if settings.access.key_files and not named:
-        refusal = f"{provider.base_url} is none of the driver's `provider_urls`, where the operator names them"
+        refusal = f"{shown(provider.base_url)} is none of the driver's `provider_urls`, where the operator names them"
     if refusal:
         raise BadSettings(refusal, field="provider.base_url")
 
@@ -62,21 +62,21 @@ def _check_provider(provider: Provider, settings: DriverSettings) -> None:
 def _check_source(source: str, settings: DriverSettings) -> None:
     scheme = SCHEME.match(source)
     kind = scheme[1].lower() if scheme is not None else "file"
-    shown = source.partition("?")[0]
+    place = shown(source)
     refusal = ""
     if "::" in source:
-        refusal = f"{shown} chains file systems: give the file itself, by its path or URL, or upload it"
+        refusal = f"{place} chains file systems: give the file itself, by its path or URL, or upload it"
     elif _in_store(source, settings.store):
-        refusal = f"{shown} is in the driver's own store, whose files are no sources: upload the rows"
+        refusal = f"{place} is in the driver's own store, whose files are no sources: upload the rows"
     elif kind in LOCAL:
         if not _in_folders(source, settings.source_folders):
             refusal = (
-                f"{shown} is a file of the driver's machine: upload it, give a URL, or have the operator "
+                f"{place} is a file of the driver's machine: upload it, give a URL, or have the operator "
                 "add its folder to the driver's `source_folders`"
             )
     elif not _is_named(source, settings.source_urls):
         if settings.access.key_files or not _is_public(source, kind):
-            refusal = f"{shown} is not below any of the driver's `source_urls`, where the operator names them"
+            refusal = f"{place} is not below any of the driver's `source_urls`, where the operator names them"
         elif kind in PORTS:
             refusal = settings.source_reach.refusal_of_url(source)
     if refusal:

@@ -6,6 +6,7 @@ Knows how a population and its outcomes go together. Does not know file formats 
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -21,7 +22,8 @@ from serve_app.errors import BadSettings
 from serve_app.schema import Outcome, Row
 from serve_app.spec import JobSpec
 
-BLOCK_ROWS = 1024
+# Of a block: as many rows, or as many characters of their columns and prompts.
+BLOCK_ROWS, BLOCK_CHARACTERS = 1024, 1 << 20
 # JSON lines need not have the same columns: those of so many rows are looked at.
 COLUMNS_SEEN = 1000
 
@@ -29,8 +31,8 @@ COLUMNS_SEEN = 1000
 class JoinedResults:
     """A job's rows in the order of its data, each with its outcome, if it has one yet.
 
-    Outcomes are committed about in the order of the data; those that come before their turn wait in memory. A row
-    without an outcome has `status` null, and everything after it waits.
+    Outcomes are committed about in the order of the data; those that come before their turn wait on disk. A row without
+    an outcome has `status` null, and everything after it waits.
 
     Raises BadSettings for requests (their output file has both), and for data that cannot be read.
     """
@@ -55,10 +57,18 @@ class JoinedResults:
 
     def rows(self) -> Iterator[list[dict[str, Any]]]:
         """Blocks of rows, by column."""
-        inputs, outcomes = self._source.inputs(), self._job.outcomes()
-        waiting: dict[str, Outcome] = {}
-        while some := list(islice(inputs, BLOCK_ROWS)):
-            yield [self._row(one, _find(one.row.custom_id, waiting, outcomes)) for one in some]
+        outcomes = self._job.outcomes()
+        block: list[dict[str, Any]] = []
+        characters = 0
+        with Waiting() as waiting:
+            for one in self._source.inputs():
+                block.append(self._row(one, _find(one.row.custom_id, waiting, outcomes)))
+                characters += sum(len(cell) for cell in block[-1].values() if isinstance(cell, str))
+                if len(block) >= BLOCK_ROWS or characters >= BLOCK_CHARACTERS:
+                    yield block
+                    block, characters = [], 0
+            if block:
+                yield block
 
     def _row(self, one: Input, outcome: Outcome | None) -> dict[str, Any]:
         columns = {name: _cell(one.columns.get(name)) for name in self._inputs}
@@ -101,14 +111,47 @@ class JoinedResults:
         }
 
 
-def _find(custom_id: str, waiting: dict[str, Outcome], outcomes: Iterator[Outcome]) -> Outcome | None:
-    if (outcome := waiting.pop(custom_id, None)) is not None:
+def _find(custom_id: str, waiting: Waiting, outcomes: Iterator[Outcome]) -> Outcome | None:
+    if (outcome := waiting.pop(custom_id)) is not None:
         return outcome
     for outcome in outcomes:
         if outcome.custom_id == custom_id:
             return outcome
-        waiting[outcome.custom_id] = outcome
+        waiting.add(outcome)
     return None
+
+
+class Waiting:
+    """Outcomes by custom_id, any number of them: SQLite keeps a few MB in memory and the rest in a temporary file,
+    which goes with the connection."""
+
+    def __enter__(self) -> Waiting:
+        # Each block is made in another thread, one at a time.
+        self._rows = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._rows.execute("PRAGMA journal_mode = OFF")
+        self._rows.execute("CREATE TABLE waiting (custom_id BLOB PRIMARY KEY, outcome BLOB) WITHOUT ROWID")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows.close()
+
+    def add(self, outcome: Outcome) -> None:
+        row = (_key(outcome.custom_id), _pack(outcome))
+        self._rows.execute("INSERT OR REPLACE INTO waiting VALUES (?, ?)", row)
+
+    def pop(self, custom_id: str) -> Outcome | None:
+        """The outcome, which waits no longer."""
+        sql = "DELETE FROM waiting WHERE custom_id = ? RETURNING outcome"
+        found = self._rows.execute(sql, (_key(custom_id),)).fetchall()
+        return _unpack(found[0][0]) if found else None
+
+
+def _key(custom_id: str) -> bytes:
+    return custom_id.encode("utf-8", "surrogatepass")
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(Outcome).decode
 
 
 def _asked(row: Row) -> str | None:

@@ -16,7 +16,7 @@ import pyarrow.parquet
 from serve_app.addresses import PUBLIC, Reach
 from serve_app.driver.http.joined import JoinedResults
 from serve_app.driver.store.store import JobStore
-from serve_app.driver.store.table import SCHEMA, from_table
+from serve_app.driver.store.table import SCHEMA, from_table, pieces
 from serve_app.errors import BadSettings
 from serve_app.schema import Outcome
 
@@ -52,7 +52,7 @@ def check_format(form: str) -> None:
 
 
 def _blocks(job: JobStore, after: int) -> Iterator[list[Outcome]]:
-    return (from_table(table) for table in job.tables(after=after))
+    return (from_table(piece) for table in job.tables(after=after) for piece in pieces(table))
 
 
 def _columns(job: JobStore, form: str, after: int) -> Iterator[bytes]:
@@ -70,8 +70,9 @@ def _write(form: str, schema: pa.Schema, tables: Iterator[pa.Table]) -> Iterator
         writer = pa.parquet.ParquetWriter(target, schema)
     with writer:
         for table in tables:
-            writer.write_table(without_formulas(table) if form == "csv" else table)
-            yield sink.take()
+            for piece in pieces(table) if form == "csv" else (table,):
+                writer.write_table(without_formulas(piece) if form == "csv" else piece)
+                yield sink.take()
     yield sink.take()
 
 

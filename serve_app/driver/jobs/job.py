@@ -21,7 +21,7 @@ from serve_app.driver.jobs.plan import Plan, make_plan
 from serve_app.driver.jobs.reuse import Reuse
 from serve_app.driver.jobs.tally import Tally, total
 from serve_app.driver.sources.files import fingerprint
-from serve_app.driver.sources.source import Source, check_ids, open_source
+from serve_app.driver.sources.source import Source, check_ids, check_size, open_source
 from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore, Store
 from serve_app.driver.threads import finish_in_thread
@@ -148,6 +148,7 @@ class JobRun:
             now = fingerprint(self.spec, self._settings.source_reach)
             source = self._source()
             rows = source.count()
+            check_size(rows, self._settings.max_rows)
             check_ids(source)
             spans = cut(rows, self._settings.rows_per_runner, self._settings.max_runners if self._remote else 1)
             self.job.update(parts=[list(span) for span in spans], report={"fingerprint": now, "total": rows})

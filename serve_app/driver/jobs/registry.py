@@ -16,7 +16,8 @@ from serve_app.driver.jobs.job import ACTIVE, JobRun, MakePart, status_of
 from serve_app.driver.jobs.plan import replicas_wanted
 from serve_app.driver.jobs.turn import Turn
 from serve_app.driver.sources.files import write_rows
-from serve_app.driver.sources.source import check_ids, open_source
+from serve_app.driver.sources.generated import Generated
+from serve_app.driver.sources.source import check_ids, check_size, open_source
 from serve_app.driver.store.retries import while_store_is_away
 from serve_app.driver.store.store import JobStore, Store
 from serve_app.errors import BadSettings, JobConflict, JobNotFound, StoreError
@@ -138,6 +139,8 @@ class Jobs:
         )
         if spec.rows:  # few enough to say at once what is wrong with them
             check_ids(source)
+        if isinstance(source, Generated):
+            check_size(source.size, self.settings.max_rows)
         if upload is not None or spec.rows:
             job.update(uploading=False)
 

@@ -19,7 +19,8 @@ import pyarrow.fs as pa_fs
 from serve_app.addresses import PUBLIC, Reach
 from serve_app.errors import BadSettings, ServeAppError
 from serve_app.spec import Format, JobSpec
-from serve_app.storage.filesystem import join, reason, resolve
+from serve_app.storage.filesystem import join, reason, resolve, shown
+from serve_app.storage.reachable import check_reachable
 from serve_app.tables.lines import bounded_lines
 from serve_app.tables.table import DELIMITED, WORKBOOKS
 
@@ -37,6 +38,7 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # Before the name that an uploaded file had, in the job's folder.
 UPLOADED = "input-"
 READ_BUFFER = 1 << 20
+MOST_WORKBOOK = 256 << 20
 # Of a URL in a text: it may be signed.
 QUERY = re.compile(r"(?<=[^\s'\"?])\?[^\s'\"<>]*(?:[=&%])[^\s'\"<>]*")
 
@@ -49,7 +51,7 @@ def fingerprint(spec: JobSpec, reach: Reach = PUBLIC) -> str:
     if not spec.source or spec.source.startswith(JOB_FILE):
         return ""
     with reading(spec.source):
-        filesystem, path = resolve(spec.source, reach)
+        filesystem, path = located(spec.source, reach)
         if isinstance(filesystem, pa_fs.PyFileSystem) and isinstance(filesystem.handler, pa_fs.FSSpecHandler):
             # pyarrow has only size and time; web servers give an ETag or Last-Modified instead.
             handler: Any = filesystem.handler
@@ -85,7 +87,7 @@ class SourceFile:
 
     @classmethod
     def of(cls, spec: JobSpec, folder_url: str, reach: Reach = PUBLIC) -> SourceFile:
-        url, name = spec.source, _shown(spec.source)
+        url, name = spec.source, shown(spec.source)
         if url.startswith(JOB_FILE):
             name = url.removeprefix(JOB_FILE)
             url, name = _in_folder(folder_url, name), name.removeprefix(UPLOADED)
@@ -103,15 +105,19 @@ class SourceFile:
     @contextmanager
     def stream(self) -> Iterator[BinaryIO]:
         with reading(self.url, self.name):
-            filesystem, path = resolve(self.url, self.reach)
+            filesystem, path = located(self.url, self.reach)
             with filesystem.open_input_stream(path, compression=self.compression) as raw:
                 # Python's own reader splits lines many times faster.
                 yield io.BufferedReader(cast("io.RawIOBase", raw), READ_BUFFER)
 
     def content(self) -> bytes:
-        """All of the file, which must fit into memory."""
+        """All of a workbook, which must fit into memory. Raises BadSettings for more than MOST_WORKBOOK bytes."""
         with self.stream() as file:
-            return file.read()
+            data = file.read(MOST_WORKBOOK + 1)
+        if len(data) > MOST_WORKBOOK:
+            size = f"{self.name} is larger than the {MOST_WORKBOOK >> 20} MiB of a workbook"
+            raise BadSettings(f"{size}: save it as CSV UTF-8 or Parquet", field="source")
+        return data
 
     def check(self) -> None:
         """Raise now, as `stream` would, if the file is missing."""
@@ -124,21 +130,22 @@ class SourceFile:
             yield from bounded_lines(file)
 
 
+def located(url: str, reach: Reach) -> tuple[pa_fs.FileSystem, str]:
+    """`resolve` for a source. Raises OSError too, where no server answers."""
+    check_reachable(url)
+    return resolve(url, reach)
+
+
 def _in_folder(folder_url: str, name: str) -> str:
     if name in ("", "..") or PurePosixPath(name).name != name:
         raise BadSettings(f"'{JOB_FILE}{name}' is no file of the job's folder", field="source")
     return join(folder_url, name)
 
 
-def _shown(url: str) -> str:
-    """Without the query, which may hold a signature."""
-    return url.partition("?")[0] if "://" in url else url
-
-
 @contextmanager
 def reading(url: str, name: str = "") -> Iterator[None]:
     """Errors of reading that URL, `name` for its user, as BadSettings."""
-    shown = name or _shown(url)
+    known = name or shown(url)
     try:
         yield
     except ServeAppError as error:
@@ -147,5 +154,5 @@ def reading(url: str, name: str = "") -> Iterator[None]:
         # What happened first says most: fsspec has one error for all. It may repeat the URL, or one that it led to.
         while isinstance(error.__cause__, Exception):
             error = error.__cause__
-        said = QUERY.sub("", reason(error).replace(url, shown))
-        raise BadSettings(f"cannot read {shown}: {said}", field="source") from error
+        said = QUERY.sub("", reason(error).replace(url, known))
+        raise BadSettings(f"cannot read {known}: {said}", field="source") from error

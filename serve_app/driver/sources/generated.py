@@ -60,6 +60,12 @@ class Generated:
     def ids(self) -> Iterator[str]:
         return (row.custom_id for row in self.rows())
 
-    def count(self) -> int:
+    @property
+    def size(self) -> int | None:
+        """Number of rows, where the generator tells it without making them."""
         made = self._make(**self._arguments)
-        return len(made) if isinstance(made, Sized) else sum(1 for _ in made)
+        return len(made) if isinstance(made, Sized) else None
+
+    def count(self) -> int:
+        size = self.size
+        return sum(1 for _ in self._make(**self._arguments)) if size is None else size

@@ -11,10 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from serve_app.driver.sources.files import READ_BUFFER, SourceFile, reading
+from serve_app.driver.sources.files import READ_BUFFER, SourceFile, located, reading
 from serve_app.driver.sources.template import IDS_SEEN, Input, RowMaker
 from serve_app.schema import Row
-from serve_app.storage.filesystem import resolve
 
 # Rows decoded together: few, since a row may be a long document, which its file may hold once for all rows.
 BATCH_ROWS = 64
@@ -40,7 +39,7 @@ class ParquetRows:
     @contextmanager
     def _open(self) -> Iterator[pa_parquet.ParquetFile]:
         with reading(self._file.url, self._file.name):
-            filesystem, path = resolve(self._file.url, self._file.reach)
+            filesystem, path = located(self._file.url, self._file.reach)
             # Read pages as needed: the default keeps all row groups in memory.
             with pa_parquet.ParquetFile(
                 path, filesystem=filesystem, pre_buffer=False, buffer_size=READ_BUFFER

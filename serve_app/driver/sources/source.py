@@ -65,6 +65,15 @@ def _requests(file: SourceFile, endpoint: str) -> RequestRows:
     return RequestRows(file.lines, endpoint)
 
 
+def check_size(rows: int | None, most: int) -> None:
+    """Raise BadSettings for a population of more than `most` rows."""
+    if rows is not None and rows > most:
+        raise BadSettings(
+            f"the population has {rows:,} rows, and a job here at most {most:,} (the driver's `max_rows`): "
+            "make several jobs"
+        )
+
+
 def check_ids(source: Source) -> None:
     """Raise BadSettings naming the first custom_id that is given twice, and its rows (from 1)."""
     _, repeats = find_repeats(source.ids)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from serve_app.driver.store.idmap import KEY_BYTES, IdMap
 from serve_app.driver.store.manifest import MANIFEST, PartManifest, Segment, load_file, replace_file, rows_of
-from serve_app.driver.store.table import SCHEMA, grouped, read_outcomes, to_table
+from serve_app.driver.store.table import GROUP_BYTES, GROUP_ROWS, SCHEMA, grouped, read_outcomes, rows_within, to_table
 from serve_app.errors import FileChanged, JobConflict, StoreError, TakenOver
 from serve_app.schema import Outcome
 from serve_app.storage.filesystem import Folder, Version, store_errors
@@ -123,17 +123,16 @@ class OutcomeLog:
         """The segment's row groups, but the first `skip` rows."""
         filesystem, path = self._segments.filesystem, f"{self._segments.path}/{segment.name}"
         chosen = None if columns is None else list(columns)
-        with (
-            store_errors("read", filesystem, path),
-            filesystem.open_input_file(path) as file,
-            # pre_buffer: one request for all columns, not one for each.
-            pq.ParquetFile(file, pre_buffer=True) as parquet,
-        ):
-            for group in range(parquet.num_row_groups):
-                rows = parquet.metadata.row_group(group).num_rows
+        with store_errors("read", filesystem, path), filesystem.open_input_file(path) as file:
+            metadata = pq.read_metadata(file)
+            for group in range(metadata.num_row_groups):
+                rows = metadata.row_group(group).num_rows
                 if skip < rows:
-                    # One thread: the driver has other work, and Arrow's would each keep their buffers.
-                    table = parquet.read_row_group(group, columns=chosen, use_threads=False)
+                    # pre_buffer: one request for all columns, not one for each. A reader keeps all that it has
+                    # buffered, so each group has its own.
+                    with pq.ParquetFile(file, metadata=metadata, pre_buffer=True) as parquet:
+                        # One thread: the driver has other work, and Arrow's would each keep their buffers.
+                        table = parquet.read_row_group(group, columns=chosen, use_threads=False)
                     yield table.slice(max(0, skip))
                 skip -= rows
 
@@ -232,7 +231,8 @@ class OutcomeLog:
     def _write(self, table: pa.Table) -> Segment:
         segment = Segment(self._name(0), table.num_rows, 0)
         data = pa.BufferOutputStream()
-        pq.write_table(table, data, compression="zstd", row_group_size=table.num_rows)
+        rows = rows_within(table, GROUP_ROWS, GROUP_BYTES)
+        pq.write_table(table, data, compression="zstd", row_group_size=rows)
         self._segments.write(segment.name, data.getvalue())
         return segment
 

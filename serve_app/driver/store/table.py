@@ -11,12 +11,10 @@ import pyarrow as pa
 
 from serve_app.schema import Outcome
 
-# A reader has one row group in memory, some 10 MB of outcomes.
-GROUP_ROWS = 16_384
-# Whole responses can be large.
-GROUP_BYTES = 16 << 20
+# A reader has one row group in memory, and many may read at once. Whole responses can be large.
+GROUP_ROWS, GROUP_BYTES = 16_384, 4 << 20
 # Outcomes made from a table at once.
-BATCH_ROWS = 1024
+BATCH_ROWS, BATCH_BYTES = 1024, 1 << 20
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("custom_id", pa.string(), nullable=False),
     pa.field("content_hash", pa.string(), nullable=False),
@@ -65,8 +63,19 @@ def from_table(table: pa.Table) -> list[Outcome]:
 
 
 def read_outcomes(table: pa.Table) -> Iterator[Outcome]:
-    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
-        yield from from_table(pa.Table.from_batches([batch]))
+    for piece in pieces(table):
+        yield from from_table(piece)
+
+
+def pieces(table: pa.Table) -> Iterator[pa.Table]:
+    """The table in pieces of at most BATCH_ROWS and about BATCH_BYTES."""
+    rows = rows_within(table, BATCH_ROWS, BATCH_BYTES)
+    return (table.slice(start, rows) for start in range(0, table.num_rows, rows))
+
+
+def rows_within(table: pa.Table, most: int, most_bytes: int) -> int:
+    """How many rows have at most so many bytes, as the table's are on average; at least one, at most `most`."""
+    return max(1, min(most, most_bytes * table.num_rows // max(1, table.nbytes)))
 
 
 def grouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -6,10 +6,10 @@ exceeds its time.
 It stops the application by `http.disconnect`, and cancels only if that is ignored. vLLM 0.32 runs a handler in its own
 task, which `http.disconnect` aborts (`with_cancellation`) but Serve's cancelling does not.
 
-Back-pressure (Ray 2.60): behind HAProxy, in Serve's loop, `send` waits for the socket, and `write_timeout_s` applies.
-Serve's proxy, and a replica with a thread for user code, queue without a bound (`MessageQueue`): `send` returns at
-once, and a slow client may cost the proxy a whole answer of memory. The engine never waits, since vLLM merges unread
-tokens. A slow client holds one of `max_inflight_requests`.
+Back-pressure (Ray 2.60): behind HAProxy, in Serve's loop, `send` waits for the socket, and `write_timeout_s` applies;
+for files and results everywhere (`serving/backpressure.py`). Serve's proxy, and a replica with a thread for user code,
+queue without a bound (`MessageQueue`): `send` returns at once, and a slow client may cost the proxy a whole answer of
+memory. The engine never waits, since vLLM merges unread tokens. A slow client holds one of `max_inflight_requests`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.serving.backpressure import BACKPRESSURE
+
 INGRESS = "RAY_SERVE_ENABLE_HA_PROXY"
 # How long a replica that stops still takes requests.
 DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
@@ -24,10 +26,11 @@ BOTH = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # Each process wakes ten times a second otherwise, for numbers that are read every ten.
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
-    # One message may be a whole answer, or a file that is read faster than sent.
+    # One message may be a whole answer.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     # Ray's nice 15 would make engines wait for all else.
     "RAY_worker_niceness": "0",
+    **BACKPRESSURE,
 }
 HAPROXY = {
     INGRESS: "1",

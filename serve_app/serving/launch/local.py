@@ -130,7 +130,7 @@ def serve_environment(settings: ServeConfig, given: Mapping[str, str]) -> dict[s
             ROUTING_ENV: routing_variable({engine.app: engine.settings.routing for engine in settings.engines}),
         }
     path = f"{Path(sys.executable).parent}{os.pathsep}{given.get('PATH', '')}"
-    return {**chosen, "PATH": path}
+    return {**chosen, **_loopback(given), "PATH": path}
 
 
 def private_folder() -> Path:
@@ -147,6 +147,16 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _loopback(given: Mapping[str, str]) -> dict[str, str]:
+    """Have a cluster of this machine alone be 127.0.0.1. By the machine's own address all of Ray (GCS, raylet, workers,
+    agents, metrics) listens to everybody, and runs what it is sent. Ray has the variable for where that is its default.
+    """
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    if given.get("RAY_ADDRESS", "local") != "local":
+        return {}
+    return {name: given.get(name, "0")}
 
 
 def start_stages(log: Path) -> dict[str, float]:

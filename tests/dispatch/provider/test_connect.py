@@ -1,11 +1,13 @@
 """Where a provider may be."""
 
 import asyncio
+import gzip
 from typing import Any
 
 import pytest
 
 from serve_app.addresses import PUBLIC, Reach
+from serve_app.dispatch.provider.connect import MOST_ANSWER_BYTES
 from serve_app.dispatch.provider.pool import ProviderPool
 from serve_app.errors import BadSettings
 from serve_app.spec import Provider
@@ -57,5 +59,39 @@ async def test_another_address_of_the_host_is_tried_where_one_is_not_there(
         named = f"http://provider.example:{url.rpartition(':')[2]}"
         monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", look_up)
         async with ProviderPool(Provider(base_url=f"{named}/v1", model="m"), reach=Reach.of([named], "")) as pool:
+            (completion,) = await run(pool, chat("hello"))
+    assert completion.text == "HELLO"
+
+
+async def test_an_answer_without_an_end_is_not_kept() -> None:
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b" " * (1 << 20), "more_body": True})
+
+    with served(endless, lifespan="off") as url:
+        spec = Provider(base_url=f"{url}/v1", model="m", max_retries=0)
+        async with ProviderPool(spec, reach=reach_of(url)) as pool:
+            (completion,) = await run(pool, chat("hello"))
+    assert completion.status == "failed"
+    assert f"larger than {MOST_ANSWER_BYTES >> 20} MiB" in str(completion.error)
+
+
+async def test_a_compressed_answer_is_read() -> None:
+    app = FakeProvider()
+
+    async def compressed(scope: Any, receive: Any, send: Any) -> None:
+        async def packed(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                kept = [(name, value) for name, value in message["headers"] if name != b"content-length"]
+                message = {**message, "headers": [*kept, (b"content-encoding", b"gzip")]}
+            else:
+                message = {**message, "body": gzip.compress(message["body"])}
+            await send(message)
+
+        await app(scope, receive, packed)
+
+    with served(compressed, lifespan="off") as url:
+        async with ProviderPool(Provider(base_url=f"{url}/v1", model="m"), reach=reach_of(url)) as pool:
             (completion,) = await run(pool, chat("hello"))
     assert completion.text == "HELLO"

@@ -3,10 +3,11 @@
 import asyncio
 import io
 import json
+from collections.abc import Callable
 
 import pytest
 
-from serve_app.driver.batches.record import BatchRequest, Record, job_id_of
+from serve_app.driver.batches.record import BatchRequest, Record, change, job_id_of
 from serve_app.driver.store.store import JobStore
 from serve_app.errors import JobConflict
 from tests.driver.batches.kit import CHAT, Clock, Driver, HttpPool, MakeDriver, ask, many
@@ -60,19 +61,20 @@ async def test_the_input_of_a_batch_lasts_as_long_as_the_batch(make: MakeDriver,
 async def test_a_driver_that_dies_while_it_writes_the_files_leaves_one_of_each(
     make: MakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serve_app.driver.batches.record import save
-
     class Killed(BaseException):
         pass
 
-    def save_but_die_at_the_end(job: JobStore, record: Record) -> None:
-        if record.ended:
-            raise Killed
-        save(job, record)
+    def change_but_die_at_the_end(job: JobStore, make_record: Callable[[Record], Record]) -> Record:
+        def made(record: Record) -> Record:
+            if (changed := make_record(record)).ended:
+                raise Killed
+            return changed
+
+        return change(job, made)
 
     dead = await make(HttpPool(["a"]))
     with monkeypatch.context() as patch:
-        patch.setattr("serve_app.driver.batches.run.save", save_but_die_at_the_end)
+        patch.setattr("serve_app.driver.batches.run.change", change_but_die_at_the_end)
         batch_id = await dead.create(*many(5), b"bad")
         while len(dead.files.page(purpose="batch_output")[0]) < 2:
             await asyncio.sleep(0.01)

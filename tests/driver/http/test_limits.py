@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 
 from serve_app.driver import deployment
 from serve_app.driver.deployment import build_app
+from serve_app.driver.http.bounded import JsonBodies
 from tests.driver.kit import MakeJobs, serve, spec
 from tests.fakes import FakePool
 
@@ -61,7 +63,7 @@ async def test_a_number_of_a_callers_own_breaks_nothing(make_jobs: MakeJobs, whe
 async def test_a_json_body_has_a_bound_far_below_an_uploads(
     make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deployment, "MOST_JSON_BYTES", 100)
+    monkeypatch.setattr(deployment, "JsonBodies", partial(JsonBodies, 100))
     pool = FakePool(["a"])
     async with await serve(await make_jobs(pool), pool) as client:
         answer = await client.post("/", json={"rows": [{"prompt": "x" * 100}]})

@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 from unittest import mock
 
+import pyarrow as pa
 import pytest
 from msgspec.structs import replace
 
 from serve_app.driver.store.manifest import to_json
 from serve_app.driver.store.store import Store
-from serve_app.driver.store.table import to_table
+from serve_app.driver.store.table import GROUP_BYTES, to_table
 from serve_app.errors import JobConflict, StoreError
 from serve_app.storage.filesystem import Folder, Version
 from tests.driver.store.kit import OUTCOME, ids, some, writer
@@ -113,6 +114,20 @@ def test_a_reader_goes_on_when_its_segments_are_compacted_away(tmp_path: Path) -
     for commit in range(3, 27):
         log.append(some(commit), {})
     assert [name for table in reader for name in table["custom_id"].to_pylist()] == [str(i) for i in range(1, 27)]
+
+
+def test_a_reader_holds_one_row_group_however_large_the_segment(tmp_path: Path) -> None:
+    log = writer(tmp_path, fan_out=4)
+    rows = 0
+    for _ in range(8):  # a merged segment, and commits that are large themselves
+        text = os.urandom(5000).hex()
+        log.append([replace(row, value={"text": text + row.custom_id}) for row in some(*range(rows, rows + 1000))], {})
+        rows += 1000
+    before, most = pa.total_allocated_bytes(), 0
+    for table in log.tables():
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert table.nbytes <= GROUP_BYTES + 20_000
+    assert GROUP_BYTES < most < 4 * GROUP_BYTES
 
 
 # --- one writer ---
