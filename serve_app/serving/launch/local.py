@@ -39,6 +39,11 @@ SETTLE_S = 10.0
 class LocalServer:
     settings: ServeConfig
     process: subprocess.Popen[bytes]
+    marker: str
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run for it: Ray's, Serve's and the engines'."""
+        return marked_processes(self.marker)
 
     def wait(self) -> int:
         """Exit status of `serve run`, which should not end."""
@@ -90,7 +95,7 @@ def local_server(
         )
     try:
         _wait_until_ready(process, settings, log, on_wait, timeout_s)
-        yield LocalServer(settings, process)
+        yield LocalServer(settings, process, marker)
     finally:
         on_wait("stopping Ray and the replicas")
         stop(process, marker)

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import pickle
 from collections.abc import AsyncGenerator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,15 @@ from vllm.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils import random_uuid
 from vllm.utils.async_utils import merge_async_iterators
+from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.output_processor import RequestOutputCollector
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from serve_app.errors import PromptTooLong
 from serve_app.serving.gate.accounting import Account, current, install, prompt_length, use
-from serve_app.settings import PROBE_PRIORITY
+from serve_app.serving.gate.room import Place, Room
+from serve_app.settings import PROBE_PRIORITY, AccessSettings
 
 PROMPT = {"type": "token", "prompt_token_ids": [1, 2, 3]}
 DELTA, FINAL = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
@@ -37,6 +41,7 @@ class FakeEngine:
     def __init__(self, steps: list[Any], rest: Any = None, hold: bool = False) -> None:
         self.steps, self.rest, self.hold = steps, rest, hold
         self.aborted = 0
+        self.output_processor = SimpleNamespace(process_outputs=lambda outputs: None)
 
     async def add_request(self, request_id: str, prompt: Any, params: Any, **options: Any) -> RequestOutputCollector:
         return RequestOutputCollector(params.output_kind if params else FINAL, request_id)
@@ -115,6 +120,27 @@ async def test_requests_side_by_side_have_accounts_of_their_own() -> None:
             return account.completion_tokens
 
     assert await asyncio.gather(*(request(n) for n in range(1, 6))) == [2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize("internal_id", ["r", "0_r"])
+async def test_a_whole_answer_waits_until_the_engine_s_first_token_not_until_its_end(internal_id: str) -> None:
+    engine = installed(hold=True)
+    room = Room(AccessSettings(max_queue_s=None), lambda: 0.0)
+    place = room.enter("", 0)
+    assert isinstance(place, Place)
+    with use(Account()) as account:
+        account.place = place
+        reading = asyncio.create_task(read(engine.generate(PROMPT, SamplingParams(output_kind=FINAL), "r")))
+    await asyncio.sleep(0.01)
+    engine.output_processor.process_outputs([SimpleNamespace(request_id="another")])
+    assert room.waiting == 1
+    engine.output_processor.process_outputs([SimpleNamespace(request_id=internal_id)])
+    engine.output_processor.process_outputs([SimpleNamespace(request_id=internal_id)])
+    assert room.waiting == 0
+    reading.cancel()
+    await asyncio.wait({reading})
+    place.leave(answered=False)
+    assert room.waiting == 0
 
 
 async def test_no_client_goes_before_the_health_probe() -> None:
@@ -276,5 +302,9 @@ def test_vllm_still_has_the_names_that_the_wrapper_uses() -> None:
 
     assert names(AsyncLLM.generate) == ["prompt", "sampling_params", "request_id"]
     assert names(AsyncLLM.encode) == ["prompt", "pooling_params", "request_id"]
+    assert names(OutputProcessor.process_outputs)[0] == "engine_core_outputs"
+    assert "request_id" in EngineCoreOutput.__struct_fields__
+    asked = SimpleNamespace(request_id="r", external_req_id="e", sampling_params=SamplingParams(n=2))
+    assert ParentRequest(asked).get_child_info(0)[0] == "0_r"
     assert "await self.add_request(" in inspect.getsource(AsyncLLM.generate)
     assert "await self.add_request(" in inspect.getsource(AsyncLLM.encode)

@@ -1,0 +1,191 @@
+"""Room at one replica: how many requests, how many bytes of them, and how many seconds of work may wait.
+
+A request waits until its first token. What waits now, over the rate at which such requests were started lately, is
+how long a new one would wait. The rate counts only while many wait: then the engine is the bottleneck, and whatever it
+works at (long prompts, full batches, a population beside) is in it. Until it is known, requests are let in.
+
+When something is full, a key that holds less than its share still gets in, so one cannot keep the others out.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from serve_app.serving.gate import refusal as say
+from serve_app.serving.gate.refusal import Refusal
+from serve_app.settings import AccessSettings
+
+# As many may always wait: with fewer, one step may start all of them.
+DEEP = 8
+# What was seen counts for 1/e after this time.
+MEMORY_S = 30.0
+# Time with many waiting after which a rate is believed; a CPU's step takes about a second.
+LEAST_SEEN_S = 2.0
+# OpenAI's clients obey a Retry-After of up to a minute.
+MOST_WAIT_S = 60.0
+# Retry-After while the rate is unknown.
+UNKNOWN_WAIT_S = 1.0
+# Share of `max_inflight_requests` that one key leaves to others.
+LEFT_SHARE = 1 / 8
+
+
+class Drain:
+    """Requests that wait, and how fast they are started while many do."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.waiting = 0
+        self._clock = clock
+        self._seen_at = clock()
+        self._seen_s = self._started = 0.0
+
+    def add(self, requests: int) -> None:
+        self._pass_time()
+        self.waiting += requests
+
+    def remove(self, requests: int, *, started: bool) -> None:
+        self._pass_time()
+        if started and self.waiting >= DEEP:
+            self._started += requests
+        self.waiting -= requests
+
+    def wait_s(self) -> float | None:
+        """Of a request that comes now; None while the rate is unknown, infinite while nothing is started."""
+        self._pass_time()
+        if self._seen_s < LEAST_SEEN_S:
+            return None
+        return self.waiting * self._seen_s / self._started if self._started else math.inf
+
+    def _pass_time(self) -> None:
+        now = self._clock()
+        passed_s, self._seen_at = now - self._seen_at, now
+        kept = math.exp(-passed_s / MEMORY_S)
+        self._started *= kept
+        self._seen_s *= kept
+        if self.waiting >= DEEP:
+            self._seen_s += passed_s
+
+
+class Room:
+    """Who is in, and who waits. `caller` is a key's name, "" without keys."""
+
+    def __init__(self, settings: AccessSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._drain = Drain(clock)
+        self._inside: Counter[str] = Counter()
+        self._waiting: Counter[str] = Counter()
+        self._total = self._bytes = 0
+
+    @property
+    def waiting(self) -> int:
+        return self._drain.waiting
+
+    def enter(self, caller: str, body_bytes: int) -> Place | Refusal:
+        """A place, to be left, or why there is none. `body_bytes` is the announced size, 0 if it is not."""
+        wait_s = self._drain.wait_s()
+        refusal = self._refuse_request(caller, wait_s) or self._refuse_wait(caller, wait_s) or self._refuse(body_bytes)
+        if refusal is not None:
+            return refusal
+        self._inside[caller] += 1
+        self._total += 1
+        self.wait(caller, 1)
+        return Place(self, caller)
+
+    def _refuse_request(self, caller: str, wait_s: float | None) -> Refusal | None:
+        most = self._settings.max_inflight_requests
+        if most is None:
+            return None
+        free_to_all = most - (int(most * LEFT_SHARE) if caller else 0)
+        if self._total < most and has_room(caller, self._inside, self._total, free_to_all):
+            return None
+        return say.overloaded(most, retry_s(wait_s))
+
+    def _refuse_wait(self, caller: str, wait_s: float | None) -> Refusal | None:
+        most_s, waiting = self._settings.max_queue_s, self._drain.waiting
+        if most_s is None or wait_s is None or wait_s <= most_s or waiting < DEEP:
+            return None
+        bearable = max(DEEP, waiting * most_s / wait_s)
+        return None if has_room(caller, self._waiting, waiting, bearable) else say.queue_full(most_s, retry_s(wait_s))
+
+    def _refuse(self, body_bytes: int) -> Refusal | None:
+        """Beside others only: one body has a limit of its own."""
+        most = self._settings.max_inflight_bytes
+        if most is None or not self._bytes or self._bytes + body_bytes <= most:
+            return None
+        return say.too_many_bytes(most, retry_s(self._drain.wait_s()))
+
+    def wait(self, caller: str, requests: int) -> None:
+        self._drain.add(requests)
+        _add(self._waiting, caller, requests)
+
+    def wait_no_longer(self, caller: str, requests: int, *, started: bool) -> None:
+        self._drain.remove(requests, started=started)
+        _add(self._waiting, caller, -requests)
+
+    def take(self, size: int) -> Refusal | None:
+        """Hold so many more bytes of a body."""
+        refusal = self._refuse(size)
+        self._bytes += size
+        return refusal
+
+    def leave(self, caller: str, size: int) -> None:
+        self._bytes -= size
+        self._total -= 1
+        _add(self._inside, caller, -1)
+
+
+class Place:
+    """One HTTP request's. It waits as one request, and as more once the engine has more of it."""
+
+    def __init__(self, room: Room, caller: str) -> None:
+        self._room = room
+        self._caller = caller
+        self._waiting = 1
+        self._bytes = 0
+        self._asked = self._left = False
+
+    def asked(self, requests: int = 1) -> None:
+        """The engine got so many."""
+        more = requests if self._asked else requests - 1
+        self._asked = True
+        if not self._left:
+            self._waiting += more
+            self._room.wait(self._caller, more)
+
+    def started(self, requests: int = 1) -> None:
+        """So many have their first token."""
+        self._stop_waiting(requests, started=True)
+
+    def take(self, size: int) -> Refusal | None:
+        self._bytes += size
+        return self._room.take(size)
+
+    def leave(self, *, answered: bool) -> None:
+        """`answered` without the engine, or by it; else the client left."""
+        self._stop_waiting(self._waiting, started=answered)
+        self._left = True
+        self._room.leave(self._caller, self._bytes)
+
+    def _stop_waiting(self, requests: int, *, started: bool) -> None:
+        if requests := min(requests, self._waiting):
+            self._waiting -= requests
+            self._room.wait_no_longer(self._caller, requests, started=started)
+
+
+def has_room(caller: str, held: Counter[str], total: int, most: float) -> bool:
+    """Whether there is room for all, or, with others about, the caller holds less than its share."""
+    callers = len(held) + (caller not in held)
+    return total < most or (callers > 1 and held[caller] < most / callers)
+
+
+def retry_s(wait_s: float | None) -> float:
+    """When those ahead will have been started."""
+    return UNKNOWN_WAIT_S if wait_s is None else min(wait_s, MOST_WAIT_S)
+
+
+def _add(counts: Counter[str], caller: str, number: int) -> None:
+    counts[caller] += number
+    if not counts[caller]:
+        del counts[caller]
