@@ -304,7 +304,7 @@ def test_vllm_still_has_the_names_that_the_wrapper_uses() -> None:
     assert names(AsyncLLM.encode) == ["prompt", "pooling_params", "request_id"]
     assert names(OutputProcessor.process_outputs)[0] == "engine_core_outputs"
     assert "request_id" in EngineCoreOutput.__struct_fields__
-    asked = SimpleNamespace(request_id="r", external_req_id="e", sampling_params=SamplingParams(n=2))
+    asked = SimpleNamespace(request_id="r", external_req_id="e", params=SamplingParams(n=2))
     assert ParentRequest(asked).get_child_info(0)[0] == "0_r"
     assert "await self.add_request(" in inspect.getsource(AsyncLLM.generate)
     assert "await self.add_request(" in inspect.getsource(AsyncLLM.encode)
