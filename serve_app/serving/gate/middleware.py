@@ -108,7 +108,7 @@ class Gate:
             with use(exchange.account):
                 await exchange.run(self._app)
         finally:
-            place.leave(answered=not exchange.disconnected)
+            place.leave()
 
     def _settle(self, exchange: Exchange) -> None:
         self._charge(exchange.key, exchange.account)

@@ -139,7 +139,7 @@ async def test_a_whole_answer_waits_until_the_engine_s_first_token_not_until_its
     assert room.waiting == 0
     reading.cancel()
     await asyncio.wait({reading})
-    place.leave(answered=False)
+    place.leave()
     assert room.waiting == 0
 
 

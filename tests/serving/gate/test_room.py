@@ -25,6 +25,7 @@ class Engine:
         place = self.room.enter(caller, body_bytes)
         if isinstance(place, Refusal):
             return place
+        place.asked()
         self.queue.append((self.now, place))
         return None
 
@@ -50,7 +51,7 @@ class Engine:
             came, place = self.queue.pop(0)
             self.waits_s.append(self.now - came)
             place.started()
-            place.leave(answered=True)
+            place.leave()
 
 
 def retry_after_s(refusal: Refusal) -> float:
@@ -153,8 +154,8 @@ def test_bodies_beyond_the_bytes_are_refused_until_others_are_gone() -> None:
     unannounced = room.enter("", 0)
     assert isinstance(unannounced, Place)
     assert unannounced.take(30) is not None
-    unannounced.leave(answered=True)
-    large.leave(answered=True)
+    unannounced.leave()
+    large.leave()
     assert isinstance(room.enter("", 100), Place)
 
 
@@ -163,7 +164,7 @@ def test_a_client_that_left_is_no_work_done() -> None:
     for _ in range(DEEP + 1):
         engine.offer()
     engine.now += LEAST_SEEN_S
-    engine.queue.pop()[1].leave(answered=False)
+    engine.queue.pop()[1].leave()
     assert engine.offer() is not None
 
 
@@ -171,9 +172,41 @@ def test_a_list_waits_as_the_requests_that_the_engine_has_of_it() -> None:
     engine = Engine(1, max_queue_s=10)
     engine.offer()
     place = engine.queue[0][1]
-    place.asked(30)
+    place.asked(29)
     engine.now += LEAST_SEEN_S
     place.started(10)  # of 30 in two seconds: the other 20 take four
     assert engine.offer() is None
     place.asked(40)
     assert engine.offer() is not None
+
+
+def test_requests_that_the_engine_never_gets_say_nothing_of_it() -> None:
+    engine = Engine(2, max_queue_s=10)
+    engine.run(60, {"": 20})
+    waiting = engine.room.waiting
+    for _ in range(1000):  # answered at once: wrong ones, or those beyond a key's limit
+        place = engine.room.enter("other", 0)
+        assert isinstance(place, Place)
+        place.leave()
+    assert engine.room.waiting == waiting
+    assert engine.offer() is not None or engine.offer() is not None
+
+
+def test_what_only_tokenizes_is_not_refused_for_an_engine_that_it_does_not_use() -> None:
+    now = 0.0
+    room = Room(AccessSettings(max_queue_s=1), lambda: now)
+    places = [room.enter("", 0) for _ in range(50)]
+    now = 100.0
+    assert isinstance(room.enter("", 0), Place)
+    assert all(isinstance(place, Place) for place in places)
+
+
+def test_a_place_that_was_left_waits_for_nothing_more() -> None:
+    room = Room(AccessSettings())
+    place = room.enter("", 0)
+    assert isinstance(place, Place)
+    place.asked(3)
+    place.leave()
+    place.started()
+    place.asked()
+    assert room.waiting == 0
