@@ -56,7 +56,9 @@ class Probes:
 
 async def ray_objects(site: Site) -> int:
     """Objects that Ray's processes hold references to, by its dashboard."""
-    async with new_session() as http, http.get(f"{_dashboard(site)}/api/v0/objects?limit=10000&timeout=30") as answer:
+    url, bearer = f"{_dashboard(site)}/api/v0/objects", {"authorization": f"Bearer {site.ray_token}"}
+    async with new_session() as http, http.get(url, params={"limit": 10_000}, headers=bearer) as answer:
+        answer.raise_for_status()
         return len((await answer.json())["data"]["result"]["result"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,13 +23,16 @@ from serve_app.settings import API_KEY_ENV
 
 @dataclass(frozen=True)
 class Site:
-    """A running server and its keys by name. `temporary` is where its processes make temporary files."""
+    """A running server and its keys by name. `temporary` is where its processes make temporary files, `ray_token`
+    what its Ray asks for: made for this server, so that nobody's own is used.
+    """
 
     server: LocalServer
     base_url: str
     model: str
     keys: Mapping[str, str]
     temporary: Path
+    ray_token: str
 
     def headers(self, key: str) -> dict[str, str]:
         return {"authorization": f"Bearer {self.keys[key]}"}
@@ -47,7 +51,7 @@ def running(
     """
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
-    secrets = {name: create_key(folder / "keys.yaml", name, **fields) for name, fields in keys.items()}
+    made = {name: create_key(folder / "keys.yaml", name, **fields) for name, fields in keys.items()}
     document = yaml.safe_load(config.read_text())
     document["http_options"]["port"] = _unused_port()
     for application in document["applications"]:
@@ -56,13 +60,14 @@ def running(
         document["applications"][0]["args"]["simulated"] = dict(simulated)
         simulate(document)
     (folder / "config.yaml").write_text(yaml.safe_dump(document))
-    os.environ[API_KEY_ENV] = next(iter(secrets.values()))
-    log, env = folder / "serve.log", {"TMPDIR": str(temporary)}
+    os.environ[API_KEY_ENV] = next(iter(made.values()))
+    token = secrets.token_hex(32)
+    log, env = folder / "serve.log", {"TMPDIR": str(temporary), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     with local_server(folder / "config.yaml", log=log, on_wait=console.print, env=env) as server:
         base_url = server.settings.base_url
         bearer = {"authorization": f"Bearer {os.environ[API_KEY_ENV]}"}
         model = httpx.get(f"{base_url}/v1/models", headers=bearer).json()["data"][0]["id"]
-        yield Site(server, base_url, model, secrets, temporary)
+        yield Site(server, base_url, model, made, temporary, token)
 
 
 def _adapt(application: dict[str, Any], folder: Path) -> None:
