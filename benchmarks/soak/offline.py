@@ -87,7 +87,11 @@ class OfflineClient:
     async def batch_cancelled(self) -> None:
         batch = await self._start_batch()
         await asyncio.sleep(self._draw.uniform(0, 2))
-        await self._call("POST", f"/v1/batches/{batch['id']}/cancel")
+        try:
+            await self._call("POST", f"/v1/batches/{batch['id']}/cancel")
+        except Unexpected as error:
+            if "409" not in str(error):  # it was done before
+                raise
         while (await self._call("GET", f"/v1/batches/{batch['id']}"))["status"] not in ("completed", "cancelled"):
             await asyncio.sleep(POLL_S)
 
