@@ -27,13 +27,13 @@ FACTOR = 10.0
 CONCURRENCY = 32
 CAPACITY_S, WARM_S, AFTER_S = 30.0, 20.0, 30.0
 # Of the capacity; the floods share the rest of ten times it.
-SMALL, FLOODS = 0.2, {"flood": 0.6, "other flood": 0.4}
+SMALL, FLOODS = 0.2, {"flood": 0.6, "other_flood": 0.4}
 AFTER = 0.5
 POPULATION_ROWS = 3000
 POPULATION_AFTER_S = 20.0
 # A device of 10 requests a second; two of them, and the client, must leave the machine's cores time for refusals.
 SIMULATED = {"step_ms": 100.0, "prefill_ms_per_token": 0.0}
-KEYS: dict[str, dict[str, Any]] = {"small": {}, "flood": {}, "other flood": {}}
+KEYS: dict[str, dict[str, Any]] = {"small": {}, "flood": {}, "other_flood": {}}
 MIB = 2**20
 
 

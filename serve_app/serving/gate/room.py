@@ -23,8 +23,8 @@ from serve_app.settings import AccessSettings
 DEEP = 8
 # What was seen counts for 1/e after this time.
 MEMORY_S = 30.0
-# Time with many waiting after which a rate is believed; a CPU's step takes about a second.
-LEAST_SEEN_S = 2.0
+# Time with many waiting after which a rate is believed: meanwhile all are let in. A CPU's step takes a second at most.
+LEAST_SEEN_S = 1.0
 # OpenAI's clients obey a Retry-After of up to a minute.
 MOST_WAIT_S = 60.0
 # Retry-After while the rate is unknown.
