@@ -173,8 +173,8 @@ def test_a_list_waits_as_the_requests_that_the_engine_has_of_it() -> None:
     engine.offer()
     place = engine.queue[0][1]
     place.asked(29)
-    engine.now += LEAST_SEEN_S
-    place.started(10)  # of 30 in two seconds: the other 20 take four
+    engine.now += 2 * LEAST_SEEN_S
+    place.started(10)  # of 29 in two seconds: the others take four
     assert engine.offer() is None
     place.asked(40)
     assert engine.offer() is not None
