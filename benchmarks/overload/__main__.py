@@ -29,7 +29,8 @@ CAPACITY_S, WARM_S, AFTER_S = 30.0, 20.0, 30.0
 # Of the capacity; the floods share the rest of ten times it.
 SMALL, FLOODS = 0.2, {"flood": 0.6, "other_flood": 0.4}
 AFTER = 0.5
-POPULATION_ROWS = 3000
+# More than are done meanwhile.
+POPULATION_ROWS = 20_000
 POPULATION_AFTER_S = 20.0
 # A device of 10 requests a second; two of them, and the client, must leave the machine's cores time for refusals.
 SIMULATED = {"step_ms": 100.0, "prefill_ms_per_token": 0.0}
@@ -72,8 +73,10 @@ async def overload(site: Site, seconds: float) -> dict[str, Any]:
         capacity = figures(at_capacity, CAPACITY_S)
         console.print(f"capacity: {capacity}", markup=False)
         per_s, normal_s = capacity["accepted_per_s"], capacity["ttft_p99_ms"] / 1000
-        flooded, memory = await flood(asker, census, per_s, seconds)
-        after = await asker.open({"small": AFTER * per_s}, AFTER_S)
+        flooding, memory = await flood(asker, census, per_s, seconds)
+        # At once, while what was accepted last still waits.
+        recovering = await asker.open({"small": AFTER * per_s}, AFTER_S)
+        flooded, after = await flooding, await recovering
         beside, population = await beside_population(site, asker, census, per_s, seconds)
     flooded_figures = figures(flooded, seconds)
     return {
@@ -92,14 +95,14 @@ async def overload(site: Site, seconds: float) -> dict[str, Any]:
     }
 
 
-async def flood(asker: Asker, census: Census, per_s: float, seconds: float) -> tuple[list[Ask], float]:
-    """The answers, and by how many MiB the process grew that grew most."""
+async def flood(asker: Asker, census: Census, per_s: float, seconds: float) -> tuple[asyncio.Future[list[Ask]], float]:
+    """The answers to come, and by how many MiB the process grew that grew most."""
     rates = {"small": SMALL * per_s}
     rates |= {key: part * (FACTOR - SMALL) * per_s for key, part in FLOODS.items()}
     before = census.look(whole=False)
     with Sampler(census, 5.0) as sampler:
-        asks = await asker.open(rates, seconds)
-    return asks, max((_grew_mib(before, look) for look in sampler.looks), default=0.0)
+        asking = await asker.open(rates, seconds)
+    return asking, max((_grew_mib(before, look) for look in sampler.looks), default=0.0)
 
 
 async def beside_population(
@@ -115,8 +118,8 @@ async def beside_population(
 
     while (before := await status()).ok == 0:
         await asyncio.sleep(0.5)
-    asks, grew_mib = await flood(asker, census, per_s, seconds)
-    end = await status()
+    asking, grew_mib = await flood(asker, census, per_s, seconds)
+    end, asks = await status(), await asking
     await asyncio.sleep(POPULATION_AFTER_S)
     after = await status()
     if after.state.active:

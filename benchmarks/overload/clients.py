@@ -78,16 +78,17 @@ class Asker:
 
         return list(itertools.chain(*await asyncio.gather(*(client() for _ in range(concurrency)))))
 
-    async def open(self, rates: Mapping[str, float], seconds: float) -> list[Ask]:
-        """Each key's requests at its rate, for so long; returns when the last is answered."""
+    async def open(self, rates: Mapping[str, float], seconds: float) -> asyncio.Future[list[Ask]]:
+        """Each key's requests at its rate; returns when the last is sent, with the answers to come."""
         due = sorted((n / rate, key) for key, rate in rates.items() for n in range(int(rate * seconds)))
         started = time.perf_counter()
-        sent = []
+        sent: list[asyncio.Task[Ask]] = []
         for at_s, key in due:
             if (early_s := started + at_s - time.perf_counter()) > 0:
                 await asyncio.sleep(early_s)
             sent.append(asyncio.create_task(self._ask(key, started)))
-        return list(await asyncio.gather(*sent))
+        await asyncio.sleep(max(0.0, started + seconds - time.perf_counter()))
+        return asyncio.gather(*sent)
 
     async def _ask(self, key: str, started: float) -> Ask:
         (text,) = prompts(1, f"{self._seed}-{next(self._number)}")
