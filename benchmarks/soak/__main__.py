@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Any
 
 from benchmarks.common import console, machine, publish
 from benchmarks.soak.census import Census, Look, Sampler
-from benchmarks.soak.growth import Growth, growths
+from benchmarks.soak.growth import Growth, curves, growths
 from benchmarks.soak.offline import OfflineClient
 from benchmarks.soak.online import OnlineClient, new_session
 from benchmarks.soak.probes import Probes, log_bytes, open_jobs, ray_objects
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of traffic, the warm-up included")
     parser.add_argument("--config", type=Path, default=Path("config.yaml"))
     parser.add_argument("--simulated", action="store_true", help="simulated engines, to try the rest")
-    parser.add_argument("--folder", type=Path, default=None, help="keep logs and store there")
+    parser.add_argument("--folder", type=Path, default=None, help="keep logs, store and all samples there")
     args = parser.parse_args()
     hardware = machine()
     simulated: dict[str, Any] | None = {} if args.simulated else None
@@ -73,6 +74,8 @@ async def soak(site: Site, seconds: float) -> tuple[dict[str, Any], list[list[st
             await traffic(site, tally, seconds - warm_s)
     after, objects_after, log_after = await quiet(site, census)
     grown = growths(sampler.looks, before, after)
+    curves_file = site.temporary.parent / "curves.json"
+    curves_file.write_text(json.dumps(curves([before, *sampler.looks, after])))
     for kind, texts in tally.texts.items():
         console.print(f"{kind}: {tally.errors[kind]} errors: {texts}", markup=False)
     result = {

@@ -46,6 +46,16 @@ def growths(looks: Sequence[Look], before: Look, after: Look) -> list[Growth]:
     ]
 
 
+def curves(looks: Sequence[Look]) -> dict[str, list[tuple[int, int, int]]]:
+    """(MiB, descriptors, threads) of each process at every look, to see when it grew."""
+    found: dict[str, list[tuple[int, int, int]]] = {}
+    for look in looks:
+        for being, usage in look.processes.items():
+            seen = (usage.rss_bytes // MIB, usage.descriptors, usage.threads)
+            found.setdefault(f"{being.role} {being.pid}", []).append(seen)
+    return found
+
+
 def _growth(being: Being, looks: Sequence[Look], before: Usage, after: Usage) -> Growth:
     seen = [(look.at_s, look.processes[being].rss_bytes / MIB) for look in looks if being in look.processes]
     offset, steepness = slope([(at - seen[0][0], mib) for at, mib in seen])
