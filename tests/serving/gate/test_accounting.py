@@ -22,8 +22,7 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from serve_app.errors import PromptTooLong
 from serve_app.serving.gate.accounting import Account, current, install, prompt_length, use
-from serve_app.serving.gate.room import Place, Room
-from serve_app.settings import PROBE_PRIORITY, AccessSettings
+from serve_app.settings import PROBE_PRIORITY
 
 PROMPT = {"type": "token", "prompt_token_ids": [1, 2, 3]}
 DELTA, FINAL = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
@@ -120,27 +119,6 @@ async def test_requests_side_by_side_have_accounts_of_their_own() -> None:
             return account.completion_tokens
 
     assert await asyncio.gather(*(request(n) for n in range(1, 6))) == [2, 4, 6, 8, 10]
-
-
-@pytest.mark.parametrize("internal_id", ["r", "0_r"])
-async def test_a_whole_answer_waits_until_the_engine_s_first_token_not_until_its_end(internal_id: str) -> None:
-    engine = installed(hold=True)
-    room = Room(AccessSettings(max_queue_s=None), lambda: 0.0)
-    place = room.enter("", 0)
-    assert isinstance(place, Place)
-    with use(Account()) as account:
-        account.place = place
-        reading = asyncio.create_task(read(engine.generate(PROMPT, SamplingParams(output_kind=FINAL), "r")))
-    await asyncio.sleep(0.01)
-    engine.output_processor.process_outputs([SimpleNamespace(request_id="another")])
-    assert room.waiting == 1
-    engine.output_processor.process_outputs([SimpleNamespace(request_id=internal_id)])
-    engine.output_processor.process_outputs([SimpleNamespace(request_id=internal_id)])
-    assert room.waiting == 0
-    reading.cancel()
-    await asyncio.wait({reading})
-    place.leave()
-    assert room.waiting == 0
 
 
 async def test_no_client_goes_before_the_health_probe() -> None:
