@@ -6,7 +6,7 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast test-long chaos contract abuse journeys k8s-check audit lint serve bench docs lock clean
+.PHONY: help setup demo test test-fast test-long chaos contract abuse journeys soak overload k8s-check audit lint serve bench docs lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,12 @@ abuse: .venv/ready ## 24,000 hostile requests and files, bombs and broken HTTP, 
 
 journeys: .venv/ready ## what people do at a terminal, end to end, on simulated engines
 	@$(BIN)/python -m tests.journeys --json journeys.json
+
+soak: .venv/ready ## 20 minutes of everything that clients do, on real vLLM: errors, growth, leaks
+	@$(BIN)/python -m benchmarks.soak --config "$(CONFIG)" --json soak.json
+
+overload: .venv/ready ## ten times what the server can do, alone and beside a population
+	@$(BIN)/python -m benchmarks.overload --config "$(CONFIG)" --json overload.json
 
 k8s-check: .venv/ready ## manifests, scripts, Dockerfile and alerts, without a cluster
 	@cluster/tools.sh

@@ -140,6 +140,10 @@ class AccessSettings(Frozen):
                                           "server can see it; null: no limit")  # fmt: skip
     max_inflight_requests: int | None = Field(448, ge=1, description="open POST requests at one replica; further "
         "ones get 429. Keep it below max_ongoing_requests (512); null: no limit")  # fmt: skip
+    max_inflight_bytes: int | None = Field(2**30, ge=1, description="bytes of their bodies; further ones get 429; "
+                                           "null: no limit")  # fmt: skip
+    max_queue_s: float | None = Field(10.0, gt=0, description="seconds of work that may wait at one replica: a "
+        "POST request gets 429 if at the measured rate its first token would take longer; null: no limit")  # fmt: skip
     log_requests: bool = Field(True, description="log a JSON line for each request, by the logger serve_app.request")
     log_bodies: bool = Field(False, description="with the first 64 KiB of prompt and answer, which is private data")
 
@@ -150,6 +154,8 @@ class ControlAccessSettings(AccessSettings):
     open_paths: tuple[str, ...] = Field((), description="paths below the route prefix that may be read without a key")
     max_body_bytes: int | None = Field(16 * 2**30, ge=1, description="largest request body; null: no limit")
     max_inflight_requests: int | None = Field(None, ge=1, description="open POST requests; null: no limit")
+    max_inflight_bytes: int | None = Field(None, ge=1, description="bytes of their bodies; null: no limit")
+    max_queue_s: float | None = Field(None, gt=0, description="seconds of work that may wait; null: no limit")
 
 
 class ReplicaSettings(Frozen):

@@ -226,8 +226,13 @@ class Driver:
         await asyncio.gather(self._jobs.recover(), self._batches.recover())
 
     async def batches(self, call: str, *arguments: Any, **named: Any) -> Any:
-        """For the deployment of `/v1/batches`: calls a method of `batches.routes.BatchService`."""
-        return await getattr(self._batches, call)(*arguments, **named)
+        """For the deployment of `/v1/batches`: calls a method of `batches.routes.BatchService`. What it refuses is
+        returned: Serve logs and counts what is raised as a fault of the driver's.
+        """
+        try:
+            return await getattr(self._batches, call)(*arguments, **named)
+        except ServeAppError as error:
+            return error
 
     async def _warm_up(self) -> None:
         """Load the tokenizer before the first job asks for it."""

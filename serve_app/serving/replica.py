@@ -144,7 +144,7 @@ def build_engine(settings: ReplicaSettings, *, assigned_cpus: float, replicas: i
     if settings.simulated is not None:
         from serve_app.engine.simulated.engine import SimulatedEngine
 
-        return SimulatedEngine(settings.engine, settings.simulated, count=accounting.count)
+        return SimulatedEngine(settings.engine, settings.simulated, count=accounting.count, started=accounting.started)
     from serve_app.engine.vllm import VLLMEngine
 
     return VLLMEngine(

@@ -84,7 +84,11 @@ ERRORS = (
     ("404", "unknown path, job, file, batch or model; for a model `code` is `model_not_found`"),
     ("409", "the job exists already, or is in a state that does not allow this"),
     ("413", "the body is above `max_body_bytes`"),
-    ("429", "a limit of the key, or `max_inflight_requests`; `Retry-After` says when to try again"),
+    (
+        "429",
+        "a limit of the key, or the replica is full (`max_queue_s`, `max_inflight_requests`, `max_inflight_bytes`); "
+        "`Retry-After` says when to try again",
+    ),
     ("503", "no replica is ready, or the driver is restarting"),
     ("504", "`request_timeout_s` is over"),
 )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -98,14 +98,15 @@ class HandleBatches:
         return cast("tuple[list[dict[str, Any]], bool]", await self._call("page", after=after, limit=limit))
 
     async def _call(self, call: str, *arguments: Any, **named: Any) -> Any:
-        """Raises what the driver raised, or ServerUnavailable when it died."""
+        """Raises the error that the driver returned, or ServerUnavailable when it died."""
 
         async def remote() -> Any:
             return await self._handle.batches.remote(call, *arguments, **named)
 
         try:
-            return await outside_request(remote())
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, ServeAppError) else error from None
+            answer = await outside_request(remote())
         except (RayActorError, DeploymentUnavailableError) as error:
             raise ServerUnavailable(f"the driver does not answer: {error}") from error
+        if isinstance(answer, ServeAppError):
+            raise answer
+        return answer

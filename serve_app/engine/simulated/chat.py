@@ -65,8 +65,7 @@ async def compute(served: Served, request: ChatRequest) -> Chat:
         _choice(request, answers.random_of(packed, temperature=request.temperature, seed=request.seed, index=i), most)
         for i in range(request.n)
     ]
-    served.count([len(prompt)], sum(len(choice.found.token_ids) for choice in drawn))
-    (cached,) = await served.device.prefill([packed])
+    (cached,) = await served.prefill([packed], sum(len(choice.found.token_ids) for choice in drawn))
     return Chat(request, new_id("chatcmpl-"), int(time.time()), model, prompt, most, cached, tuple(drawn))
 
 

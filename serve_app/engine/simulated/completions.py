@@ -53,8 +53,8 @@ async def compute(served: Served, request: CompletionRequest) -> Texts:
         for i in range(request.n):
             rng = answers.random_of(pack_tokens(prompt), temperature=request.temperature, seed=request.seed, index=i)
             choices.append(Choice(prompt, answers.generate(write, rng, limits)))
-    served.count([len(prompt) for prompt in prompts], sum(len(choice.found.token_ids) for choice in choices))
-    cached = await served.device.prefill([pack_tokens(prompt) for prompt in prompts])
+    completion_tokens = sum(len(choice.found.token_ids) for choice in choices)
+    cached = await served.prefill([pack_tokens(prompt) for prompt in prompts], completion_tokens)
     total = sum(map(len, prompts))
     return Texts(request, new_id("cmpl-"), int(time.time()), model, total, sum(cached), tuple(choices))
 

@@ -78,8 +78,16 @@ class Device:
 Count = Callable[[Sequence[int], int], None]
 
 
+# Receives the number of prompts that have their first token.
+Started = Callable[[int], None]
+
+
 def count_nothing(prompts: Sequence[int], completion_tokens: int) -> None:
     """The default: no accounting."""
+
+
+def note_nothing(prompts: int) -> None:
+    """The same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +100,11 @@ class Served:
     created: int
     embedding_dimensions: int
     count: Count = count_nothing
+    started: Started = note_nothing
+
+    async def prefill(self, prompts: Sequence[bytes], completion_tokens: int) -> list[int]:
+        """Count and compute a request's prompts; the cached tokens of each. Raises as `count` and `Device.prefill`."""
+        self.count([len(prompt) // TOKEN_BYTES for prompt in prompts], completion_tokens)
+        cached = await self.device.prefill(prompts)
+        self.started(len(prompts))
+        return cached

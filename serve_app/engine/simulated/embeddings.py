@@ -33,8 +33,7 @@ async def answer(served: Served, request: EmbeddingRequest) -> dict[str, Any]:
         prompts = [encode(one) if isinstance(one, str) else one for one in given]
     for prompt in prompts:
         room(served, len(prompt), None, "input")
-    served.count([len(prompt) for prompt in prompts], 0)
-    cached = await served.device.prefill([pack_tokens(prompt) for prompt in prompts])
+    cached = await served.prefill([pack_tokens(prompt) for prompt in prompts], 0)
     size = request.dimensions or served.embedding_dimensions
     return {
         "id": new_id("embd-"),

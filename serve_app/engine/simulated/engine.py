@@ -16,7 +16,15 @@ import msgspec
 from serve_app.engine.identity import prompt_settings
 from serve_app.engine.protocol import ASGIApp
 from serve_app.engine.simulated import answers
-from serve_app.engine.simulated.device import TOKEN_BYTES, Count, Device, Served, count_nothing
+from serve_app.engine.simulated.device import (
+    TOKEN_BYTES,
+    Count,
+    Device,
+    Served,
+    Started,
+    count_nothing,
+    note_nothing,
+)
 from serve_app.engine.simulated.requests import RequestRefused, StructuredOutputs
 from serve_app.models.catalog import resolve_model
 from serve_app.schema import Chunk, Completion, EngineInfo
@@ -29,11 +37,16 @@ DEFAULT_MODEL_LEN = 8192
 class SimulatedEngine:
     """See `engine.protocol.Engine`. Of `options`, those of a vLLM engine, only names and sizes are read.
 
-    `count` receives the tokens of HTTP requests.
+    `count` receives the tokens of HTTP requests, `started` how many prompts have their first token.
     """
 
     def __init__(
-        self, options: Mapping[str, Any], settings: SimulatedSettings, *, count: Count = count_nothing
+        self,
+        options: Mapping[str, Any],
+        settings: SimulatedSettings,
+        *,
+        count: Count = count_nothing,
+        started: Started = note_nothing,
     ) -> None:
         served = options.get("served_model_name") or options.get("model") or DEFAULT_MODEL
         names = (served,) if isinstance(served, str) else tuple(map(str, served))
@@ -46,6 +59,7 @@ class SimulatedEngine:
             created=int(time.time()),
             embedding_dimensions=settings.embedding_dimensions,
             count=count,
+            started=started,
         )
         self._app: ASGIApp | None = None
 

@@ -21,6 +21,7 @@ from weakref import WeakSet
 
 from serve_app.errors import PromptTooLong
 from serve_app.serving.gate.refusal import Refusal, prompt_too_long
+from serve_app.serving.gate.room import Place
 from serve_app.settings import PROBE_PRIORITY
 
 # vLLM's request id suffix per beam and step (entrypoints/…/beam_search/online.py).
@@ -28,12 +29,13 @@ BEAM = re.compile(r"-[^-]+-beam-[0-9]+$")
 
 
 class Account:
-    """One HTTP request's tokens. `refused`: a prompt exceeded `max_prompt_tokens`."""
+    """One HTTP request's tokens, and its place in the room. `refused`: a prompt exceeded `max_prompt_tokens`."""
 
     def __init__(self, max_prompt_tokens: int | None = None) -> None:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.refused: Refusal | None = None
+        self.place: Place | None = None
         self._max_prompt_tokens = max_prompt_tokens
         self._open: WeakSet[AsyncGenerator[Any, None]] = WeakSet()
         self._working = 0
@@ -120,6 +122,14 @@ def count(prompts: Sequence[int], completion_tokens: int) -> None:
         for tokens in prompts:
             account.check_prompt(tokens)
         account.add(sum(prompts), completion_tokens)
+        if account.place is not None:
+            account.place.asked(len(prompts))
+
+
+def started(prompts: int) -> None:
+    """For the same engine: so many prompts have their first token."""
+    if (account := _account.get()) is not None and account.place is not None:
+        account.place.started(prompts)
 
 
 class _Tally:
@@ -128,9 +138,29 @@ class _Tally:
         self._account = account
         self._deltas = deltas
         self._begun = prompt_counted
+        self._among: dict[str, _Tally] = {}
+        self._request_id = ""
         self._counts: dict[int, int] = {}
 
+    def wait_among(self, waiting: dict[str, _Tally], request_id: str) -> None:
+        if self._account.place is not None:
+            self._account.place.asked()
+            waiting[request_id] = self
+            self._among, self._request_id = waiting, request_id
+
+    def started(self) -> None:
+        if self._stop_waiting() and self._account.place is not None:
+            self._account.place.started()
+
+    def _stop_waiting(self) -> bool:
+        return self._among.pop(self._request_id, None) is not None
+
+    def end(self) -> None:
+        self._stop_waiting()
+        self._add_rest()
+
     def add(self, output: Any) -> None:
+        self.started()
         if not self._begun:
             self._begun = True
             self._account.prompt_tokens += len(output.prompt_token_ids or ())
@@ -141,7 +171,7 @@ class _Tally:
             self._counts[part.index] = before + count if self._deltas else count
             self._account.completion_tokens += self._counts[part.index] - before
 
-    def add_rest(self) -> None:
+    def _add_rest(self) -> None:
         """Count unread tokens, which an aborted request leaves in its collector."""
         with suppress(Exception):  # or the engine's error
             if self.collector is not None and (output := self.collector.get_nowait()) is not None:
@@ -154,17 +184,35 @@ _tally: ContextVar[_Tally | None] = ContextVar("serve_app_tally", default=None)
 def install(engine: Any) -> None:
     """Make an engine (vLLM's AsyncLLM) count for its callers' accounts."""
     add_request = engine.add_request
+    waiting = watch_starts(engine.output_processor)
 
     async def noting_collector(*args: Any, **options: Any) -> Any:
         collector = await add_request(*args, **options)
         tally = _tally.get()
         if tally is not None and tally.collector is None:
             tally.collector = collector
+            tally.wait_among(waiting, collector.request_id)
         return collector
 
     engine.add_request = noting_collector
     engine.generate = counting(engine.generate)
     engine.encode = counting(engine.encode)
+
+
+def watch_starts(processor: Any) -> dict[str, _Tally]:
+    """Waiting tallies by request id, to be told of their first token: whole answers have an output only at the end."""
+    waiting: dict[str, _Tally] = {}
+    process = processor.process_outputs
+
+    def noting_starts(outputs: Any, *args: Any, **options: Any) -> Any:
+        for output in outputs if waiting else ():
+            # vLLM calls the first of several choices 0_<id>.
+            if (tally := waiting.get(output.request_id.removeprefix("0_"))) is not None:
+                tally.started()
+        return process(outputs, *args, **options)
+
+    processor.process_outputs = noting_starts
+    return waiting
 
 
 def counting(method: Any) -> Any:
@@ -196,7 +244,7 @@ async def _count(outputs: AsyncGenerator[Any, None], tally: _Tally, account: Acc
                     tally.add(output)
                     yield output
         finally:
-            tally.add_rest()
+            tally.end()
 
 
 def prompt_length(prompt: Any) -> int:

@@ -166,6 +166,9 @@ class Exchange:
         if most is not None and self._body_bytes > most:
             self.stop(body_too_large(most))
             return DISCONNECT
+        if self.account.place is not None and (refusal := self.account.place.take(len(body))) is not None:
+            self.stop(refusal)
+            return DISCONNECT
         if self.bodies is not None:
             self._keep(0, body)
         return message

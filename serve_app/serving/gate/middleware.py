@@ -30,6 +30,7 @@ from serve_app.serving.gate.limits import Standing
 from serve_app.serving.gate.refusal import Refusal
 from serve_app.serving.gate.request_log import RequestLog
 from serve_app.serving.gate.request_metrics import RequestMetrics
+from serve_app.serving.gate.room import Room
 from serve_app.serving.gate.shared_limits import RayCounters, SharedLimits
 from serve_app.settings import AccessSettings
 
@@ -38,8 +39,6 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = b"x-request-id"
 MAX_REQUEST_ID = 128
 _request_id = re.compile(rb"[!-~]{1,%d}" % MAX_REQUEST_ID).fullmatch
-# Retry-After while all places are taken.
-OVERLOADED_WAIT_S = 1.0
 # RFC 6455's policy violation.
 WEBSOCKET_REFUSED = 1008
 
@@ -65,7 +64,7 @@ class Gate:
         self._limits = limits or SharedLimits(RayCounters())
         self._echo_request_id = echo_request_id
         self._open_paths = frozenset(settings.open_paths)
-        self._inflight = 0
+        self._room = Room(settings)
         self._log = RequestLog() if settings.log_requests else None
         self._metrics = RequestMetrics(scope, app)
         if self._keys is None:
@@ -98,10 +97,10 @@ class Gate:
             exchange.account.when_idle(partial(self._settle, exchange))
 
     async def _run_limited(self, exchange: Exchange) -> None:
-        most = self._settings.max_inflight_requests
-        if most is not None and self._inflight >= most:
-            return await exchange.refuse(say.overloaded(most, OVERLOADED_WAIT_S))
-        self._inflight += 1
+        place = self._room.enter(exchange.key.name if exchange.key else "", announced_bytes(exchange.headers))
+        if isinstance(place, Refusal):
+            return await exchange.refuse(place)
+        exchange.account.place = place
         try:
             refusal = await self._count_request(exchange)
             if refusal is not None:
@@ -109,7 +108,7 @@ class Gate:
             with use(exchange.account):
                 await exchange.run(self._app)
         finally:
-            self._inflight -= 1
+            place.leave()
 
     def _settle(self, exchange: Exchange) -> None:
         self._charge(exchange.key, exchange.account)
@@ -177,8 +176,7 @@ class Gate:
     def _check_size(self, exchange: Exchange) -> Refusal | None:
         """The announced size; the real one is counted too."""
         most = self._settings.max_body_bytes
-        announced = exchange.headers.get(b"content-length", b"")
-        return say.body_too_large(most) if most is not None and announced.isdigit() and int(announced) > most else None
+        return say.body_too_large(most) if most is not None and announced_bytes(exchange.headers) > most else None
 
     async def _count_request(self, exchange: Exchange) -> Refusal | None:
         key = exchange.key
@@ -211,6 +209,12 @@ def is_preflight(scope: Any) -> bool:
     return scope["method"] == "OPTIONS" and any(
         name == b"access-control-request-method" for name, _ in scope["headers"]
     )
+
+
+def announced_bytes(headers: dict[bytes, bytes]) -> int:
+    """The body's size; 0 if it is not told."""
+    length = headers.get(b"content-length", b"")
+    return int(length) if length.isdigit() else 0
 
 
 def read_key(headers: dict[bytes, bytes]) -> str:

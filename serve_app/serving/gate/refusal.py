@@ -6,6 +6,7 @@ word, never client text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from serve_app.openai.errors import ErrorAnswer, retry_after
@@ -108,11 +109,22 @@ def too_many_requests(name: str, kind: str, limit: int, wait_s: float) -> Refusa
 
 
 def overloaded(most: int, wait_s: float) -> Refusal:
-    message = f"This replica is answering {most} requests already (max_inflight_requests). Please try again shortly."
+    return _full("overloaded", f"is answering {most} requests already (max_inflight_requests)", wait_s)
+
+
+def too_many_bytes(most: int, wait_s: float) -> Refusal:
+    return _full("bytes", f"holds requests of {most} bytes already (max_inflight_bytes)", wait_s)
+
+
+def queue_full(most_s: float, wait_s: float) -> Refusal:
+    return _full("queue", f"has more than {most_s:g} s of work waiting already (max_queue_s)", wait_s)
+
+
+def _full(reason: str, problem: str, wait_s: float) -> Refusal:
     return Refusal(
         status=429,
-        reason="overloaded",
-        message=message,
+        reason=reason,
+        message=f"This replica {problem}. Please try again in {math.ceil(wait_s)} s.",
         type="server_error",
         code="overloaded",
         headers=(retry_after(wait_s),),

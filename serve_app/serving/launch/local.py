@@ -51,6 +51,10 @@ class LocalServer:
     process: subprocess.Popen[bytes]
     marker: str
 
+    def processes(self) -> list[psutil.Process]:
+        """All that run for it: Ray's, Serve's and the engines'."""
+        return marked_processes(self.marker)
+
     def wait(self) -> int:
         """Exit status of `serve run`, which should not end."""
         return self.process.wait()

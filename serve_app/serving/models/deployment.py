@@ -30,8 +30,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.errors import EngineFailed, ServerUnavailable
 from serve_app.openai.errors import ErrorAnswer, unavailable
-from serve_app.serving.gate.middleware import Gate
-from serve_app.serving.gate.refusal import body_too_large
+from serve_app.serving.gate.middleware import Gate, announced_bytes
+from serve_app.serving.gate.refusal import Refusal, body_too_large
+from serve_app.serving.gate.room import Place, Room
 from serve_app.serving.models.directory import (
     LIST_TIMEOUT_S,
     Card,
@@ -108,13 +109,15 @@ class Models:
         return build_app(self._settings, {name: HandleServed(name) for name in names})
 
 
-async def read_body(request: Request, most_bytes: int | None) -> bytes | None:
-    """The body, None if too large. Raises ClientDisconnect."""
+async def read_body(request: Request, most_bytes: int | None, place: Place) -> bytes | Refusal:
+    """The body, unless it is too large, by itself or beside others. Raises ClientDisconnect."""
     body = bytearray()
     async for part in request.stream():
         body += part
         if most_bytes is not None and len(body) > most_bytes:
-            return None
+            return body_too_large(most_bytes)
+        if (refusal := place.take(len(part))) is not None:
+            return refusal
     return bytes(body)
 
 
@@ -130,18 +133,30 @@ class Relay:
         self._own = own
         self._default = settings.applications[0].name
         self._max_body_bytes = settings.access.max_body_bytes
+        # Of requests that are handed on, only the bytes are bounded here: their replica knows the rest.
+        handed_on = {"max_inflight_requests": None, "max_queue_s": None}
+        self._room = Room(settings.access.model_copy(update=handed_on))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1003, "reason": "use the model's own route prefix"})
         if self._own.refuses(scope):  # before reading or starting a replica
             return await self._own(scope, receive, send)
+        place = self._room.enter("", announced_bytes(dict(scope["headers"])))
+        if isinstance(place, Refusal):
+            return await place.response()(scope, receive, send)
         try:
-            body = await read_body(Request(scope, receive), self._max_body_bytes)
+            await self._hand_on(place, scope, receive, send)
+        finally:
+            place.leave()
+
+    async def _hand_on(self, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(Request(scope, receive), self._max_body_bytes, place)
         except ClientDisconnect:
             return None
-        if body is None:
-            return await body_too_large(self._max_body_bytes or 0).response()(scope, receive, send)
+        if isinstance(body, Refusal):
+            return await body.response()(scope, receive, send)
         wanted = await read_request(scope, body)
         name: str | None = self._default
         if isinstance(wanted.model, str) and wanted.model:

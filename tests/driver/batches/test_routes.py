@@ -1,6 +1,8 @@
 """Batches over HTTP and by handle."""
 
 import json
+import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -75,25 +77,34 @@ async def test_an_ordinary_job_with_a_batchs_name_is_no_batch(make: MakeDriver, 
     await driver.batches.recover()
 
 
-async def test_calls_by_handle_raise_what_the_driver_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.exceptions import ActorDiedError, RayTaskError
+async def test_calls_by_handle_raise_what_the_driver_returned_and_it_raised_nothing() -> None:
+    from ray.exceptions import ActorDiedError
 
     from serve_app.driver.batches.deployment import HandleBatches
+    from serve_app.driver.deployment import Driver as Deployed
     from serve_app.errors import ServerUnavailable
 
-    class Method:
-        def __init__(self, error: Exception) -> None:
-            self.error = error
-
-        async def remote(self, call: str, *arguments: Any, **named: Any) -> Any:
-            raise self.error
+    class Refusing:
+        async def retrieve(self, batch_id: str) -> Any:
+            raise BadSettings(f"{batch_id}: wrong", field="input_file_id")
 
     class Handle:
-        def __init__(self, error: Exception) -> None:
-            self.batches = Method(error)
+        """A driver's, or that of a dead one."""
 
-    raised = RayTaskError("batches", "a traceback", BadSettings("input_file_id: wrong"), "p", 1, "ip")
-    with pytest.raises(BadSettings, match="^input_file_id: wrong$"):
-        await HandleBatches(Handle(raised.as_instanceof_cause())).retrieve("batch_1")
+        def __init__(self, error: Exception | None = None) -> None:
+            self.error = error
+            self.batches = self
+
+        async def remote(self, call: str, *arguments: Any, **named: Any) -> Any:
+            if self.error is not None:
+                raise self.error
+            driver = SimpleNamespace(_batches=Refusing())
+            method = Deployed.func_or_class.batches  # type: ignore[attr-defined]  # Serve's decorator is untyped
+            answer = await method(driver, call, *arguments, **named)
+            return pickle.loads(pickle.dumps(answer))
+
+    with pytest.raises(BadSettings, match="batch_1: wrong$") as info:
+        await HandleBatches(Handle()).retrieve("batch_1")
+    assert info.value.field == "input_file_id"
     with pytest.raises(ServerUnavailable, match="the driver does not answer"):
         await HandleBatches(Handle(ActorDiedError())).page()

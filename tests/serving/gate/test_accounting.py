@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import pickle
 from collections.abc import AsyncGenerator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from vllm.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils import random_uuid
 from vllm.utils.async_utils import merge_async_iterators
+from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.output_processor import RequestOutputCollector
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from serve_app.errors import PromptTooLong
 from serve_app.serving.gate.accounting import Account, current, install, prompt_length, use
@@ -37,6 +40,7 @@ class FakeEngine:
     def __init__(self, steps: list[Any], rest: Any = None, hold: bool = False) -> None:
         self.steps, self.rest, self.hold = steps, rest, hold
         self.aborted = 0
+        self.output_processor = SimpleNamespace(process_outputs=lambda outputs: None)
 
     async def add_request(self, request_id: str, prompt: Any, params: Any, **options: Any) -> RequestOutputCollector:
         return RequestOutputCollector(params.output_kind if params else FINAL, request_id)
@@ -276,5 +280,9 @@ def test_vllm_still_has_the_names_that_the_wrapper_uses() -> None:
 
     assert names(AsyncLLM.generate) == ["prompt", "sampling_params", "request_id"]
     assert names(AsyncLLM.encode) == ["prompt", "pooling_params", "request_id"]
+    assert names(OutputProcessor.process_outputs)[0] == "engine_core_outputs"
+    assert "request_id" in EngineCoreOutput.__struct_fields__
+    asked = SimpleNamespace(request_id="r", external_req_id="e", params=SamplingParams(n=2))
+    assert ParentRequest(asked).get_child_info(0)[0] == "0_r"
     assert "await self.add_request(" in inspect.getsource(AsyncLLM.generate)
     assert "await self.add_request(" in inspect.getsource(AsyncLLM.encode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -44,6 +45,23 @@ async def test_the_account_has_what_the_usage_says(path: str, body: dict[str, An
     async with asking(replica(noting)) as http:
         usage = (await http.post(path, json=body)).json()["usage"]
     assert counted == [(usage["prompt_tokens"], usage["completion_tokens"])]
+
+
+async def test_what_its_device_has_not_begun_waits_and_more_than_seconds_of_it_get_429() -> None:
+    settings = SimulatedSettings(step_ms=50, prefill_ms_per_token=0)  # 20 a second
+    engine = SimulatedEngine({}, settings, count=accounting.count, started=accounting.started)
+    gate = Gate(engine.app(), AccessSettings(max_queue_s=1), "inference")
+    body = {"messages": HELLO, "max_tokens": 1}
+    async with asking(gate) as http:
+        # First a burst, in which the rate is learnt; then as many again.
+        burst = await asyncio.gather(*(http.post("/v1/chat/completions", json=body) for _ in range(60)))
+        again = await asyncio.gather(*(http.post("/v1/chat/completions", json=body) for _ in range(60)))
+    assert {answer.status_code for answer in burst} == {200}
+    taken = [answer.status_code for answer in again].count(200)
+    assert 15 <= taken <= 25
+    refused = next(answer for answer in again if answer.status_code == 429)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "1 s of work waiting" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -127,6 +127,29 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_read_to_its_end(
     assert cluster.a.asked == []
 
 
+async def test_bodies_are_held_up_to_their_bytes_together(cluster: Cluster) -> None:
+    cluster.configure(max_inflight_bytes=100_000)
+    read, go_on = asyncio.Event(), asyncio.Event()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield json.dumps({"model": "large", "text": "x" * 60_000}).encode()
+        read.set()
+        await go_on.wait()
+
+    large = json.dumps({"model": "large", "text": "y" * 50_000}).encode()
+    async with cluster.client() as client:
+        first = asyncio.create_task(client.post("/v1/x", content=parts()))
+        await read.wait()
+        refused = await client.post("/v1/x", content=large)
+        small = await client.post("/v1/x", content=b'{"model": "large"}')
+        go_on.set()
+        assert (await first).is_success
+        assert (await client.post("/v1/x", content=large)).is_success
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert "max_inflight_bytes" in refused.json()["error"]["message"]
+    assert small.is_success
+
+
 async def test_an_answer_streams(cluster: Cluster) -> None:
     async with cluster.served() as client, client.stream("POST", "/v1/stream", json={"model": "large"}) as answer:
         lines = answer.aiter_lines()
