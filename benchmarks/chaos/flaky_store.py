@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ class FlakyStore:
     def __enter__(self) -> FlakyStore:
         from moto.server import ThreadedMotoServer
 
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs each request
         self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         self._server.start()
         _, self._port = self._server.get_host_and_port()
