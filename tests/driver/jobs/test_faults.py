@@ -186,6 +186,20 @@ async def test_an_upload_that_ended_with_its_driver_ends_its_job(
     assert (status.state, status.message) == ("failed", "source: its upload was cut short: submit it again")
 
 
+async def test_an_upload_goes_on_where_the_clock_was_set_to_another_day(
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(turn_module, "TAKE_OVER_S", 0.01)
+    jobs = await make_jobs(FakePool(["a"]))
+    asked = JobSpec(source="job:input-rows.jsonl").model_dump(mode="json")
+    job = Store(str(tmp_path / "runs")).create("up", asked, uploading=True)
+    manifest = Path(f"{tmp_path}/runs/up/manifest.json")
+    manifest.write_bytes(manifest.read_bytes().replace(job.created_at()[:4].encode(), b"2001"))
+    await jobs.recover()
+    await asyncio.sleep(0.1)
+    assert (await jobs.status("up")).message == "its rows are still being uploaded"
+
+
 async def test_jobs_that_another_driver_holds_use_up_no_turns(
     make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
