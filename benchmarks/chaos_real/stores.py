@@ -60,10 +60,9 @@ class Stores:
             process.rlimit(resource.RLIMIT_FSIZE, (0, most))
             return lambda: _lift(process, most)
         ballast = self._folder / "ballast"
-        with open(ballast, "wb") as file, suppress(OSError):
+        with open(ballast, "wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(2**20))
-                file.flush()
         return ballast.unlink
 
     def forbid_writes(self) -> Undo:

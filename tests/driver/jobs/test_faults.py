@@ -186,6 +186,10 @@ async def test_an_upload_that_ended_with_its_driver_ends_its_job(
     assert (status.state, status.message) == ("failed", "source: its upload was cut short: submit it again")
 
 
+def backdate(manifest: Path, created_at: str) -> None:
+    manifest.write_bytes(manifest.read_bytes().replace(created_at.encode(), b"2001" + created_at[4:].encode()))
+
+
 async def test_an_upload_goes_on_where_the_clock_was_set_to_another_day(
     make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -193,8 +197,7 @@ async def test_an_upload_goes_on_where_the_clock_was_set_to_another_day(
     jobs = await make_jobs(FakePool(["a"]))
     asked = JobSpec(source="job:input-rows.jsonl").model_dump(mode="json")
     job = Store(str(tmp_path / "runs")).create("up", asked, uploading=True)
-    manifest = Path(f"{tmp_path}/runs/up/manifest.json")
-    manifest.write_bytes(manifest.read_bytes().replace(job.created_at()[:4].encode(), b"2001"))
+    backdate(Path(f"{tmp_path}/runs/up/manifest.json"), job.created_at())
     await jobs.recover()
     await asyncio.sleep(0.1)
     assert (await jobs.status("up")).message == "its rows are still being uploaded"

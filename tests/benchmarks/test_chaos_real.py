@@ -1,0 +1,130 @@
+"""The faults of the benchmark happen, and end: a store that refuses, a store that is slow, a clock that is set."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pyarrow.fs
+import pytest
+
+from benchmarks.chaos_real.processes import Processes
+from benchmarks.chaos_real.records import STOP, good, read, summary
+from benchmarks.chaos_real.run import Commits, Record
+from benchmarks.chaos_real.stores import DELAY_S, LOCAL, REMOTE, Stores
+from benchmarks.chaos_real.wall_clock import WallClock
+
+CHILD = "import sys, time\nfor line in sys.stdin: print(time.time(), time.monotonic(), flush=True)"
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Stores]:
+    with Stores(tmp_path) as stores:
+        yield stores
+
+
+def writes(folder: Path) -> bool:
+    try:
+        (folder / "row").write_bytes(b"row")
+    except OSError:
+        return False
+    return True
+
+
+def test_a_full_store_takes_no_byte_until_it_has_room_again(stores: Stores) -> None:
+    folder = Path(stores.url(LOCAL))
+    assert writes(folder)
+    undo = stores.fill(psutil.Process().pid)
+    assert not writes(folder)
+    undo()
+    assert writes(folder)
+
+
+def test_a_read_only_store_can_be_read_and_not_written(stores: Stores) -> None:
+    folder = Path(stores.url(LOCAL))
+    assert writes(folder)
+    try:
+        undo = stores.forbid_writes()
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    assert not writes(folder)
+    assert (folder / "row").read_bytes() == b"row"
+    undo()
+    assert writes(folder)
+
+
+def test_a_slow_store_is_slow_for_those_who_go_through_the_relay(stores: Stores) -> None:
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(stores.url(REMOTE))
+    direct, _ = stores.open(REMOTE, "job")
+    undo = stores.delay()
+    for one, slow in ((filesystem, True), (direct, False)):
+        began = time.monotonic()
+        with one.open_output_stream(f"{path}/row") as file:
+            file.write(b"row")
+        assert (time.monotonic() - began >= DELAY_S) == slow
+    undo()
+
+
+@pytest.mark.skipif(find_spec("libfaketime") is None, reason="make chaos-real installs libfaketime")
+def test_the_wall_clock_of_a_running_process_is_set_and_the_steady_clock_is_not(tmp_path: Path) -> None:
+    clock = WallClock(tmp_path)
+    child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             env=clock.environment)  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+
+    def clocks() -> tuple[float, float]:
+        """How far the child's clocks are from ours."""
+        print(file=child.stdin, flush=True)
+        wall, steady = map(float, child.stdout.readline().split())  # type: ignore[union-attr]
+        return wall - time.time(), steady - time.monotonic()
+
+    for seconds in (3600.0, -7200.0):
+        before, _ = clocks()
+        undo = clock.step(seconds)
+        deadline = time.monotonic() + 5
+        while abs(clocks()[0] - before - seconds) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert abs(clocks()[1]) < 1
+    undo()
+    child.communicate()
+
+
+def test_a_process_whose_parent_ended_is_an_orphan(tmp_path: Path) -> None:
+    marker = tmp_path.name
+    script = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    processes = Processes(marker)
+    subprocess.run([sys.executable, "-c", script], env={"SERVE_APP_RUN": marker}, check=True)
+    (left,) = processes.orphans()
+    (process,) = processes.all()
+    assert left.startswith(f"{process.pid} ")
+    process.kill()
+    process.wait()
+    assert processes.orphans() == []
+
+
+def test_recovery_is_the_time_to_the_next_commit_and_a_stall_the_longest_between_two() -> None:
+    commits = Commits(None, "job")
+    commits.seen = [(10.0, 5), (19.0, 6), (21.0, 7), (30.0, 8), (31.0, 9)]
+    assert commits.recovery_s(20.0) == 1.0
+    assert commits.stall_s(20.0) == 9.0
+    assert commits.recovery_s(40.0) is None
+
+
+def test_parts_are_summed_and_any_row_lost_or_process_left_is_no_success(tmp_path: Path) -> None:
+    runs = [Record("a", ended=True, rows=9, recovery_s=2.0, online_errors={"503": 2}), Record(STOP, ended=True)]
+    path = tmp_path / "parts.json"
+    path.write_text(json.dumps(summary(runs, simulated=True)))
+    both = [*read(path, simulated=True), Record("b", ended=True, rows=9, recovery_s=3.0, online_errors={"503": 1})]
+    result = summary(both, simulated=True)
+    assert (result["faults"], result["runs"], result["recovery_s_max"], result["online_errors"]) == (2, 2, 3.0, 3)
+    assert good(result)
+    for bad in ({"lost": 1}, {"duplicated": 1}, {"defaulted": 1}, {"orphans": ["1 x"]}, {"ended": False}):
+        assert not good(summary([*both, Record("c", **{"ended": True, **bad})], simulated=True))
+    with pytest.raises(SystemExit, match="simulated engines"):
+        read(path, simulated=False)
