@@ -27,9 +27,9 @@ def stores(tmp_path: Path) -> Iterator[Stores]:
         yield stores
 
 
-def writes(folder: Path) -> bool:
+def writes(folder: Path, name: str) -> bool:
     try:
-        (folder / "row").write_bytes(b"row")
+        (folder / name).write_bytes(b"row")
     except OSError:
         return False
     return True
@@ -37,24 +37,24 @@ def writes(folder: Path) -> bool:
 
 def test_a_full_store_takes_no_byte_until_it_has_room_again(stores: Stores) -> None:
     folder = Path(stores.url(LOCAL))
-    assert writes(folder)
+    assert writes(folder, "a")
     undo = stores.fill(psutil.Process().pid)
-    assert not writes(folder)
+    assert not writes(folder, "b")
     undo()
-    assert writes(folder)
+    assert writes(folder, "c")
 
 
 def test_a_read_only_store_can_be_read_and_not_written(stores: Stores) -> None:
     folder = Path(stores.url(LOCAL))
-    assert writes(folder)
+    assert writes(folder, "d")
     try:
         undo = stores.forbid_writes()
     except NotImplementedError as error:
         pytest.skip(str(error))
-    assert not writes(folder)
-    assert (folder / "row").read_bytes() == b"row"
+    assert not writes(folder, "e")
+    assert (folder / "d").read_bytes() == b"row"
     undo()
-    assert writes(folder)
+    assert writes(folder, "f")
 
 
 def test_a_slow_store_is_slow_for_those_who_go_through_the_relay(stores: Stores) -> None:
