@@ -124,7 +124,7 @@ class Campaign:
                     store = fault.store
                     console.print(f"deploying on the {store} store")
                     stack.deploy(stores.url(store))
-                    console.print(f"replicas at work after {stack.wait_until_whole():.0f} s")
+                    stack.wait_until_whole()
                 if online is None:
                     population = undisturbed(stack, place, population, store)
                     online = entered.enter_context(Online(stack.base_url, model))

@@ -118,6 +118,18 @@ def _replace_node(place: Place, raylet: int) -> Undo:
     return lambda: place.stack.replace_node(raylet)
 
 
+def _continue_node(place: Place, raylet: int) -> Undo:
+    """A raylet that was taken for dead ends itself when it goes on, and its pod is replaced."""
+
+    def undo() -> None:
+        os.kill(raylet, signal.SIGCONT)
+        with suppress(psutil.TimeoutExpired):
+            psutil.Process(raylet).wait(PROBE_S / 3)
+            place.stack.replace_node(raylet)
+
+    return undo
+
+
 def _restart_gcs(place: Place, pid: int) -> Undo:
     return place.stack.restart_gcs
 
@@ -136,10 +148,13 @@ def _of_processes() -> Iterator[tuple[str, Fault]]:
     # Nobody watches whether a controller hangs.
     yield "controller.kill", Fault(_send(signal.SIGKILL, _controller, _leave))
     yield "controller.pause", Fault(_send(signal.SIGSTOP, _controller, _continue), PAUSE_S)
-    for name, target, undo in (("raylet", _raylet, _replace_node), ("gcs", _gcs, _restart_gcs)):
-        yield f"{name}.kill", Fault(_send(signal.SIGKILL, target, undo), RESTART_S)
-        yield f"{name}.pause", Fault(_send(signal.SIGSTOP, target, _continue), PAUSE_S)
-        yield f"{name}.hang", Fault(_send(signal.SIGSTOP, target, undo), PROBE_S)
+    for name, target, go_on, replace in (
+        ("raylet", _raylet, _continue_node, _replace_node),
+        ("gcs", _gcs, _continue, _restart_gcs),
+    ):
+        yield f"{name}.kill", Fault(_send(signal.SIGKILL, target, replace), RESTART_S)
+        yield f"{name}.pause", Fault(_send(signal.SIGSTOP, target, go_on), PAUSE_S)
+        yield f"{name}.hang", Fault(_send(signal.SIGSTOP, target, replace), PROBE_S)
 
 
 FAULTS: Mapping[str, Fault] = {

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.chaos_real.processes import Processes
+from benchmarks.chaos_real.processes import DRIVER, Processes
 from serve_app.client.populations import PopulationClient
 from serve_app.errors import ServerUnavailable
 from serve_app.serving.launch.config import set_store
@@ -25,6 +26,8 @@ from serve_app.serving.launch.local import RUN_MARKER, SETTLE_S, replicas_ready,
 
 REPLICAS = 2
 HOST = "127.0.0.1"
+# Of Ray's nodes, also loopback; Ray would take 127.0.0.1 for the machine's own address.
+NODES = "127.0.1.{}"
 START_TIMEOUT_S = 600.0
 # KubeRay's value for workers whose head may come back (Ray: 60).
 RECONNECT_S = "600"
@@ -47,12 +50,14 @@ class Stack:
             **serve_environment(),
             "RAY_gcs_rpc_server_reconnect_timeout_s": RECONNECT_S,
             RUN_MARKER: marker,
+            # Where Ray notes which cluster `ray.init()` joins: not for other users of this machine.
+            "RAY_TMPDIR": str(folder),
             **environment,
         }
         self.cluster: Any = None
         self._redis: subprocess.Popen[bytes] | None = None
-        self.store = ""
         self.left: list[str] = []
+        self._nodes = 1
 
     def __enter__(self) -> Stack:
         redis_port = unused_port()
@@ -66,11 +71,10 @@ class Stack:
 
         head = {
             "num_cpus": 0,
-            "node_ip_address": HOST,
+            "node_ip_address": NODES.format(1),
             "include_dashboard": True,
             "dashboard_host": HOST,
             "dashboard_port": self._dashboard,
-            "temp_dir": str(self.folder / "ray"),
         }
         try:
             self.cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -102,7 +106,8 @@ class Stack:
     # --- nodes ---
 
     def add_node(self) -> None:
-        self.cluster.add_node(num_cpus=1, node_ip_address=HOST)
+        self._nodes += 1
+        self.cluster.add_node(num_cpus=1, node_ip_address=NODES.format(self._nodes))
 
     def raylet(self, pid_above: int) -> int:
         """PID of the raylet that is above a process."""
@@ -129,8 +134,8 @@ class Stack:
     # --- applications ---
 
     def deploy(self, store: str) -> None:
-        """Run the applications on this store. A change of it restarts the driver alone."""
-        self.store = store
+        """Run the applications on this store, from now on. A change of it restarts the driver alone."""
+        before = set(self.processes.titled(DRIVER))
         set_store(self.document, store)
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(self.document, sort_keys=False))
@@ -138,17 +143,17 @@ class Stack:
         with open(self.folder / "deploy.log", "ab") as log:
             subprocess.run([serve, "deploy", "-a", f"http://{HOST}:{self._dashboard}", str(config)], stdout=log,
                            stderr=subprocess.STDOUT, check=True)  # fmt: skip
+        self._wait(lambda: bool(drivers := self.processes.titled(DRIVER)) and before.isdisjoint(drivers))
 
-    def wait_until_whole(self, timeout_s: float = START_TIMEOUT_S) -> float:
-        """Wait until all replicas can work; returns seconds. Raises ServerUnavailable."""
-        started = time.monotonic()
-        while True:
-            _, ready, failure = replicas_ready(self.base_url)
-            took = time.monotonic() - started
-            if ready == REPLICAS:
-                return took
-            if failure or took > timeout_s:
-                raise ServerUnavailable(f"{ready} of {REPLICAS} replicas after {took:.0f} s: {failure}")
+    def wait_until_whole(self) -> None:
+        """Wait until all replicas can work. Raises ServerUnavailable."""
+        self._wait(lambda: replicas_ready(self.base_url)[1] == REPLICAS)
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise ServerUnavailable(f"not deployed in {START_TIMEOUT_S:g} s: see {self.folder}")
             time.sleep(0.5)
 
 
