@@ -66,10 +66,3 @@ def _mapped(process: psutil.Process) -> Iterator[Path]:
             _, found, name = line.partition(f"{SHARED_MEMORY}/")
             if found and not name.endswith("(deleted)"):
                 yield SHARED_MEMORY / name
-
-
-def below(pid: int) -> list[psutil.Process]:
-    """All that a process started, and they."""
-    with suppress(psutil.Error):
-        return psutil.Process(pid).children(recursive=True)
-    return []

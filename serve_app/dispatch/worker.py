@@ -61,7 +61,7 @@ class Worker:
         """Pause longer after each consecutive failure; returns seconds."""
         self.failures += 1
         self.window = max(settings.chunk_rows, self.window * SLOW)
-        pause_s = min(settings.refresh_s * 2**self.failures, MAX_BACKOFF_S)
+        pause_s: float = min(settings.refresh_s * 2**self.failures, MAX_BACKOFF_S)
         if self.lost:
             self.lost_at = now if self.lost_at is None else self.lost_at
             pause_s = min(max(FIRST_LOST_PAUSE_S, now - self.lost_at), LOST_PAUSE_S)

@@ -124,7 +124,13 @@ def test_parts_are_summed_and_any_row_lost_or_process_left_is_no_success(tmp_pat
     result = summary(both, simulated=True)
     assert (result["faults"], result["runs"], result["recovery_s_max"], result["online_errors"]) == (2, 2, 3.0, 3)
     assert good(result)
-    for bad in ({"lost": 1}, {"duplicated": 1}, {"defaulted": 1}, {"orphans": ["1 x"]}, {"ended": False}):
-        assert not good(summary([*both, Record("c", **{"ended": True, **bad})], simulated=True))
+    for bad in (
+        Record("c", ended=False),
+        Record("c", ended=True, lost=1),
+        Record("c", ended=True, duplicated=1),
+        Record("c", ended=True, defaulted=1),
+        Record(STOP, ended=True, orphans=["1 x"]),
+    ):
+        assert not good(summary([*both, bad], simulated=True))
     with pytest.raises(SystemExit, match="simulated engines"):
         read(path, simulated=False)

@@ -219,7 +219,7 @@ def test_a_lost_replica_is_tried_after_seconds_and_then_ever_more_rarely() -> No
     worker = Worker(replica("a"), window=64.0, lost=True)
     for _ in range(8):
         worker.back_off(100.0, FAST)  # its open calls fail together
-    tries = []
+    tries: list[float] = []
     while len(tries) < 7:
         tries.append(worker.paused_until - 100.0)
         assert not worker.has_room(worker.paused_until - 0.1)

@@ -1,4 +1,4 @@
-"""`make chaos-real` for a minute, with simulated engines: faults that need the control store in Redis, and two nodes."""
+"""`make chaos-real` for a minute, with simulated engines: what needs the control store in Redis, and two nodes."""
 
 import json
 import shutil
