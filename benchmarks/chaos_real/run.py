@@ -159,6 +159,7 @@ def _disturb(
             raise TimeoutError(f"{commits.rows} of {rows} rows were committed before any fault")
         time.sleep(POLL_S)
     online.take()
+    stack.processes.orphans()  # knows the shared memory of those who may end now
     undo, began = fault.begin(place), time.monotonic()
     undone, state, whole_since = False, JobState.RUNNING, None
     while not (undone and whole_since is not None and not state.active):
