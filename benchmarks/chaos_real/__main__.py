@@ -59,7 +59,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     parser.add_argument("--resume", action="store_true", help="go on with the runs in the file of --json")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of victims and moments")
-    parser.add_argument("--logs", type=Path, default=None, help="keep the stack's folder here")
+    parser.add_argument("--logs", type=Path, default=None, help="keep the stacks' folders here; a short path")
     return parser.parse_args()
 
 
@@ -84,8 +84,9 @@ class Campaign:
         while (clock := self._next(names, None)) and self._in_time():
             needs_clock = FAULTS[clock].clock
             with tempfile.TemporaryDirectory(prefix="chaos", ignore_cleanup_errors=True) as folder:
-                self._on_one_stack([name for name in names if FAULTS[name].clock == needs_clock],
-                                   self._args.logs or Path(folder), needs_clock)  # fmt: skip
+                logs = self._args.logs and self._args.logs / str(len(self._records))
+                alike = [name for name in names if FAULTS[name].clock == needs_clock]
+                self._on_one_stack(alike, logs or Path(folder), needs_clock)
 
     def result(self) -> dict[str, Any]:
         about = {"seed": self._args.seed, "rows": self._rows, "machine": self._machine}

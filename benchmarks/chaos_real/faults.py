@@ -157,12 +157,13 @@ def _of_processes() -> Iterator[tuple[str, Fault]]:
         yield f"{name}.hang", Fault(_send(signal.SIGSTOP, target, replace), PROBE_S)
 
 
+# In this order: a change of the store needs a dashboard that has lost no control store.
 FAULTS: Mapping[str, Fault] = {
-    **dict(_of_processes()),
-    "store.full": Fault(lambda place: place.stores.fill(_driver(place)), PAUSE_S),
-    "store.read-only": Fault(lambda place: place.stores.forbid_writes(), PAUSE_S),
     "store.slow": Fault(lambda place: place.stores.delay(), PAUSE_S, store=REMOTE),
     "store.cut": Fault(lambda place: place.stores.cut(PAUSE_S), PAUSE_S, store=REMOTE),
+    "store.full": Fault(lambda place: place.stores.fill(_driver(place)), PAUSE_S),
+    "store.read-only": Fault(lambda place: place.stores.forbid_writes(), PAUSE_S),
+    **dict(_of_processes()),
     "clock.forward": Fault(lambda place: place.clock.step(CLOCK_STEP_S), clock=True),
     "clock.back": Fault(lambda place: place.clock.step(-CLOCK_STEP_S), clock=True),
 }

@@ -58,8 +58,10 @@ class Stack:
         self._redis: subprocess.Popen[bytes] | None = None
         self.left: list[str] = []
         self._nodes = 1
+        self._before: dict[str, str] = {}
 
     def __enter__(self) -> Stack:
+        self._before = dict(os.environ)
         redis_port = unused_port()
         with open(self.folder / "redis.log", "wb") as log:
             self._redis = subprocess.Popen(
@@ -100,8 +102,8 @@ class Stack:
         if self._redis is not None:
             self._redis.kill()
             self._redis.wait()
-        for name in (*self._environment, "RAY_REDIS_ADDRESS"):
-            os.environ.pop(name, None)
+        os.environ.clear()
+        os.environ.update(self._before)
 
     # --- nodes ---
 

@@ -22,7 +22,7 @@ def test_a_population_survives_the_loss_of_its_driver_of_rays_control_store_and_
     result = tmp_path / "result.json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.chaos_real", "--simulated", "--runs", "1", "--faults", ",".join(FAULTS),
-         "--rows", "400", "--json", str(result), "--logs", str(tmp_path / "s")],
+         "--rows", "400", "--json", str(result)],
         cwd=ROOT, capture_output=True, text=True, timeout=380,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
