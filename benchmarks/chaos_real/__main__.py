@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ SIMULATED = {"step_ms": 20, "prefill_ms_per_token": 0.4}
 
 def main() -> None:
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is running is stopped then, too
     names = [name for name in args.faults if not (args.simulated and FAULTS[name].engine)]
     records = read(args.json, simulated=args.simulated) if args.resume and args.json else []
     campaign = Campaign(args, records)

@@ -164,6 +164,6 @@ FAULTS: Mapping[str, Fault] = {
     "store.full": Fault(lambda place: place.stores.fill(_driver(place)), PAUSE_S),
     "store.read-only": Fault(lambda place: place.stores.forbid_writes(), PAUSE_S),
     **dict(_of_processes()),
-    "clock.forward": Fault(lambda place: place.clock.step(CLOCK_STEP_S), clock=True),
-    "clock.back": Fault(lambda place: place.clock.step(-CLOCK_STEP_S), clock=True),
+    "clock.forward": Fault(lambda place: place.clock.step(CLOCK_STEP_S), PAUSE_S, clock=True),
+    "clock.back": Fault(lambda place: place.clock.step(-CLOCK_STEP_S), PAUSE_S, clock=True),
 }

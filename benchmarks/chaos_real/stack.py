@@ -7,12 +7,14 @@ store (GCS) keeps its state in Redis, as with KubeRay's `gcsFaultToleranceOption
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import yaml
 
 from benchmarks.chaos_real.processes import DRIVER, Processes
 from serve_app.client.populations import PopulationClient
+from serve_app.engine.processes.lifeline import die_with_parent
 from serve_app.errors import ServerUnavailable
 from serve_app.serving.launch.config import set_store
 from serve_app.serving.launch.local import RUN_MARKER, SETTLE_S, replicas_ready, serve_environment
@@ -67,6 +70,7 @@ class Stack:
             self._redis = subprocess.Popen(
                 [redis_server(), "--port", str(redis_port), "--bind", HOST, "--save", "", "--dir", str(self.folder)],
                 stdout=log,
+                preexec_fn=partial(die_with_parent, signal.SIGKILL),
             )
         os.environ.update(self._environment, RAY_REDIS_ADDRESS=f"{HOST}:{redis_port}")
         from ray.cluster_utils import Cluster  # reads the environment
