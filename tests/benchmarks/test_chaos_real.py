@@ -4,19 +4,26 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.fs
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
+from benchmarks.chaos_real import online as online_module
+from benchmarks.chaos_real.online import Online
 from benchmarks.chaos_real.processes import Processes
 from benchmarks.chaos_real.records import STOP, good, read, summary
 from benchmarks.chaos_real.run import Commits, Record
 from benchmarks.chaos_real.stores import DELAY_S, LOCAL, REMOTE, Stores
 from benchmarks.chaos_real.wall_clock import WallClock
+from tests.conftest import served
 
 CHILD = "import sys, time\nfor line in sys.stdin: print(time.time(), time.monotonic(), flush=True)"
 
@@ -134,3 +141,26 @@ def test_parts_are_summed_and_any_row_lost_or_process_left_is_no_success(tmp_pat
         assert not good(summary([*both, bad], simulated=True))
     with pytest.raises(SystemExit, match="simulated engines"):
         read(path, simulated=False)
+
+
+def test_online_requests_without_an_answer_are_counted_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(online_module, "PAUSE_S", 0.01)
+    app, answers = FastAPI(), Counter[str]()
+
+    @app.post("/v1/chat/completions")
+    def chat() -> Any:
+        answers["all"] += 1
+        if answers["all"] % 3 == 0:
+            return JSONResponse({}, 503)
+        return {"choices": [{"finish_reason": "stop"}]} if answers["all"] % 3 == 1 else {}
+
+    with served(app) as base_url, Online(base_url, "sim") as online:
+        while answers["all"] < 12:
+            time.sleep(0.01)
+        found = online.take()
+    assert found.errors.keys() == {"503", "no answer in a 200"}
+    assert 0 < found.errors.total() < found.requests <= 13
+    with Online(base_url, "sim") as online:
+        while not (taken := online.take()).requests:
+            time.sleep(0.01)
+    assert taken.errors.keys() == {"ConnectError"}
