@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app.driver.jobs import job as job_module
+from serve_app.driver.jobs import part as part_module
 from serve_app.driver.jobs import turn as turn_module
 from serve_app.driver.jobs.job import JobRun
 from serve_app.driver.jobs.registry import Jobs
@@ -62,6 +63,20 @@ async def test_a_store_that_is_away_before_a_job_runs_orphans_it_not(
     assert (await finished(jobs, job_id)).ok == 20
     assert not away.left
     assert not manifest.left
+
+
+async def test_a_store_that_is_away_when_the_last_rows_are_answered_is_waited_for_as_long_as_before(
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch, no_pauses: None
+) -> None:
+    monkeypatch.setattr(part_module, "LAST_PATIENCE_S", 0.0)
+    pool = FakePool(["a"])
+    jobs = await make_jobs(pool, store_wait_s=30)
+    append = Away(monkeypatch, OutcomeLog, "append")
+    append.when = lambda log: sum(len(chunk.prompts) for _, chunk in pool.served) == 20  # type: ignore[method-assign]
+    append.left = 20
+    job_id = await jobs.submit(spec(20))
+    status = await finished(jobs, job_id)
+    assert (status.state, status.ok, append.left) == ("completed", 20, 0), status.message
 
 
 async def test_a_job_that_could_not_be_read_yet_can_be_cancelled(
