@@ -13,7 +13,7 @@ from benchmarks.chaos_real.run import Record
 
 # A stack's end, which is no fault.
 STOP = "stop"
-COLUMNS = ["fault", "runs", "lost", "duplicated", "defaulted", "orphans", "next row", "longest stall", "replicas back",
+COLUMNS = ["fault", "runs", "lost", "duplicated", "defaulted", "orphans", "without a row", "replicas back",
            "online errors", "online gap"]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def _of_fault(records: Sequence[Record], name: str) -> dict[str, Any]:
         "runs": len(runs),
         **{key: sum(getattr(one, key) for one in runs) for key in ("lost", "duplicated", "defaulted")},
         "orphans": sum(len(one.orphans) for one in runs),
-        **{key: _most(getattr(one, key) for one in runs) for key in ("recovery_s", "stall_s", "restored_s")},
+        **{key: _most(getattr(one, key) for one in runs) for key in ("recovery_s", "restored_s")},
         "online_errors": sum(sum(one.online_errors.values()) for one in runs),
         "online_gap_s": _most(one.online_gap_s for one in runs),
     }

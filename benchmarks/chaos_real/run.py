@@ -29,8 +29,8 @@ POLL_S, LOOK_S = 0.1, 0.5
 
 @dataclass
 class Record:
-    """One run. Times are from the fault: to the next committed row, to all replicas at work, to the job's end;
-    `stall_s` is the longest time without a commit after it."""
+    """One run. `recovery_s` is the longest time without a committed row from the fault on; other times are from the
+    fault to all replicas at work and to the job's end."""
 
     fault: str
     ended: bool = False
@@ -40,7 +40,6 @@ class Record:
     defaulted: int = 0
     orphans: list[str] = field(default_factory=list)
     recovery_s: float | None = None
-    stall_s: float | None = None
     restored_s: float | None = None
     job_s: float | None = None
     online_requests: int = 0
@@ -92,10 +91,7 @@ class Commits:
                     self.seen.append((time.monotonic(), rows))
 
     def recovery_s(self, began: float) -> float | None:
-        """From then to the next commit; None if there was none."""
-        return next((at - began for at, _ in self.seen if at > began), None)
-
-    def stall_s(self, began: float) -> float | None:
+        """The longest time from then on without a commit before the last; None if there was none."""
         times = [began, *(at for at, _ in self.seen if at > began)]
         return max((later - earlier for earlier, later in pairwise(times)), default=None)
 
@@ -177,9 +173,8 @@ def _disturb(
             raise TimeoutError(f"{commits.rows} of {rows} rows, job {state}, {'all' if whole_since else 'not all'} "
                                f"replicas at work after {TIMEOUT_S:g} s")  # fmt: skip
         time.sleep(LOOK_S)
-    recovery_s, stall_s = commits.recovery_s(began), commits.stall_s(began)
+    recovery_s = commits.recovery_s(began)
     record.recovery_s = None if recovery_s is None else round(recovery_s, 1)
-    record.stall_s = None if stall_s is None else round(stall_s, 1)
     record.restored_s = round(max(0.0, whole_since - began), 1)
     record.ended = state is JobState.COMPLETED
     record.message = "" if record.ended else f"the job is {state}: {status.message}"

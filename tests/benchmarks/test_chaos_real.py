@@ -115,11 +115,12 @@ def test_a_process_whose_parent_ended_is_an_orphan(tmp_path: Path) -> None:
     assert processes.orphans() == []
 
 
-def test_recovery_is_the_time_to_the_next_commit_and_a_stall_the_longest_between_two() -> None:
+def test_recovery_is_the_longest_time_without_a_committed_row_from_the_fault_on() -> None:
     commits = Commits(None, "job")
     commits.seen = [(10.0, 5), (19.0, 6), (21.0, 7), (30.0, 8), (31.0, 9)]
-    assert commits.recovery_s(20.0) == 1.0
-    assert commits.stall_s(20.0) == 9.0
+    assert commits.recovery_s(18.0) == 9.0
+    assert commits.recovery_s(20.5) == 9.0
+    assert commits.recovery_s(30.5) == 0.5
     assert commits.recovery_s(40.0) is None
 
 

@@ -72,7 +72,7 @@ async def test_a_store_that_is_away_when_the_last_rows_are_answered_is_waited_fo
     pool = FakePool(["a"])
     jobs = await make_jobs(pool, store_wait_s=30)
     append = Away(monkeypatch, OutcomeLog, "append")
-    append.when = lambda log: sum(len(chunk.prompts) for _, chunk in pool.served) == 20  # type: ignore[method-assign]
+    monkeypatch.setattr(append, "when", lambda log: sum(len(chunk.prompts) for _, chunk in pool.served) == 20)
     append.left = 20
     job_id = await jobs.submit(spec(20))
     status = await finished(jobs, job_id)
