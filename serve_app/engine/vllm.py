@@ -27,6 +27,7 @@ from serve_app.engine.identity import engine_identity, prompt_settings
 from serve_app.engine.launch import build_app, build_engine, import_front_end, on_cpu, split_options
 from serve_app.engine.options import check_options
 from serve_app.engine.processes.fork import BINDING_ENV, start_fork_server
+from serve_app.engine.processes.shared_memory import unlink_mapped
 from serve_app.engine.processes.timeline import mark
 from serve_app.engine.protocol import ASGIApp
 from serve_app.engine.running import (
@@ -113,6 +114,7 @@ class VLLMEngine:
             self._app = await build_app(self._engine, {**engine_options, **frontend})
             await asyncio.wait_for(self._answer_one(), self._health.start_timeout_s)
             mark("first_token")
+            unlink_mapped(self._processes)
         except BaseException as error:
             await self.shutdown()
             if isinstance(error, ServeAppError):
@@ -186,6 +188,7 @@ class VLLMEngine:
 
     async def shutdown(self) -> None:
         engine, self._engine = self._engine, None
+        unlink_mapped(self._processes)
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
         for process in self._processes:

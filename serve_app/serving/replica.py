@@ -38,8 +38,8 @@ from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
     # Wrong settings always fail: report soon.
     max_constructor_retry_count=2,
     health_check_period_s=5,
-    # Longer than the checks of HealthSettings, so that the replica itself reports the fault.
-    health_check_timeout_s=90,
+    # Well above the 5 s of a check (engine/health/check.py). Serve replaces a frozen replica after three of these.
+    health_check_timeout_s=30,
     # A leaving replica finishes its streams.
     graceful_shutdown_timeout_s=600,
     # The driver polls every second; vLLM logs requests.

@@ -16,10 +16,11 @@ from serve_app.dispatch import worker as worker_module
 from serve_app.dispatch.dispatcher import Dispatcher
 from serve_app.dispatch.pool import DispatchSettings
 from serve_app.dispatch.rows import RenderedRow, RowResult
+from serve_app.dispatch.worker import Worker
 from serve_app.errors import EngineFailed, ReplicaLost
 from serve_app.schema import Chunk, Finished
 from tests.dispatch.kit import FAST, TEMPLATE, dispatch, prompts, resized
-from tests.fakes import FakePool
+from tests.fakes import FakePool, replica
 
 REAL = DispatchSettings(refresh_s=0.002)
 
@@ -214,6 +215,19 @@ async def test_a_dead_replica_that_is_tried_again_convicts_nobody(monkeypatch: p
     assert failures(await dispatch(pool, prompts(20), resized(FAST, replica_wait_s=5))) == [7]
     assert len(pool.deaths) == 2
     assert pool.sent_to_the_dead > 2
+
+
+def test_a_lost_replica_is_tried_after_seconds_and_then_ever_more_rarely() -> None:
+    worker = Worker(replica("a"), window=64.0, lost=True)
+    for _ in range(8):
+        worker.back_off(100.0, FAST)  # its open calls fail together
+    tries: list[float] = []
+    while len(tries) < 7:
+        tries.append(worker.paused_until - 100.0)
+        assert not worker.has_room(worker.paused_until - 0.1)
+        assert worker.has_room(worker.paused_until)
+        worker.back_off(worker.paused_until, FAST)
+    assert tries == [5, 10, 20, 40, 80, 140, 200]
 
 
 async def test_a_replica_that_was_lost_only_for_a_while_works_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from openai import BadRequestError, OpenAI
 
 from serve_app.client.check import run_checks
 from serve_app.client.populations import PopulationClient
+from serve_app.engine.processes.shared_memory import unlink_mapped
 from serve_app.models.default import prepare
 from serve_app.schema import ReplicaInfo
 from serve_app.serving.launch.config import set_store
@@ -314,6 +315,7 @@ def test_killing_a_replica_mid_job_loses_and_duplicates_nothing_and_leaves_no_or
     )
     engine = [p.pid for p in psutil.Process(victim.pid).children(recursive=True)]
     assert len(engine) >= 3
+    assert unlink_mapped(map(psutil.Process, engine)) == []  # nothing that a SIGKILL would leave in /dev/shm
     os.kill(victim.pid, signal.SIGKILL)
     killed = time.monotonic()
     wait_for("the engine of a killed replica is gone", lambda: not any(map(alive, engine)), 10)

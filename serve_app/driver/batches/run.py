@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -60,7 +62,7 @@ class BatchRun:
         self._now = now
         self._changing = asyncio.Lock()
         self._pause_s = FIRST_PAUSE_S
-        self._resume_at = 0.0
+        self._resume_at = -math.inf
 
     async def execute(self) -> None:
         """Return when the batch has ended or was deleted."""
@@ -128,9 +130,9 @@ class BatchRun:
             await self._resume(status.message)
 
     async def _resume(self, reason: str) -> None:
-        if self._now() >= self._resume_at:
+        if time.monotonic() >= self._resume_at:
             logger.warning("%s goes on: %s", self._job.job_id, reason)
-            self._resume_at = self._now() + self._pause_s
+            self._resume_at = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             await self._jobs.resume(self._job.job_id)
 

@@ -129,6 +129,7 @@ class PartRun:
                 async for results in stream:
                     await self._committer.put(self._outcomes(results, request))
                 committing.cancel()
+            await self._committer.flush()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:

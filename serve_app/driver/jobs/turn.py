@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import UTC, datetime
 
 from serve_app.driver.jobs.job import JobRun, write_end
 from serve_app.driver.store.retries import while_store_is_away
@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 # How often a driver asks for a job that another one still holds, or whose rows are still being written.
 TAKE_OVER_S = 2.0
-# An upload that has not ended by then was cut short by the end of its driver.
+# An upload that has not ended by then was cut short by the end of its driver. Counted from this driver's first look:
+# the clock of a day may be set meanwhile, and differs between hosts.
 UPLOAD_WAIT_S = 3600.0
 
 
@@ -37,6 +38,7 @@ class Turn:
         self.cancelled = False
         self._make = make
         self._turns = turns
+        self._uploading_since: float | None = None
 
     async def prepare(self) -> None:
         """Read what was asked. Raises StoreError, JobNotFound, and ValueError for what another version has written."""
@@ -70,8 +72,8 @@ class Turn:
                 if not manifest["state"].active:  # the other driver may have ended it
                     return True
                 if manifest.get("uploading"):
-                    age_s = (datetime.now(UTC) - datetime.fromisoformat(manifest["created_at"])).total_seconds()
-                    if age_s < UPLOAD_WAIT_S:
+                    self._uploading_since = self._uploading_since or time.monotonic()
+                    if time.monotonic() - self._uploading_since < UPLOAD_WAIT_S:
                         if self.run is not None:
                             self.run.hold("its rows are still being uploaded")
                         return False

@@ -16,7 +16,8 @@ from serve_app.engine.health.watchdog import Watchdog
 from serve_app.errors import EngineFailed
 
 IDLE_PROBE_S = 60.0
-# An engine that computes is healthy after this long without an answer.
+# A check ends after this long without an answer, and the next goes on from there: Serve need not wait for one check as
+# long as a step may take, and so soon finds a replica that answers none.
 PATIENCE_S = 5.0
 POLL_S = 0.2
 STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
@@ -67,7 +68,7 @@ class HealthCheck:
                     break
                 if reason := self._watchdog.hung(owes_since):
                     raise EngineFailed(reason)
-                if time.monotonic() - asked > PATIENCE_S and self._watchdog.working():
+                if time.monotonic() - asked > PATIENCE_S:
                     return
             else:
                 probe.result()

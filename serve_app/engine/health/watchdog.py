@@ -52,11 +52,6 @@ class Watchdog:
             if now - process.looked_at >= WINDOW_S:
                 process.note(now, self._wanted_s(process.pid))
 
-    def working(self) -> bool:
-        """Whether all workers or the core computed in the last window."""
-        workers = bool(self._workers) and all(process.working for process in self._workers)
-        return workers or bool(self._core and self._core.working)
-
     def hung(self, since: float) -> str:
         """Why an engine with work since then is hung, else empty."""
         now = self._clock()
@@ -80,13 +75,11 @@ class _Process:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.looked_at = self.worked_at = float("-inf")
-        self.working = False
         self._wanted_s = 0.0
 
     def note(self, now: float, wanted_s: float) -> None:
         first = self.looked_at == float("-inf")
-        self.working = first or (wanted_s - self._wanted_s) / (now - self.looked_at) >= WORKING_SHARE
-        if self.working:
+        if first or (wanted_s - self._wanted_s) / (now - self.looked_at) >= WORKING_SHARE:
             self.worked_at = now
         self.looked_at, self._wanted_s = now, wanted_s
 

@@ -1,4 +1,4 @@
-"""Ties vLLM's child processes to the life of their parent.
+"""Ties vLLM's child processes to the life of their parent, and their shared memory to theirs (shared_memory.py).
 
 Otherwise a killed replica leaves EngineCore to init, and its workers spin on with their memory held (ray#54364,
 vllm#20860). `tie_to_parent`, a plug-in (`vllm.general_plugins`, pyproject.toml) in all of vLLM's processes, asks the
@@ -11,6 +11,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
+
+from serve_app.engine.processes.shared_memory import expect_unlinked
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -26,6 +28,7 @@ def tie_to_parent() -> None:
     The kernel watches the starting *thread*: the replica's event loop or EngineCore's main thread, both as long-lived
     as their processes. Processes from a fork server (fork.py) are tied to it, and it to the replica.
     """
+    expect_unlinked()
     parent = multiprocessing.parent_process()
     if parent is None:
         return

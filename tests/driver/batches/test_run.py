@@ -118,16 +118,19 @@ async def test_a_batch_expires_though_no_replica_ever_came(make: MakeDriver, clo
     assert len(driver.lines(batch["error_file_id"])) == 5
 
 
-async def test_a_job_that_finds_no_replica_in_time_is_taken_up_again_within_the_window(
-    make: MakeDriver, clock: Clock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step_s", [0, 3600, -3600])
+async def test_a_job_that_finds_no_replica_in_time_is_taken_up_again_within_the_window_even_if_the_clock_is_set(
+    make: MakeDriver, clock: Clock, monkeypatch: pytest.MonkeyPatch, step_s: float
 ) -> None:
+    monkeypatch.setattr("serve_app.driver.batches.run.FIRST_PAUSE_S", 0.2)
     pool = HttpPool([])
     driver = await make(pool, replica_wait_s=0.05)
     batch_id = await driver.create(*many(5))
     job_id = batch_id.replace("_", "-")
     while (await driver.jobs.status(job_id)).state != "failed":
         await asyncio.sleep(0.01)
-    clock.now += 400  # past any pause
+    await asyncio.sleep(0.1)  # it was taken up once, and now there is a pause
+    clock.now += step_s
     pool.names = ["a"]
     batch = await driver.ended(batch_id)
     assert (batch["status"], batch["request_counts"]["completed"]) == ("completed", 5)

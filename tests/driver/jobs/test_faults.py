@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app.driver.jobs import job as job_module
+from serve_app.driver.jobs import part as part_module
 from serve_app.driver.jobs import turn as turn_module
 from serve_app.driver.jobs.job import JobRun
 from serve_app.driver.jobs.registry import Jobs
@@ -62,6 +63,20 @@ async def test_a_store_that_is_away_before_a_job_runs_orphans_it_not(
     assert (await finished(jobs, job_id)).ok == 20
     assert not away.left
     assert not manifest.left
+
+
+async def test_a_store_that_is_away_when_the_last_rows_are_answered_is_waited_for_as_long_as_before(
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch, no_pauses: None
+) -> None:
+    monkeypatch.setattr(part_module, "LAST_PATIENCE_S", 0.0)
+    pool = FakePool(["a"])
+    jobs = await make_jobs(pool, store_wait_s=30)
+    append = Away(monkeypatch, OutcomeLog, "append")
+    monkeypatch.setattr(append, "when", lambda log: sum(len(chunk.prompts) for _, chunk in pool.served) == 20)
+    append.left = 20
+    job_id = await jobs.submit(spec(20))
+    status = await finished(jobs, job_id)
+    assert (status.state, status.ok, append.left) == ("completed", 20, 0), status.message
 
 
 async def test_a_job_that_could_not_be_read_yet_can_be_cancelled(
@@ -184,6 +199,23 @@ async def test_an_upload_that_ended_with_its_driver_ends_its_job(
     monkeypatch.setattr(turn_module, "UPLOAD_WAIT_S", 0.0)
     status = await finished(jobs, "cut")
     assert (status.state, status.message) == ("failed", "source: its upload was cut short: submit it again")
+
+
+def backdate(manifest: Path, created_at: str) -> None:
+    manifest.write_bytes(manifest.read_bytes().replace(created_at.encode(), b"2001" + created_at[4:].encode()))
+
+
+async def test_an_upload_goes_on_where_the_clock_was_set_to_another_day(
+    make_jobs: MakeJobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(turn_module, "TAKE_OVER_S", 0.01)
+    jobs = await make_jobs(FakePool(["a"]))
+    asked = JobSpec(source="job:input-rows.jsonl").model_dump(mode="json")
+    job = Store(str(tmp_path / "runs")).create("up", asked, uploading=True)
+    backdate(Path(f"{tmp_path}/runs/up/manifest.json"), job.created_at())
+    await jobs.recover()
+    await asyncio.sleep(0.1)
+    assert (await jobs.status("up")).message == "its rows are still being uploaded"
 
 
 async def test_jobs_that_another_driver_holds_use_up_no_turns(

@@ -130,6 +130,19 @@ async def test_an_engine_whose_worker_computes_is_healthy_check_after_check_and_
 
 
 @pytest.mark.engine
+async def test_checks_are_short_and_together_find_an_engine_that_hangs_for_longer_than_any_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "PATIENCE_S", 0.1)
+    built = engine(Still())
+    watchdog = Watchdog(stall_timeout_s=2.0, step_timeout_s=2.0)
+    built._check = HealthCheck(watchdog, [], ask=built._answer_one, busy=lambda: True)
+    await checked(built, 3)
+    with pytest.raises(EngineFailed, match="no step in 2 s"):
+        await checked(built, 20)
+
+
+@pytest.mark.engine
 async def test_an_idle_engine_with_a_stopped_process_is_asked(worker: psutil.Process) -> None:
     os.kill(worker.pid, signal.SIGSTOP)
     while worker.status() != psutil.STATUS_STOPPED:

@@ -49,7 +49,6 @@ class Machine:
 def test_a_step_that_takes_minutes_is_slow_as_long_as_all_workers_compute() -> None:
     machine = Machine()
     assert machine.pass_time(STEP_S - 5, {RANK_0: 1.0, RANK_1: 0.9}) == ""
-    assert machine.watchdog.working()
 
 
 @pytest.mark.parametrize("spinning", [0.0, 1.0])
@@ -59,7 +58,6 @@ def test_a_stopped_worker_is_a_hang_though_the_other_one_waits_for_it_in_a_busy_
     hung = machine.pass_time(3, {RANK_0: spinning})
     assert "no step in 17 s" in hung
     assert f"worker {RANK_1 if spinning else RANK_0}" in hung
-    assert not machine.watchdog.working()
 
 
 def test_a_rank_that_is_done_early_may_wait_for_the_other_as_long_as_it_worked() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import json
 import math
 import os
 import random
@@ -22,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -32,8 +30,9 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from benchmarks.chaos.exactly_once import compare, read_results
+from benchmarks.chaos.flaky_store import FlakyStore
 from benchmarks.common import console, publish
-from benchmarks.flaky_store import FlakyStore
 
 JOB = "chaos"
 PROMPT = "The same beginning for all of them, then the row's own: {word}"
@@ -108,7 +107,7 @@ def simulated_run(folder: Path, rng: random.Random, store: FlakyStore | None, nu
         raise SystemExit(f"the driver's last run failed: see {folder}:\n{_tail(folder)}")
     expected = {f"row-{i}": _answer(PROMPT.format(word=word)) for i, word in enumerate(words)}
     filesystem, path = pyarrow.fs.FileSystem.from_uri(url) if remote else (pyarrow.fs.LocalFileSystem(), url)
-    counts.update(compare(read_results(filesystem, f"{path}/{JOB}"), expected))
+    counts.update(compare(read_results(filesystem, f"{path}/{JOB}"), expected, LABELS))
     return counts
 
 
@@ -175,44 +174,6 @@ def _answer(prompt: str) -> dict[str, float]:
     return {label: math.log(0.9 * w / sum(weights)) for label, w in zip(LABELS, weights, strict=True)}
 
 
-# --- the independent reader ---
-
-
-def read_results(filesystem: Any, job: str) -> list[dict[str, Any]]:
-    """Every committed row, straight from the files that the manifests name."""
-    rows: list[dict[str, Any]] = []
-    parts = filesystem.get_file_info(pyarrow.fs.FileSelector(f"{job}/parts"))
-    for part in sorted(info.path for info in parts):
-        with filesystem.open_input_stream(f"{part}/manifest.json") as file:
-            manifest = json.loads(file.read())
-        for segment in manifest["segments"]:
-            table = pq.read_table(f"{part}/segments/{segment['name']}", filesystem=filesystem)
-            if table.num_rows != segment["rows"]:
-                raise SystemExit(f"{segment} has {table.num_rows} rows")
-            rows += table.to_pylist()
-    return rows
-
-
-def compare(found: list[dict[str, Any]], expected: Mapping[str, dict[str, float] | None]) -> Counter[str]:
-    """Rows that are missing, that are there twice, and that have another value than the one computed for them.
-
-    Where an expected value is None, only its form is checked: a finite log-probability for each label.
-    """
-    times = Counter(row["custom_id"] for row in found)
-    faults: Counter[str] = Counter(lost=0, duplicated=0, defaulted=0)
-    faults["lost"] = len(expected.keys() - times.keys())
-    faults["duplicated"] = sum(n - 1 for n in times.values()) + len(times.keys() - expected.keys())
-    for row in found:
-        value = json.loads(row["value"]) if row["value"] else {}
-        logprobs = value.get("logprobs") or {}
-        wanted = expected.get(row["custom_id"])
-        good = row["status"] == "ok" and set(logprobs) == set(LABELS) and all(map(math.isfinite, logprobs.values()))
-        if wanted is not None:
-            good = good and all(math.isclose(logprobs[label], wanted[label], rel_tol=1e-9) for label in LABELS)
-        faults["defaulted"] += not good
-    return faults
-
-
 # --- real vLLM ---
 
 
@@ -249,7 +210,7 @@ def real_runs(folder: Path, rng: random.Random, runs: int) -> Any:
             if status.state is not JobState.COMPLETED:
                 raise SystemExit(f"real run {number} ended {status.state}: {status.message}")
             found = read_results(pyarrow.fs.LocalFileSystem(), str(folder / "runs" / job_id))
-            counts.update(compare(found, {row.custom_id: None for row in rows}))
+            counts.update(compare(found, {row.custom_id: None for row in rows}, (YES, NO)))
             yield counts
 
 
