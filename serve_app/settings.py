@@ -31,8 +31,7 @@ POPULATION_PRIORITIES = (1, 1000)
 SIMULATED_OWNER = "simulated"
 # The key in vLLM's `additional_config` that our scheduler in EngineCore's process reads.
 SHARING_KEY = "serve_app_sharing"
-# Settings of sharing by tokens, before sharing by time.
-FORMER_SHARING = ("population_step_tokens", "standby_step_tokens", "online_linger_s")
+_BY_TIME = "steps are shared by time: remove it, or set online_wait_ms where 50 ms are too long or too short a wait"
 # (base_url, environment variable with the key), from the providers' documentation.
 PROVIDERS = {
     "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
@@ -80,6 +79,8 @@ class SharingSettings(Frozen):
     Applies unless the engine's `scheduler_cls` is set; all but `max_step_s` need the `scheduling_policy` `priority`.
     """
 
+    former = dict.fromkeys(("population_step_tokens", "standby_step_tokens", "online_linger_s"), _BY_TIME)
+
     online_wait_ms: float | None = Field(50.0, ge=0, description="how long an online request waits for populations' "
                                          "steps, about; 0: populations stop while one is open; null: vLLM's own "
                                          "order")  # fmt: skip
@@ -87,16 +88,6 @@ class SharingSettings(Frozen):
                              "they grow to whole ones over this time")  # fmt: skip
     max_step_s: float | None = Field(1.0, gt=0, description="target time of a step: its tokens are limited to what "
                                      "this engine was measured to compute in it; null: no limit")  # fmt: skip
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_former_fields(cls, given: Any) -> Any:
-        if isinstance(given, dict) and (former := [name for name in FORMER_SHARING if name in given]):
-            raise ValueError(
-                f"{', '.join(former)}: steps are shared by time now: remove this, and set online_wait_ms only where an "
-                "online request may wait for populations longer or shorter than 50 ms"
-            )
-        return given
 
 
 class ShardingSettings(Frozen):

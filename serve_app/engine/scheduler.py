@@ -7,8 +7,8 @@ scheduler learns how long its steps take (`steps.py`), and an online request wai
 
     an online request waits   the step is for online requests alone
     some run                  they go first; populations get the tokens that take half of that time, as two steps may
-                              be under way, and an eighth of the engine's seats (max_num_seqs) is kept for those that
-                              come
+                              be under way, or as long as the online part of the step; an eighth of the engine's seats
+                              (max_num_seqs) is kept for those that come
     none is open              populations get steps of that time, none planned ahead; the time grows until steps are
                               vLLM's own again, `standby_s` after the last online request
 
@@ -108,8 +108,8 @@ class OnlineFirst:
         lower(scheduler, seats=seats - max(1, int(seats * RESERVED_SHARE)))
         if self._clock is not None:
             wait_s = (self._sharing.online_wait_ms or 0.0) / 1000
-            share = tokens_beside(self._clock, wait_s, ahead=self.ahead)
-            lower(scheduler, tokens=sum(map(missing_tokens, running)) + share)
+            online = sum(map(missing_tokens, running))
+            lower(scheduler, tokens=online + tokens_beside(self._clock, online, wait_s, ahead=self.ahead))
         return False
 
 

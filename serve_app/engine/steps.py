@@ -13,10 +13,14 @@ from collections.abc import Callable
 from serve_app.settings import SharingSettings
 
 LEAST_TOKENS = 8
+# Steps of these and of LEAST_TOKENS in turns tell the fixed part of a step.
+PROBE_TOKENS = 32
 # Weight that earlier measurements keep per step.
 MEMORY = 0.9
 # A step counts as at most so many expected times, or mean times where a short one's fixed part is not known yet.
 OUTLIER = 4.0
+# Largest share of a mean step that its fixed part is taken for.
+MOST_FIXED = 0.99
 # Least variance of steps' tokens, over their mean square, that tells a from b.
 VARIANCE = 0.01
 # A step of populations alone computes for at least so many times its fixed time: two thirds of the engine's rate.
@@ -34,8 +38,10 @@ class StepClock:
     def __init__(
         self, max_step_s: float | None, *, first: int, most: int, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self.fixed_s = 0.0
+        # None until steps of different lengths were seen.
+        self.fixed_s: float | None = None
         self.token_s: float | None = None
+        self.last_tokens = 0
         self._max_step_s = math.inf if max_step_s is None else max_step_s
         self._most = most
         self.tokens = most if max_step_s is None else min(first, most)
@@ -63,17 +69,22 @@ class StepClock:
             self._learn(tokens, now - began)
 
     def _learn(self, tokens: int, seconds: float) -> None:
+        self.last_tokens = tokens
         if self.token_s is not None:  # limits a step that the machine held up
-            expected_s = max(self.fixed_s + self.token_s * tokens, self._sums[2] / self._sums[0])
+            expected_s = max(self.expected_s(tokens), self._sums[2] / self._sums[0])
             seconds = min(seconds, OUTLIER * expected_s)
         seen = (1.0, tokens, seconds, tokens**2, tokens * seconds)
         self._sums = [MEMORY * total + one for total, one in zip(self._sums, seen, strict=True)]
         self.token_s = self._fit()
-        fitting = max(self._max_step_s - self.fixed_s, self.fixed_s) / self.token_s
+        fixed_s = self.fixed_s or 0.0
+        fitting = max(self._max_step_s - fixed_s, fixed_s) / self.token_s
         bound = min(max(fitting, self.tokens / 4), 2 * self.tokens)
         if bound > self.tokens and tokens < self.tokens / 2:  # short steps say little of longer ones
             return
         self.tokens = int(min(max(bound, LEAST_TOKENS), self._most))
+
+    def expected_s(self, tokens: int) -> float:
+        return (self.fixed_s or 0.0) + (self.token_s or 0.0) * tokens
 
     def _fit(self) -> float:
         """Seconds per token, b, above 0; the fixed part, a, needs steps of different lengths."""
@@ -82,22 +93,24 @@ class StepClock:
         if variance > VARIANCE * nn * weight:
             slope = (weight * nt - n * t) / variance
             self.fixed_s = max(0.0, (t - slope * n) / weight) if slope > 0 else self.fixed_s
-        # At most nine tenths of a mean step, so that tokens cost something.
-        self.fixed_s = min(self.fixed_s, 0.9 * t / weight)
+        if self.fixed_s is None:
+            return t / n
+        # Less than a mean step, so that tokens cost something.
+        self.fixed_s = min(self.fixed_s, MOST_FIXED * t / weight)
         return (t - self.fixed_s * weight) / n
 
 
-def tokens_beside(clock: StepClock, wait_s: float, *, ahead: int) -> int:
-    """Population tokens in a step that runs online requests.
+def tokens_beside(clock: StepClock, online_tokens: int, wait_s: float, *, ahead: int) -> int:
+    """Population tokens in a step with `online_tokens` of running online requests.
 
-    Another online request waits for `ahead` of these steps, so together they take `wait_s` for populations at most; and
-    each at most as long as its fixed part, so that running requests are slowed down to half at most.
+    Another online request waits for `ahead` of these steps, so together they take `wait_s` for populations at most. A
+    step becomes twice as long at most, so that running requests keep half of their speed.
     """
     if not wait_s:
         return 0
-    if clock.token_s is None:
-        return LEAST_TOKENS
-    part_s = min(wait_s / ahead, clock.fixed_s or math.inf)
+    if clock.fixed_s is None or clock.token_s is None:
+        return _probe(clock)
+    part_s = min(wait_s / ahead, clock.expected_s(online_tokens))
     return max(LEAST_TOKENS, int(part_s / clock.token_s))
 
 
@@ -107,10 +120,14 @@ def tokens_between(clock: StepClock, sharing: SharingSettings, idle_s: float) ->
     The next one waits for `online_wait_ms` at most, or longer in two cases: a step is never so short that its fixed
     part takes more than a third, and the bound grows with the pause until steps are whole after `standby_s`.
     """
-    if clock.token_s is None:
-        return LEAST_TOKENS
-    whole_s = clock.fixed_s + clock.token_s * clock.tokens
+    if clock.fixed_s is None or clock.token_s is None:
+        return _probe(clock)
+    whole_s = clock.expected_s(clock.tokens)
     grown_s = whole_s * idle_s / sharing.standby_s if sharing.standby_s else whole_s
     wait_s = max((sharing.online_wait_ms or 0.0) / 1000, grown_s)
     part_s = max(wait_s - clock.fixed_s, LEAST_FIXED * clock.fixed_s)
     return min(max(LEAST_TOKENS, int(part_s / clock.token_s)), clock.tokens)
+
+
+def _probe(clock: StepClock) -> int:
+    return PROBE_TOKENS if clock.last_tokens < PROBE_TOKENS else LEAST_TOKENS

@@ -39,14 +39,14 @@ def test_a_machines_times_are_learned_from_steps_of_different_lengths(fixed: flo
     assert clock.fixed_s == pytest.approx(fixed, rel=0.1)
 
 
-@given(fixed_s, token_s, st.floats(1, 1000), st.integers(1, 2))
+@given(fixed_s, token_s, st.integers(1, 4096), st.floats(1, 1000), st.integers(1, 2))
 def test_steps_beside_online_requests_make_the_next_one_wait_no_longer_than_asked(
-    fixed: float, token: float, wait_ms: float, ahead: int
+    fixed: float, token: float, online: int, wait_ms: float, ahead: int
 ) -> None:
     clock = learned(fixed, token, mixed(fixed, token))
-    tokens = tokens_beside(clock, wait_ms / 1000, ahead=ahead)
+    tokens = tokens_beside(clock, online, wait_ms / 1000, ahead=ahead)
     assert tokens == LEAST_TOKENS or ahead * tokens * token <= 1.1 * wait_ms / 1000
-    assert tokens == LEAST_TOKENS or tokens * token <= 1.2 * fixed
+    assert tokens == LEAST_TOKENS or tokens * token <= 1.2 * (fixed + token * online)
 
 
 @given(fixed_s, token_s, st.floats(1, 1000))
@@ -69,10 +69,18 @@ def test_steps_grow_with_the_pause_up_to_whole_ones(fixed: float, token: float, 
     assert sizes[-1] == pytest.approx(clock.tokens, abs=1)
 
 
-def test_an_unmeasured_machine_begins_with_few_tokens_beside_online_requests() -> None:
-    clock = StepClock(1.0, first=64, most=MOST)
-    assert tokens_beside(clock, 0.05, ahead=2) == LEAST_TOKENS
-    assert tokens_between(clock, SharingSettings(), 0.0) == LEAST_TOKENS
+@given(fixed_s, token_s, st.integers(1, 64))
+def test_a_machine_is_learned_beside_online_requests_alone(fixed: float, token: float, online: int) -> None:
+    now = [0.0]
+    clock = StepClock(1.0, first=64, most=MOST, now=lambda: now[0])
+    for _ in range(40):
+        tokens = tokens_beside(clock, online, 0.05, ahead=2)
+        step = object()
+        clock.planned(step, online + tokens)
+        now[0] += fixed + token * (online + tokens)
+        clock.done(step, online + tokens)
+    right = min(0.025, fixed + token * online) / token
+    assert tokens == pytest.approx(max(LEAST_TOKENS, right), rel=0.3, abs=1)
 
 
 def test_the_same_default_gives_a_gpu_and_a_processor_what_each_computes_in_that_time() -> None:
