@@ -31,7 +31,7 @@ POPULATION_PRIORITIES = (1, 1000)
 SIMULATED_OWNER = "simulated"
 # The key in vLLM's `additional_config` that our scheduler in EngineCore's process reads.
 SHARING_KEY = "serve_app_sharing"
-_BY_TIME = "steps are shared by time: remove it, or set online_wait_ms where 50 ms are too long or too short a wait"
+_BY_TIME = "steps are shared by time: remove it, or set online_wait_ms where 25 ms are too long or too short a wait"
 # (base_url, environment variable with the key), from the providers' documentation.
 PROVIDERS = {
     "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
@@ -81,7 +81,7 @@ class SharingSettings(Frozen):
 
     former = dict.fromkeys(("population_step_tokens", "standby_step_tokens", "online_linger_s"), _BY_TIME)
 
-    online_wait_ms: float | None = Field(50.0, ge=0, description="how long an online request waits for populations' "
+    online_wait_ms: float | None = Field(25.0, ge=0, description="how long an online request waits for populations' "
                                          "steps, about; 0: populations stop while one is open; null: vLLM's own "
                                          "order")  # fmt: skip
     standby_s: float = Field(600.0, ge=0, description="how long after an online request populations' steps are short: "

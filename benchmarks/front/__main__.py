@@ -14,6 +14,7 @@ it would be the client's. Processor time is by kind of process, per chat.
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
@@ -36,7 +37,8 @@ from serve_app.dispatch.render import TokenRenderer
 from serve_app.errors import ServeAppError
 from serve_app.workloads.ctr.asking.prompts import NO, YES
 
-PEERS = (*CHAT_PEERS, *ROW_PEERS)
+SHARING = "sharing"
+PEERS = (*CHAT_PEERS, *ROW_PEERS, SHARING)
 NULL_PORT = 8769
 # Shown as they come.
 RATES = ("req_req_per_s", "stream_tok_per_s", "score_rows_per_s", "generate_tok_per_s")
@@ -70,7 +72,8 @@ def main() -> None:
             lambda side, number: ask_rows(side, number, size),
             size.passes,
         )
-    report(chats, rows, ours, {**limit, "size": size._asdict(), **hardware}, args.json)
+        shared = sharing(folder / "sharing.json", quick=args.quick) if SHARING in args.peers else {}
+    report(chats, rows, ours, shared, {**limit, "size": size._asdict(), **hardware}, args.json)
 
 
 def parse() -> argparse.Namespace:
@@ -78,12 +81,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=None, help="write the JSON line there too")
     parser.add_argument("--passes", type=int, default=0, help="that count (default: 5)")
     parser.add_argument("--quick", action="store_true", help="2 passes of smaller loads")
-    parser.add_argument("--peers", type=_names(PEERS), default=PEERS, help="only these, by comma: " + ", ".join(PEERS))
-    parser.add_argument("--ingress", type=_names(INGRESSES), default=[], help="ours behind these too: proxy,haproxy")
+    parser.add_argument(
+        "--peers", type=in_names(PEERS), default=PEERS, help="only these, by comma: " + ", ".join(PEERS)
+    )
+    parser.add_argument("--ingress", type=in_names(INGRESSES), default=[], help="ours behind these too: proxy,haproxy")
     return parser.parse_args()
 
 
-def _names(known: Sequence[str] | Mapping[str, Any]) -> Callable[[str], list[str]]:
+def in_names(known: Sequence[str] | Mapping[str, Any]) -> Callable[[str], list[str]]:
+    """Reads names by comma."""
+
     def read(text: str) -> list[str]:
         named = [name for name in text.split(",") if name]
         if unknown := [name for name in named if name not in known]:
@@ -105,6 +112,15 @@ def null_rates(client: VllmBench, size: Size) -> Figures:
     finally:
         server.terminate()
         server.wait()
+
+
+def sharing(path: Path, *, quick: bool) -> dict[str, Any]:
+    """Figures of `benchmarks.front.sharing`, which are simulated."""
+    command = [sys.executable, "-m", "benchmarks.front.sharing", "--json", str(path), "--requests"]
+    with open(path.with_suffix(".log"), "w") as log:
+        subprocess.run([*command, "200" if quick else "800"], stdout=log, stderr=log, check=True)
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def passes(sides: Mapping[str, Measured], ask: Callable[[Measured, int], Figures], count: int) -> list[Pass]:

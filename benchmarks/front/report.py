@@ -52,7 +52,9 @@ RATIOS = (
 )
 
 
-def report(chats: Passes, rows: Passes, ours: Sequence[str], others: dict[str, Any], path: Path | None) -> None:
+def report(
+    chats: Passes, rows: Passes, ours: Sequence[str], shared: dict[str, Any], others: dict[str, Any], path: Path | None
+) -> None:
     """Print and save."""
     result: dict[str, Any] = {"missing": {}}
     lines = []
@@ -75,8 +77,15 @@ def report(chats: Passes, rows: Passes, ours: Sequence[str], others: dict[str, A
             result[name + suffix] = round(value, 2) if cpu else None
             lines.append([name + suffix, f"{value:.1f}", "", ""])
         result[f"cpu_ms_per_request_by_process{suffix}"] = cpu
-    result |= {"prefix_hit_gain": None}
+    result["prefix_hit_gain"] = None
     result["missing"]["prefix_hit_gain"] = NO_PREFIX_ROUTING
+    for name, aim in (("population_share_beside_online", "≥ 0.6"), ("online_p99_ttft_with_population_ratio", "≤ 1.2")):
+        result[name] = shared.get(name)
+        if shared:
+            lines.append([f"{name} (SIMULATED)", f"{shared[name]:.2f}", "", aim])
+        else:
+            result["missing"][name] = "the simulation was left out"
+    result["sharing"] = shared
     for title, passes in (("chats", chats), ("rows", rows)):
         console.print(sides_table(f"{title}: medians of {len(passes)} passes", passes))
     result |= {"chats": list(chats), "rows": list(rows), "engine": ENGINE, **others}

@@ -103,14 +103,15 @@ class StepClock:
 def tokens_beside(clock: StepClock, online_tokens: int, wait_s: float, *, ahead: int) -> int:
     """Population tokens in a step with `online_tokens` of running online requests.
 
-    Another online request waits for `ahead` of these steps, so together they take `wait_s` for populations at most. A
-    step becomes twice as long at most, so that running requests keep half of their speed.
+    Another online request waits for `ahead` of these steps: together they take `wait_s` for populations at most, or as
+    long as a step's fixed part, as less would not be noticed. A step becomes twice as long at most, so that running
+    requests keep half of their speed.
     """
     if not wait_s:
         return 0
     if clock.fixed_s is None or clock.token_s is None:
         return _probe(clock)
-    part_s = min(wait_s / ahead, clock.expected_s(online_tokens))
+    part_s = min(max(wait_s, clock.fixed_s) / ahead, clock.expected_s(online_tokens))
     return max(LEAST_TOKENS, int(part_s / clock.token_s))
 
 

@@ -45,7 +45,7 @@ def test_steps_beside_online_requests_make_the_next_one_wait_no_longer_than_aske
 ) -> None:
     clock = learned(fixed, token, mixed(fixed, token))
     tokens = tokens_beside(clock, online, wait_ms / 1000, ahead=ahead)
-    assert tokens == LEAST_TOKENS or ahead * tokens * token <= 1.1 * wait_ms / 1000
+    assert tokens == LEAST_TOKENS or ahead * tokens * token <= 1.1 * max(wait_ms / 1000, fixed)
     assert tokens == LEAST_TOKENS or tokens * token <= 1.2 * (fixed + token * online)
 
 
@@ -79,7 +79,7 @@ def test_a_machine_is_learned_beside_online_requests_alone(fixed: float, token: 
         clock.planned(step, online + tokens)
         now[0] += fixed + token * (online + tokens)
         clock.done(step, online + tokens)
-    right = min(0.025, fixed + token * online) / token
+    right = min(max(0.05, fixed) / 2, fixed + token * online) / token
     assert tokens == pytest.approx(max(LEAST_TOKENS, right), rel=0.3, abs=1)
 
 
@@ -87,4 +87,4 @@ def test_the_same_default_gives_a_gpu_and_a_processor_what_each_computes_in_that
     cpu = learned(0.012, 0.00088, [8, 256, 8, 256])
     gpu = learned(0.005, 0.000032, [8, 4096, 8, 4096])
     between = [tokens_between(clock, SharingSettings(), 0.0) for clock in (cpu, gpu)]
-    assert between == pytest.approx([43, 1406], rel=0.1)
+    assert between == pytest.approx([27, 625], rel=0.1)
