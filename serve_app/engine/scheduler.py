@@ -58,6 +58,9 @@ class OnlineFirst:
         # The last online-only step had nothing to run.
         self._blocked = False
         self._clock = make_clock(scheduler, self._sharing, self.now)
+        # An empty plan leaves a pipeline's stage idle, and has engines in step with each other compute a dummy.
+        parallel = scheduler.vllm_config.parallel_config
+        self._may_wait = parallel.pipeline_parallel_size == parallel.data_parallel_size == 1
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         scheduler: Any = self
@@ -88,8 +91,9 @@ class OnlineFirst:
             alone = self._put_online_first(waiting, running)
         elif self._clock is not None and now - self._last_online < self._sharing.standby_s:
             # One planned ahead would be waited for as well.
+            wait = self._may_wait and self._clock.running
             idle_s = now - self._last_online
-            lower(scheduler, tokens=0 if self._clock.running else tokens_between(self._clock, self._sharing, idle_s))
+            lower(scheduler, tokens=0 if wait else tokens_between(self._clock, self._sharing, idle_s))
         step: Any = super().schedule(*args, **kwargs)  # type: ignore[misc]
         # It may wait for its grammar. Populations need not.
         self._blocked = alone and not step.total_num_scheduled_tokens
