@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -33,31 +33,34 @@ POLL_S = 0.1
 
 
 class Size(NamedTuple):
-    """Passes that count, and what is asked in each."""
+    """Passes that count, and what is asked in each, so many times: the median of those is the pass's."""
 
     passes: int = 5
+    repeats: int = 3
     chats: int = 512
     streams: int = 96
     scored: int = 2000
     generated: int = 512
 
 
-QUICK = Size(passes=2, chats=256, streams=64, scored=512, generated=128)
+QUICK = Size(passes=2, repeats=1, chats=256, streams=64, scored=512, generated=128)
 
 
 def ask_chats(side: Measured, client: VllmBench, seed: str, size: Size) -> Figures:
     """One-token chats, and streams. Raises ServeAppError where one failed."""
     server = server_of(side)
-    loads = {"req": (size.chats, 1), "stream": (size.streams, STREAM_TOKENS)}
     figures: Figures = {}
     with awake(server):
         client.ask(server.base_url, server.model, f"{seed}.warm", CONCURRENCY, 4, CONCURRENCY)
-        for load, (count, tokens) in loads.items():
+        for load, count, tokens in (("req", size.chats, 1), ("stream", size.streams, STREAM_TOKENS)):
             spent: Figures = {}
             with cpu_time(side.session, spent):
-                found = client.ask(server.base_url, server.model, f"{seed}.{load}", count, tokens, CONCURRENCY)
-            figures |= {f"{load}_{name}": value for name, value in found.items()}
-            figures |= {f"{load}_cpu_ms.{name}": 1000 * seconds / count for name, seconds in spent.items()}
+                found = [
+                    client.ask(server.base_url, server.model, f"{seed}.{load}.{i}", count, tokens, CONCURRENCY)
+                    for i in range(size.repeats)
+                ]
+            figures |= {f"{load}_{name}": statistics.median(one[name] for one in found) for name in found[0]}
+            figures |= per_piece(load, spent, count * size.repeats)
     return figures
 
 
@@ -73,19 +76,27 @@ def ask_rows(side: Measured, number: int, size: Size) -> Figures:
     for load, count, tokens in (("score", size.scored, 1), ("generate", size.generated, ROW_TOKENS)):
         if tokens > 1 and isinstance(side, (RunBatch, RayData)):
             continue
-        rows = people(2 * number + (tokens > 1), count)
         spent: Figures = {}
-        if isinstance(side, Child):
-            found = ask_child(side, rows, tokens)
-        else:
-            server = server_of(side)
-            with awake(server), cpu_time(side.session, spent):
-                found = ask_driver(server.base_url, rows, tokens)
-        if found.answered != count:
-            raise ServeAppError(f"{load}: {found.answered} of {count} rows were answered")
-        figures |= {f"{load}_rows_per_s": count / found.wall_s, f"{load}_tok_per_s": found.tokens / found.wall_s}
-        figures |= {f"{load}_cpu_ms.{name}": 1000 * seconds / count for name, seconds in spent.items()}
+        found = []
+        for i in range(size.repeats):
+            rows = people(2 * (size.repeats * number + i) + (tokens > 1), count)
+            if isinstance(side, Child):
+                found.append(ask_child(side, rows, tokens))
+            else:
+                server = server_of(side)
+                with awake(server), cpu_time(side.session, spent):
+                    found.append(ask_driver(server.base_url, rows, tokens))
+        if answered := [one.answered for one in found if one.answered != count]:
+            raise ServeAppError(f"{load}: {answered[0]} of {count} rows were answered")
+        figures[f"{load}_rows_per_s"] = statistics.median(count / one.wall_s for one in found)
+        figures[f"{load}_tok_per_s"] = statistics.median(one.tokens / one.wall_s for one in found)
+        figures |= per_piece(load, spent, count * size.repeats)
     return figures
+
+
+def per_piece(load: str, spent: Figures, pieces: int) -> Figures:
+    """Milliseconds of processor time of a chat or a row, by kind of process."""
+    return {f"{load}_cpu_ms.{name}": 1000 * seconds / pieces for name, seconds in spent.items()}
 
 
 class Answered(NamedTuple):
@@ -124,13 +135,11 @@ def ask_child(side: Child, rows: Sequence[Row], tokens: int) -> Answered:
 
 @contextmanager
 def cpu_time(leader: int, spent: Figures) -> Iterator[None]:
-    """Put into `spent` the seconds of processor time of each kind of process of a session."""
+    """Add to `spent` the seconds of processor time of each kind of process of a session."""
     before = _cpu_times(leader)
     yield
-    total: Counter[str] = Counter()
     for pid, (name, seconds) in _cpu_times(leader).items():
-        total[name] += seconds - before.get(pid, (name, 0.0))[1]  # type: ignore[assignment]
-    spent |= {name: round(seconds, 3) for name, seconds in total.most_common() if seconds > 0}
+        spent[name] = spent.get(name, 0.0) + seconds - before.get(pid, (name, 0.0))[1]
 
 
 def _cpu_times(leader: int) -> dict[int, tuple[str, float]]:
