@@ -28,9 +28,8 @@ from rich.table import Table
 from benchmarks.common import console, in_turn, machine, publish
 from benchmarks.driver import ENGINE, people, write_config
 from benchmarks.load import Figures, Load, Result, good, prompts, run, stream_figures
-from benchmarks.ours import Ours
 from benchmarks.peers import Case
-from benchmarks.peers.fleet import Fleet, Side, awake
+from benchmarks.peers.fleet import Fleet, Ours, Side, awake
 from benchmarks.peers.ray_serve_llm import RayServeLlm
 from benchmarks.peers.vllm_serve import VllmServe
 from serve_app.client.populations import PopulationClient

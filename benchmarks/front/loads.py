@@ -14,9 +14,8 @@ from benchmarks.driver import people
 from benchmarks.front.client import VllmBench
 from benchmarks.front.sides import Measured
 from benchmarks.load import Figures
-from benchmarks.ours import Ours
 from benchmarks.peers import SETTLE_S, Child, chats, session
-from benchmarks.peers.fleet import Side, awake
+from benchmarks.peers.fleet import Ours, Side, awake
 from benchmarks.peers.ray_data import RayData
 from benchmarks.peers.run_batch import RunBatch
 from benchmarks.peers.vllm_serve import HttpServer

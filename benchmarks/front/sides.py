@@ -13,9 +13,8 @@ from typing import Any, Protocol
 import yaml
 
 from benchmarks.front.tiny import ENGINE
-from benchmarks.ours import Ours
 from benchmarks.peers import ROOT, Case
-from benchmarks.peers.fleet import Frozen
+from benchmarks.peers.fleet import Frozen, Ours
 from benchmarks.peers.offline_chat import OfflineChat
 from benchmarks.peers.ray_data import RayData
 from benchmarks.peers.ray_serve_llm import RayServeLlm

@@ -19,16 +19,15 @@ ONLINE, POPULATION = 0, 10
 Make = Callable[..., Any]
 
 
+NOW = [0.0]
+
+
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The scheduler's clock: its only entry is the time."""
-    now = [100.0]
-    monkeypatch.setattr("serve_app.engine.scheduler.OnlineFirst.now", staticmethod(lambda: now[0]))
-    CLOCK[:] = [now]
-    return now
-
-
-CLOCK: list[list[float]] = []
+    NOW[0] = 100.0
+    monkeypatch.setattr("serve_app.engine.scheduler.OnlineFirst.now", staticmethod(lambda: NOW[0]))
+    return NOW
 
 
 @pytest.fixture(params=["OnlineFirstScheduler", "OnlineFirstAsyncScheduler"])
@@ -72,7 +71,7 @@ def add(scheduler: Any, name: str, tokens: int, priority: int, max_tokens: int =
 def step(scheduler: Any) -> dict[str, int]:
     """Plan a step and have it computed. Tokens by request."""
     planned = scheduler.schedule()
-    CLOCK[0][0] += FIXED_S + TOKEN_S * planned.total_num_scheduled_tokens
+    NOW[0] += FIXED_S + TOKEN_S * planned.total_num_scheduled_tokens
     finish(scheduler, planned)
     return dict(planned.num_scheduled_tokens)
 
