@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.engine.steps import LEAST_TOKENS
 from serve_app.models.default import prepare
 from serve_app.settings import SHARING_KEY
 
@@ -17,8 +18,6 @@ STEP_TOKENS, SEATS, BLOCK = 512, 16, 32
 FIXED_S, TOKEN_S = 0.010, 0.001
 ONLINE, POPULATION = 0, 10
 Make = Callable[..., Any]
-
-
 NOW = [0.0]
 
 
@@ -121,7 +120,7 @@ def test_beside_an_online_request_populations_get_the_time_that_the_next_one_may
         share_s = min(
             max(wait_ms / 1000, FIXED_S) / scheduler.ahead, FIXED_S + TOKEN_S
         )  # in each of the steps that are under way
-        assert sum(taken.values()) == pytest.approx(max(8, share_s / TOKEN_S), abs=1)
+        assert sum(taken.values()) == pytest.approx(max(LEAST_TOKENS, share_s / TOKEN_S), abs=1)
 
 
 def test_a_bound_of_zero_stops_populations_while_online_requests_are_open(make: Make) -> None:
@@ -230,8 +229,7 @@ def test_a_step_takes_about_its_bound_whatever_the_machines_speed(
         clock[0] += taken[-1] * ms_per_token / 1000
         finish(scheduler, planned)
     assert taken[0] == 64  # nothing is known yet
-    least = 8
-    right = min(STEP_TOKENS, max(least, int(1000 / ms_per_token)))
+    right = min(STEP_TOKENS, max(LEAST_TOKENS, int(1000 / ms_per_token)))
     assert taken[-1] == pytest.approx(right, rel=0.25)
 
 
