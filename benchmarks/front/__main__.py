@@ -62,16 +62,13 @@ def main() -> None:
         makers = side_makers(folder, model, (YES, NO), label_ids, rows=size.scored, ingresses=args.ingress)
         fleet = stack.enter_context(Fleet(makers, [OURS]))
         ours = ours_of(args.ingress)
-        chats = passes(
-            fleet.having([*ours, *(peer for peer in CHAT_PEERS if peer in args.peers)]),
-            lambda side, number: ask_chats(side, client, f"{number}", size),
-            size.passes,
-        )
-        rows = passes(
-            fleet.having([*ours, *(peer for peer in ROW_PEERS if peer in args.peers)]),
-            lambda side, number: ask_rows(side, number, size),
-            size.passes,
-        )
+
+        def measure(peers: Sequence[str], ask: Callable[[Measured, int], Figures]) -> list[Pass]:
+            chosen = [peer for peer in peers if peer in args.peers]
+            return passes(fleet.having([*ours, *chosen]), ask, size.passes) if chosen else []
+
+        chats = measure(CHAT_PEERS, lambda side, number: ask_chats(side, client, f"{number}", size))
+        rows = measure(ROW_PEERS, lambda side, number: ask_rows(side, number, size))
         shared = sharing(folder / "sharing.json", quick=args.quick) if SHARING in args.peers else {}
     report(chats, rows, ours, shared, {**limit, "size": size._asdict(), **hardware}, args.json)
 
