@@ -26,6 +26,8 @@ COLUMNS = {
     "ITL p50 ms": "stream_itl_p50_ms",
 }
 REPLICA, PROXIES = "ray::ServeReplica:replicas", ("proxy", "haproxy")
+# The rate of the load generator at a server that does nothing, by the rate that it bounds.
+CLIENT = {"req_req_per_s": "client_req_per_s", "stream_tok_per_s": "client_tok_per_s"}
 NO_PREFIX_ROUTING = "requests go to the replica with the fewest: there is no routing by prefix to compare"
 
 
@@ -77,6 +79,13 @@ def report(
             result[name + suffix] = round(value, 2) if cpu else None
             lines.append([name + suffix, f"{value:.1f}", "", ""])
         result[f"cpu_ms_per_request_by_process{suffix}"] = cpu
+    rates = [(key, one[key]) for passed in chats for one in passed.values() for key in CLIENT if key in one]
+    headroom = min((others[CLIENT[key]] / rate for key, rate in rates if CLIENT[key] in others), default=None)
+    result["client_headroom"] = headroom and round(headroom, 2)
+    if headroom:
+        lines.append(["client_headroom", f"{headroom:.1f}", "", "well above 1"])
+    else:
+        result["missing"]["client_headroom"] = "no chats were asked"
     result["prefix_hit_gain"] = None
     result["missing"]["prefix_hit_gain"] = NO_PREFIX_ROUTING
     for name, aim in (("population_share_beside_online", "≥ 0.6"), ("online_p99_ttft_with_population_ratio", "≤ 1.2")):

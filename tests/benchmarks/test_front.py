@@ -44,6 +44,13 @@ def test_what_was_not_measured_is_null_with_a_reason(tmp_path: Path) -> None:
     assert all(missing.values())
 
 
+def test_the_load_generators_own_limit_is_told_over_the_fastest_side(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    limits = {"client_req_per_s": 1000.0, "client_tok_per_s": 3000.0}
+    report([{OURS: CHAT, "vllm_serve": {**CHAT, "req_req_per_s": 500.0}}], [], [OURS], {}, limits, path)
+    assert json.loads(path.read_text())["client_headroom"] == 2.0
+
+
 def test_processor_time_is_told_for_replica_and_proxy(tmp_path: Path) -> None:
     found = saved(tmp_path)
     assert (found["replica_cpu_ms_per_request"], found["proxy_cpu_ms_per_request"]) == (4.0, 0.5)
