@@ -31,15 +31,17 @@ from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES
 
 # Steps are whole again so long after an online request, which the population alone waits for.
 STANDBY_S = 20.0
-ALONE_S, ALONE_ROWS = 15.0, 4000
+ALONE_S, ALONE_ROWS = 15.0, 8000
+# Of less left over, a share says nothing.
+LEAST_LEFT = 0.1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=None, help="write the JSON line there too")
     parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=50, help="online requests of a pass")
-    parser.add_argument("--rate", type=float, default=1.0, help="online requests a second")
+    parser.add_argument("--requests", type=int, default=40, help="online requests of a pass")
+    parser.add_argument("--rate", type=float, default=0.5, help="online requests a second")
     args = parser.parse_args()
     hardware = machine()
     with tempfile.TemporaryDirectory() as name:
@@ -103,23 +105,27 @@ def open_share(answers: Sequence[Answer], wall_s: float) -> float:
 
 
 def report(passes: Sequence[Figures], alone: float, others: dict[str, Any], path: Path | None) -> None:
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"population_share_beside_online": None}
     lines = [["population alone, rows/s", f"{alone:.1f}", "", ""]]
+    shares = [one["population_rows_per_s"] / (alone * (1 - one["busy_alone"])) for one in passes if leaves_some(one)]
     for name, values, aim in (
         ("online_p99_ttft_with_population_ratio", [ratio(one, "ttft_p99_ms") for one in passes], "≤ 1.2"),
         ("online_p50_ttft_with_population_ratio", [ratio(one, "ttft_p50_ms") for one in passes], ""),
         ("busy_alone", [one["busy_alone"] for one in passes], ""),
-        (
-            "population_share_beside_online",
-            [one["population_rows_per_s"] / (alone * (1 - one["busy_alone"])) for one in passes],
-            "≥ 0.6",
-        ),
+        ("population_share_beside_online", shares, "≥ 0.6"),
     ):
-        lines.append(figure_line(result, name, values, aim))
+        if values:
+            lines.append(figure_line(result, name, values, aim))
+        else:
+            console.print(f"{name} is left out: the online load left less than {LEAST_LEFT:.0%} over: lower --rate")
     pace = statistics.median(one["population_rows_per_s"] for one in passes)
     lines.append(["population beside, rows/s", f"{pace:.1f}", "", ""])
     title = f"online requests beside a population ({others['gflops']} GFLOP/s {others['dtype']})"
     publish(title, ["", "median", "passes", "aim"], lines, {**result, "passes": list(passes), **others}, path)
+
+
+def leaves_some(one: Figures) -> bool:
+    return 1 - one["busy_alone"] >= LEAST_LEFT
 
 
 def ratio(one: Figures, key: str) -> float:
