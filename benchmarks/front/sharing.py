@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -38,8 +39,8 @@ WARM = 10
 
 
 class Device(NamedTuple):
-    """A step of n tokens takes `fixed_s` + n · `token_s`, and has `step_tokens` at most; online requests are of
-    `prompt` and `output` tokens."""
+    """A step of n tokens takes `fixed_s` + n · `token_s`, times e to the power of normal `noise`, and has `step_tokens`
+    at most; online requests are of `prompt` and `output` tokens."""
 
     name: str
     fixed_s: float
@@ -47,6 +48,7 @@ class Device(NamedTuple):
     step_tokens: int
     prompt: int
     output: int
+    noise: float = 0.0
 
 
 def gpu(name: str, *, gb_per_s: float, tflops: float, step_tokens: int) -> Device:
@@ -58,6 +60,8 @@ def gpu(name: str, *, gb_per_s: float, tflops: float, step_tokens: int) -> Devic
 DEVICES = (
     # As `settings.SimulatedSettings`, which says where it was measured.
     Device("CPU, 2 cores", 0.012, 0.00088, 4096, 128, 16),
+    # Where other processes take turns on the cores.
+    Device("CPU, shared", 0.040, 0.0015, 4096, 128, 16, noise=0.5),
     # NVIDIA's data sheets: L4 300 GB/s and 121 TFLOPS (bfloat16, dense), H100 SXM 3.35 TB/s and 989 TFLOPS.
     gpu("L4", gb_per_s=300, tflops=121, step_tokens=8192),
     gpu("H100", gb_per_s=3350, tflops=989, step_tokens=32768),
@@ -114,6 +118,7 @@ class Simulation:
         self._population = population
         self._scheduler = make_scheduler(device, lambda: self._now, sharing)
         self._names = itertools.count()
+        self._noise = random.Random(0)
         self._came: dict[str, float] = {}
         self._ttft_s: list[float] = []
         self._rows = 0
@@ -128,7 +133,7 @@ class Simulation:
             if self._scheduler.has_requests():
                 plan = self._scheduler.schedule()
                 tokens = plan.total_num_scheduled_tokens
-                took = self._device.fixed_s + tokens * self._device.token_s if tokens else 0.0
+                took = (self._device.fixed_s + tokens * self._device.token_s) * bool(tokens) * self._held_up()
                 free_at = max(free_at, self._now) + took
                 self._busy_s += took
                 under_way.append((plan, free_at, self._sampling(plan)))
@@ -144,6 +149,9 @@ class Simulation:
                 break
         lasted = max(self._now, seconds)
         return Seen(self._ttft_s, self._busy_s / lasted, self._tokens[True] / lasted, self._tokens[False] / lasted)
+
+    def _held_up(self) -> float:
+        return math.exp(self._noise.gauss(0.0, self._device.noise))
 
     def _take_arrivals(self) -> None:
         while self._arrivals and self._arrivals[0] <= self._now:

@@ -16,7 +16,7 @@ LEAST_TOKENS = 8
 # Steps of these and of LEAST_TOKENS in turns tell the fixed part of a step.
 PROBE_TOKENS = 32
 # Weight that earlier measurements keep per step.
-MEMORY = 0.9
+MEMORY = 0.97
 # A step counts as at most so many expected times, or mean times where a short one's fixed part is not known yet.
 OUTLIER = 4.0
 # Largest share of a mean step that its fixed part is taken for.
@@ -42,6 +42,7 @@ class StepClock:
         self.fixed_s: float | None = None
         self.token_s: float | None = None
         self.last_tokens = 0
+        self._share = LEAST_TOKENS
         self._max_step_s = math.inf if max_step_s is None else max_step_s
         self._most = most
         self.tokens = most if max_step_s is None else min(first, most)
@@ -83,6 +84,14 @@ class StepClock:
             return
         self.tokens = int(min(max(bound, LEAST_TOKENS), self._most))
 
+    def grant(self, part_s: float) -> int:
+        """Tokens that take `part_s` beside what the step has: twice those of the last time at most, as what is learned
+        on a machine that others use may be wrong by much.
+        """
+        right = int(part_s / self.token_s) if self.token_s else LEAST_TOKENS
+        self._share = min(max(LEAST_TOKENS, right), 2 * self._share)
+        return self._share
+
     def expected_s(self, tokens: int) -> float:
         return (self.fixed_s or 0.0) + (self.token_s or 0.0) * tokens
 
@@ -111,8 +120,7 @@ def tokens_beside(clock: StepClock, online_tokens: int, wait_s: float, *, ahead:
         return 0
     if clock.fixed_s is None or clock.token_s is None:
         return _probe(clock)
-    part_s = min(max(wait_s, clock.fixed_s) / ahead, clock.expected_s(online_tokens))
-    return max(LEAST_TOKENS, int(part_s / clock.token_s))
+    return clock.grant(min(max(wait_s, clock.fixed_s) / ahead, clock.expected_s(online_tokens)))
 
 
 def tokens_between(clock: StepClock, sharing: SharingSettings, idle_s: float) -> int:
@@ -126,8 +134,7 @@ def tokens_between(clock: StepClock, sharing: SharingSettings, idle_s: float) ->
     whole_s = clock.expected_s(clock.tokens)
     grown_s = whole_s * idle_s / sharing.standby_s if sharing.standby_s else whole_s
     wait_s = max((sharing.online_wait_ms or 0.0) / 1000, grown_s)
-    part_s = max(wait_s - clock.fixed_s, LEAST_FIXED * clock.fixed_s)
-    return min(max(LEAST_TOKENS, int(part_s / clock.token_s)), clock.tokens)
+    return min(clock.grant(max(wait_s - clock.fixed_s, LEAST_FIXED * clock.fixed_s)), clock.tokens)
 
 
 def _probe(clock: StepClock) -> int:
