@@ -23,10 +23,7 @@ from benchmarks.peers.vllm_serve import MODEL, VllmServe
 from serve_app.serving.launch.config import set_store
 
 OURS = "ours"
-INGRESSES = {
-    "proxy": {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"},
-    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
-}
+INGRESSES = {"proxy": {"RAY_SERVE_ENABLE_HA_PROXY": "0"}, "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"}}
 CHAT_PEERS = ("vllm_serve", "ray_serve_llm", "ray_serve_llm_direct")
 ROW_PEERS = ("offline", "run_batch", "ray_data")
 FIRST_PORT = 8770
