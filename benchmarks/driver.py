@@ -95,7 +95,7 @@ def main() -> None:
     report(measured, rows, {**own, "idle_cluster_cores": idle, **hardware}, args.json)
 
 
-def write_config(folder: Path, *, standby: bool = False) -> Path:
+def write_config(folder: Path, *, standby: bool = False, port: int = PORT) -> Path:
     """config.yaml with one replica, the engine settings above and a store and port of its own.
 
     Without `standby`, online requests in a peer's turn do not shorten populations' steps in ours (engine/scheduler.py).
@@ -103,14 +103,14 @@ def write_config(folder: Path, *, standby: bool = False) -> Path:
     document = yaml.safe_load(Path("config.yaml").read_text())
     # Files and batches have processes of their own, which are not measured here.
     replicas, populations, *_ = document["applications"] = document["applications"][:2]
-    document["http_options"]["port"] = PORT
+    document["http_options"]["port"] = port
     options = {"scheduling_policy": "priority", "enable_prompt_tokens_details": True}
     replicas["args"]["engine"] = {"model": NAME, **ENGINE, **options}
     # A probe is a token, and vLLM's workers spin for a second after each: every 5 s, they take a fifth of both cores
     # from whoever is measured meanwhile.
     replicas["deployments"][0].update(num_replicas=1, health_check_period_s=600)
     if not standby:
-        replicas["args"]["sharing"]["standby_step_tokens"] = None
+        replicas["args"]["sharing"] = {"standby_s": 0}
     populations["args"]["store"] = str(folder / "runs")
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(document))

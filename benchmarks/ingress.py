@@ -14,31 +14,28 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import yaml
 from rich.table import Table
 
 from benchmarks.common import console, in_turn, machine, publish
 from benchmarks.driver import ENGINE, people, write_config
 from benchmarks.load import Figures, Load, Result, good, prompts, run, stream_figures
-from benchmarks.peers import SETTLE_S, Case, signal_session
+from benchmarks.peers import Case
+from benchmarks.peers.fleet import Fleet, Ours, Side, awake
 from benchmarks.peers.ray_serve_llm import RayServeLlm
-from benchmarks.peers.vllm_serve import VllmServe, wait_for_answer
+from benchmarks.peers.vllm_serve import VllmServe
 from serve_app.client.populations import PopulationClient
 from serve_app.errors import ServeAppError
 from serve_app.models.default import NAME, prepare
 from serve_app.serving.haproxy.environment import INGRESS
-from serve_app.serving.launch.local import local_serve
 from serve_app.spec import JobSpec, JobStatus
 from serve_app.workloads.ctr.asking.prompts import NO, WORKLOAD, YES
 
@@ -61,7 +58,6 @@ POPULATION_WARM_ROWS = 128
 # After a job is cancelled, its chunks are aborted in the engine.
 DRAIN_S = 5.0
 POLL_S = 0.5
-THAW_TIMEOUT_S = 60.0
 
 
 class Size(NamedTuple):
@@ -124,7 +120,7 @@ def main() -> None:
     hardware = machine()
     rounds: list[list[dict[str, Figures]]] = []
     online: list[Figures] = []
-    with tempfile.TemporaryDirectory() as folder, Fleet(side_makers(Path(folder))) as fleet:
+    with tempfile.TemporaryDirectory() as folder, Fleet(side_makers(Path(folder)), [OURS]) as fleet:
         for number, names in enumerate(ROUNDS):
             if len(among := [name for name in names if name in wanted]) > 1:
                 sides = fleet.having(among)
@@ -148,59 +144,6 @@ def chosen(peers: str, *, quick: bool) -> set[str]:
 # --- sides ---
 
 
-class Side(Protocol):
-    """A server that can be measured."""
-
-    base_url: str
-    model: str
-
-    def start(self) -> None:
-        """Make it answer. Raises ServeAppError when it does not."""
-
-    def thaw(self) -> None:
-        """Go on after `freeze`."""
-
-    def freeze(self) -> None:
-        """Take no core until `thaw`."""
-
-    def stop(self) -> None:
-        """Leave nothing running. May be called twice, and before `start`."""
-
-
-class Ours:
-    """`serve run` with one replica and the driver, on a port of its own."""
-
-    def __init__(self, folder: Path, *, port: int, env: dict[str, str]) -> None:
-        folder.mkdir()
-        self._config = write_config(folder, standby=True)
-        document = yaml.safe_load(self._config.read_text())
-        document["http_options"]["port"] = port
-        self._config.write_text(yaml.safe_dump(document))
-        self._env = env
-        self._running = ExitStack()
-        self._session: int | None = None
-        self.base_url, self.model = f"http://127.0.0.1:{port}", NAME
-
-    def start(self) -> None:
-        log = self._config.with_name("serve.log")
-        self._running.enter_context(local_serve(self._config, log=log, on_wait=console.print, env=self._env))
-        self._session = os.getsid(PopulationClient(self.base_url).replicas()[0].pid)
-        self._running.callback(self.thaw)  # what is frozen does not stop
-        wait_for_answer(self.base_url, self.model)  # HAProxy has its own idea of when a replica is there
-
-    def thaw(self) -> None:
-        if self._session is not None:
-            signal_session(self._session, signal.SIGCONT)
-
-    def freeze(self) -> None:
-        if self._session is not None:
-            signal_session(self._session, signal.SIGSTOP)
-
-    def stop(self) -> None:
-        self._running.close()
-        self._session = None
-
-
 def side_makers(folder: Path) -> dict[str, Callable[[], Side]]:
     """How each side is made, by name; all have the same engine."""
     case = Case(str(prepare()), ENGINE, (), ())
@@ -208,60 +151,18 @@ def side_makers(folder: Path) -> dict[str, Callable[[], Side]]:
     def log(name: str) -> dict[str, Any]:
         return {"port": PORTS[name], "log": folder / f"{name}.log"}
 
+    def ours(name: str, env: dict[str, str]) -> Ours:
+        (folder / name).mkdir()
+        config = write_config(folder / name, standby=True, port=PORTS[name])
+        return Ours(config, model=NAME, env=env)
+
     return {
-        OURS: lambda: Ours(folder / OURS, port=PORTS[OURS], env=HAPROXY),
-        "proxy": lambda: Ours(folder / "proxy", port=PORTS["proxy"], env=PROXY),
+        OURS: lambda: ours(OURS, HAPROXY),
+        "proxy": lambda: ours("proxy", PROXY),
         "vllm_serve": lambda: VllmServe(case, **log("vllm_serve")),
         "ray_serve_llm": lambda: RayServeLlm(case, **log("ray_serve_llm")),
         "ray_serve_llm_direct": lambda: RayServeLlm(case, **log("ray_serve_llm_direct"), direct=True),
     }
-
-
-class Fleet:
-    """The sides that are up, each of them frozen."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], Side]]) -> None:
-        self._makers = makers
-        self._up: dict[str, Side] = {}
-
-    def __enter__(self) -> Fleet:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._keep(())
-
-    def having(self, names: Sequence[str]) -> dict[str, Side]:
-        """These sides and no others; those that cannot run here are named and left out.
-
-        Raises ServeAppError when ours is among them.
-        """
-        self._keep(names)
-        for name in names:
-            if name in self._up:
-                continue
-            console.print(f"starting {name}")
-            try:
-                self._start(name)
-            except ServeAppError as error:
-                if name == OURS:
-                    raise
-                console.print(f"{name} is left out: {error}", markup=False)
-        return {name: self._up[name] for name in names if name in self._up}
-
-    def _start(self, name: str) -> None:
-        side = self._makers[name]()
-        self._up[name] = side  # whatever happens now, it is stopped
-        try:
-            side.start()
-            side.freeze()
-        except ServeAppError:
-            self._keep([other for other in self._up if other != name])
-            raise
-
-    def _keep(self, names: Sequence[str]) -> None:
-        with ExitStack() as stopping:  # each is stopped, even if another cannot be
-            for name in [name for name in self._up if name not in names]:
-                stopping.callback(self._up.pop(name).stop)
 
 
 # --- measuring ---
@@ -282,19 +183,6 @@ def one_pass(label: str, number: int, sides: Mapping[str, Side], size: Size) -> 
     shown = ", ".join(f"{name} {one['req_per_s']:.1f} / {one['tok_per_s']:.0f}" for name, one in result.items())
     console.print(f"pass {label}, requests/s / streamed tokens/s: {shown}")
     return result
-
-
-@contextmanager
-def awake(side: Side) -> Iterator[None]:
-    """Let the side run, and give it time for what was due while it was frozen."""
-    side.thaw()
-    time.sleep(SETTLE_S)
-    try:
-        wait_for_answer(side.base_url, side.model, timeout_s=THAW_TIMEOUT_S)
-        yield
-    finally:
-        time.sleep(SETTLE_S)
-        side.freeze()
 
 
 def measure(side: Side, seed: str, size: Size) -> Figures:

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from types import UnionType
-from typing import Annotated, Any, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -44,6 +44,8 @@ class Frozen(BaseModel):
     """A model whose errors name the nearest field or value, in config files, options and HTTP alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Fields of earlier versions, and what to do instead.
+    former: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="wrap")
     @classmethod
@@ -79,7 +81,12 @@ def names(model: type[BaseModel]) -> list[str]:
 
 
 def meant(name: Any, model: type[BaseModel]) -> str:
-    """`; did you mean 'x'?` or `; it belongs in 'y'` for a field that `model` lacks; "" without a near name."""
+    """`; did you mean 'x'?` or `; it belongs in 'y'` for a field that `model` lacks; "" without a near name.
+
+    For one that it had once, what to do instead.
+    """
+    if issubclass(model, Frozen) and name in model.former:
+        return f" any more; {model.former[name]}"
     homes = [
         outer
         for outer, field in model.model_fields.items()

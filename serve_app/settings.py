@@ -33,6 +33,7 @@ POPULATION_PRIORITIES = (1, 1000)
 SIMULATED_OWNER = "simulated"
 # The key in vLLM's `additional_config` that our scheduler in EngineCore's process reads.
 SHARING_KEY = "serve_app_sharing"
+_BY_TIME = "steps are shared by time: remove it, or set online_wait_ms where 25 ms are too long or too short a wait"
 # (base_url, environment variable with the key), from the providers' documentation.
 PROVIDERS = {
     "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
@@ -80,12 +81,13 @@ class SharingSettings(Frozen):
     Applies unless the engine's `scheduler_cls` is set; all but `max_step_s` need the `scheduling_policy` `priority`.
     """
 
-    population_step_tokens: int | None = Field(64, ge=0, description="population tokens in a step while online "
-                                               "requests run; null: vLLM's own order")  # fmt: skip
-    online_linger_s: float = Field(5.0, ge=0, description="how long that limit stays after the last online request")
-    standby_step_tokens: int | None = Field(512, ge=1, description="population tokens in a step for `standby_s` "
-                                            "after an online request; null: no limit")  # fmt: skip
-    standby_s: float = Field(600.0, ge=0, description="how long another online request is expected after one")
+    former = dict.fromkeys(("population_step_tokens", "standby_step_tokens", "online_linger_s"), _BY_TIME)
+
+    online_wait_ms: float | None = Field(25.0, ge=0, description="how long an online request waits for populations' "
+                                         "steps, about; 0: populations stop while one is open; null: vLLM's own "
+                                         "order")  # fmt: skip
+    standby_s: float = Field(600.0, ge=0, description="how long after an online request populations' steps are short: "
+                             "they grow to whole ones over this time")  # fmt: skip
     max_step_s: float | None = Field(1.0, gt=0, description="target time of a step: its tokens are limited to what "
                                      "this engine was measured to compute in it; null: no limit")  # fmt: skip
 

@@ -106,18 +106,33 @@ class Child:
                 preexec_fn=_prepare,
             )
         self.call(msgspec.to_builtins(self._case))
-        signal_session(self._process.pid, signal.SIGSTOP)
+        self.freeze()
+
+    def thaw(self) -> None:
+        """Go on after `freeze`."""
+        if self._process is not None:
+            signal_session(self._process.pid, signal.SIGCONT)
+
+    def freeze(self) -> None:
+        """Take no core until `thaw`."""
+        if self._process is not None:
+            signal_session(self._process.pid, signal.SIGSTOP)
+
+    @property
+    def session(self) -> int:
+        """The session of its processes. Raises ServeAppError before `start`."""
+        return self._running().pid
 
     def run(self, rows: Sequence[Row]) -> Pass:
-        process = self._running()
-        signal_session(process.pid, signal.SIGCONT)
+        self._running()
+        self.thaw()
         time.sleep(SETTLE_S)
-        reply = self.call({"rows": [{"custom_id": row.custom_id, "messages": row.messages} for row in rows]})
-        signal_session(process.pid, signal.SIGSTOP)
+        reply = self.call({"rows": chats(rows)})
+        self.freeze()
         return summary(len(rows), **reply)
 
     def call(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Send one message and wait for its reply."""
+        """Send one message, the arguments by name, and wait for its reply."""
         process = self._running()
         late = threading.Timer(REPLY_TIMEOUT_S, process.kill)
         late.start()
@@ -145,27 +160,33 @@ class Child:
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT_S)
-        psutil.wait_procs(_session(process.pid), timeout=SETTLE_S)
+        psutil.wait_procs(session(process.pid), timeout=SETTLE_S)
         signal_session(process.pid, signal.SIGKILL)
         process.wait()
 
 
+def chats(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as a child takes them."""
+    return [{"custom_id": row.custom_id, "messages": row.messages} for row in rows]
+
+
 def signal_session(leader: int, number: signal.Signals) -> None:
     """Send it to every process of the session that process `leader` began: SIGSTOP freezes, SIGCONT thaws."""
-    for one in _session(leader):
+    for one in session(leader):
         with suppress(psutil.Error):
             one.send_signal(number)
 
 
-def _session(leader: int) -> list[psutil.Process]:
+def session(leader: int) -> list[psutil.Process]:
+    """The processes of the session that process `leader` began, and what they started in sessions of its own."""
     # By session: Ray's workers have process groups of their own, and a marker in the environment is lost where a
     # process gives itself a title, as vLLM's do.
-    found = []
-    for one in psutil.process_iter():
+    found: dict[int, psutil.Process] = {}
+    for one in sorted(psutil.process_iter(["ppid"]), key=lambda one: one.pid):
         with suppress(ProcessLookupError):
-            if os.getsid(one.pid) == leader:
-                found.append(one)
-    return found
+            if os.getsid(one.pid) == leader or one.info["ppid"] in found:
+                found[one.pid] = one
+    return list(found.values())
 
 
 def _prepare() -> None:
@@ -174,10 +195,11 @@ def _prepare() -> None:
     die_with_parent(signal.SIGKILL)  # a frozen process heeds no other
 
 
-def serve_lines(build: Callable[[Case], Callable[[list[dict[str, Any]]], dict[str, Any]]]) -> None:
+def serve_lines(build: Callable[[Case], Callable[..., dict[str, Any]]]) -> None:
     """The child's side: the first line is the case, every other a pass. Ends with its input, or at Ctrl-C.
 
-    `build` makes the function that scores rows ({"custom_id", "messages"}) and gives `summary`'s other arguments.
+    `build` makes the function that a message's fields are given to. A peer's takes `rows` ({"custom_id", "messages"}),
+    scores them and gives `summary`'s other arguments.
     """
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # engines print, and not only by Python
@@ -186,10 +208,10 @@ def serve_lines(build: Callable[[Case], Callable[[list[dict[str, Any]]], dict[st
         print(json.dumps(message), file=replies, flush=True)
 
     try:
-        score = build(msgspec.convert(json.loads(sys.stdin.readline()), Case))
+        answer = build(msgspec.convert(json.loads(sys.stdin.readline()), Case))
         reply({"ready": True})
         for line in sys.stdin:
-            reply(score(json.loads(line)["rows"]))
+            reply(answer(**json.loads(line)))
     except KeyboardInterrupt:
         pass
     except Exception as error:

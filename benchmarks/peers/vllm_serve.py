@@ -70,6 +70,13 @@ class HttpServer:
             return ""
         return f"{' '.join(self._command[:3])} ended; see {self._log}"
 
+    @property
+    def session(self) -> int:
+        """The session of its processes. Raises ServerUnavailable before `start`."""
+        if self._process is None:
+            raise ServerUnavailable(f"{self.base_url}: it was not started")
+        return self._process.pid
+
     def thaw(self) -> None:
         """Go on after `freeze`."""
         if self._process is not None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.ingress import OURS, PEERS, PORTS, Figure, Fleet, Side, chosen, figure_line, report
+from benchmarks.ingress import OURS, PEERS, PORTS, Figure, chosen, figure_line, report
 from benchmarks.load import (
     SYSTEM,
     Answer,
@@ -22,6 +22,7 @@ from benchmarks.load import (
     prompts,
     stream_figures,
 )
+from benchmarks.peers.fleet import Fleet, Side
 from serve_app.dispatch.render import TokenRenderer
 from serve_app.errors import ServeAppError, ServerUnavailable
 from serve_app.models.default import prepare
@@ -193,7 +194,7 @@ class FakeSide:
 
 def test_sides_wait_frozen_and_are_stopped_when_a_round_has_no_use_for_them() -> None:
     sides = {name: FakeSide() for name in (OURS, "proxy", "vllm_serve")}
-    with Fleet({name: _giving(side) for name, side in sides.items()}) as fleet:
+    with Fleet({name: _giving(side) for name, side in sides.items()}, [OURS]) as fleet:
         assert list(fleet.having([OURS, "proxy"])) == [OURS, "proxy"]
         assert fleet.having([OURS, "vllm_serve"]) == {OURS: sides[OURS], "vllm_serve": sides["vllm_serve"]}
         assert sides["proxy"].done == ["start", "freeze", "stop"]
@@ -203,11 +204,11 @@ def test_sides_wait_frozen_and_are_stopped_when_a_round_has_no_use_for_them() ->
 
 def test_a_peer_that_does_not_start_is_left_out_and_stopped_but_ours_must_start() -> None:
     ours, peer = FakeSide(), FakeSide("no environment")
-    with Fleet({OURS: _giving(ours), "proxy": _giving(peer)}) as fleet:
+    with Fleet({OURS: _giving(ours), "proxy": _giving(peer)}, [OURS]) as fleet:
         assert list(fleet.having([OURS, "proxy"])) == [OURS]
         assert peer.done == ["start", "stop"]
     broken = FakeSide("no memory")
-    with pytest.raises(ServerUnavailable, match="no memory"), Fleet({OURS: _giving(broken)}) as fleet:
+    with pytest.raises(ServerUnavailable, match="no memory"), Fleet({OURS: _giving(broken)}, [OURS]) as fleet:
         fleet.having([OURS])
     assert broken.done == ["start", "stop"]
 

@@ -7,14 +7,26 @@ from typing import Any
 
 import pytest
 
+from serve_app.engine.steps import LEAST_TOKENS
 from serve_app.models.default import prepare
 from serve_app.settings import SHARING_KEY
 
 pytestmark = pytest.mark.engine
 
 STEP_TOKENS, SEATS, BLOCK = 512, 16, 32
+# The machine: a step of n tokens takes FIXED_S + n · TOKEN_S.
+FIXED_S, TOKEN_S = 0.010, 0.001
 ONLINE, POPULATION = 0, 10
 Make = Callable[..., Any]
+NOW = [0.0]
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The scheduler's clock: its only entry is the time."""
+    NOW[0] = 100.0
+    monkeypatch.setattr("serve_app.engine.scheduler.OnlineFirst.now", staticmethod(lambda: NOW[0]))
+    return NOW
 
 
 @pytest.fixture(params=["OnlineFirstScheduler", "OnlineFirstAsyncScheduler"])
@@ -58,6 +70,7 @@ def add(scheduler: Any, name: str, tokens: int, priority: int, max_tokens: int =
 def step(scheduler: Any) -> dict[str, int]:
     """Plan a step and have it computed. Tokens by request."""
     planned = scheduler.schedule()
+    NOW[0] += FIXED_S + TOKEN_S * planned.total_num_scheduled_tokens
     finish(scheduler, planned)
     return dict(planned.num_scheduled_tokens)
 
@@ -79,21 +92,24 @@ def fill(scheduler: Any, rows: int, tokens: int = 200) -> None:
 
 
 def test_without_online_requests_populations_get_whole_steps(make: Make) -> None:
-    scheduler = make(population_step_tokens=64)
+    scheduler = make()
     fill(scheduler, 10)
     assert sum(step(scheduler).values()) == STEP_TOKENS
 
 
 def test_an_online_request_that_waits_gets_the_next_step_for_itself(make: Make) -> None:
-    scheduler = make(population_step_tokens=64)
+    scheduler = make()
     fill(scheduler, 10)
     step(scheduler)
     add(scheduler, "online", 300, ONLINE)
     assert step(scheduler) == {"online": 300}
 
 
-def test_beside_an_online_request_populations_get_their_bound_and_no_more(make: Make) -> None:
-    scheduler = make(population_step_tokens=64)
+@pytest.mark.parametrize("wait_ms", [5.0, 16.0, 50.0])
+def test_beside_an_online_request_populations_get_the_time_that_the_next_one_may_wait(
+    make: Make, wait_ms: float
+) -> None:
+    scheduler = make(online_wait_ms=wait_ms)
     fill(scheduler, 10)
     step(scheduler)
     add(scheduler, "online", 300, ONLINE)
@@ -101,34 +117,54 @@ def test_beside_an_online_request_populations_get_their_bound_and_no_more(make: 
     for _ in range(3):
         taken = step(scheduler)
         assert taken.pop("online") == 1
-        assert sum(taken.values()) == 64
+        share_s = min(
+            max(wait_ms / 1000, FIXED_S) / scheduler.ahead, FIXED_S + TOKEN_S
+        )  # in each of the steps that are under way
+        assert sum(taken.values()) == pytest.approx(max(LEAST_TOKENS, share_s / TOKEN_S), abs=1)
 
 
 def test_a_bound_of_zero_stops_populations_while_online_requests_are_open(make: Make) -> None:
-    scheduler = make(population_step_tokens=0)
+    scheduler = make(online_wait_ms=0)
     fill(scheduler, 4)
     step(scheduler)
     add(scheduler, "online", 10, ONLINE, max_tokens=3)
     assert [step(scheduler) for _ in range(3)] == [{"online": 10}, {"online": 1}, {"online": 1}]
 
 
-def test_populations_have_longer_steps_and_then_whole_ones_again_as_the_last_online_request_is_past(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-    monkeypatch.setattr("serve_app.engine.scheduler.time.monotonic", lambda: now)
-    scheduler = make(population_step_tokens=64, online_linger_s=5.0, standby_step_tokens=128, standby_s=60.0)
-    fill(scheduler, 10)
+def test_after_the_last_online_request_steps_grow_to_whole_ones(make: Make, clock: list[float]) -> None:
+    scheduler = make(blocks=3000, online_wait_ms=50, standby_s=60.0)
+    fill(scheduler, 2 * SEATS, tokens=3900)
     assert sum(step(scheduler).values()) == STEP_TOKENS
     add(scheduler, "online", 10, ONLINE, max_tokens=1)
     assert step(scheduler) == {"online": 10}
-    for later_s, tokens in ((4.9, 64), (0.2, 128), (54.8, 128), (0.2, STEP_TOKENS)):
-        now += later_s
-        assert sum(step(scheduler).values()) == tokens
+    whole_s = FIXED_S + TOKEN_S * STEP_TOKENS
+    began = clock[0] - FIXED_S - 10 * TOKEN_S
+    for idle_s in (0.1, 6.0, 30.0):
+        clock[0] = began + idle_s
+        for _ in range(5):  # it at most doubles from step to step
+            idle_s = clock[0] - began
+            taken = sum(step(scheduler).values())
+        assert taken == pytest.approx((max(0.050, whole_s * idle_s / 60.0) - FIXED_S) / TOKEN_S, abs=3)
+    clock[0] = began + 60.1
+    assert sum(step(scheduler).values()) == STEP_TOKENS
+
+
+def test_a_step_for_populations_alone_is_not_planned_ahead_while_an_online_request_may_come(make: Make) -> None:
+    scheduler = make()
+    fill(scheduler, 10)
+    add(scheduler, "online", 10, ONLINE, max_tokens=1)
+    step(scheduler)
+    first = scheduler.schedule()
+    assert first.total_num_scheduled_tokens
+    ahead = scheduler.schedule()
+    assert not ahead.total_num_scheduled_tokens
+    finish(scheduler, first)
+    finish(scheduler, ahead)
+    assert scheduler.schedule().total_num_scheduled_tokens
 
 
 def test_null_leaves_vllms_own_order(make: Make) -> None:
-    scheduler = make(population_step_tokens=None)
+    scheduler = make(online_wait_ms=None)
     fill(scheduler, 1, tokens=2000)
     step(scheduler)
     add(scheduler, "online", 300, ONLINE)
@@ -136,18 +172,19 @@ def test_null_leaves_vllms_own_order(make: Make) -> None:
 
 
 def test_a_long_online_prompt_takes_whole_steps(make: Make) -> None:
-    scheduler = make(population_step_tokens=64)
+    scheduler = make()
     fill(scheduler, 3)
     add(scheduler, "online", 1000, ONLINE)
     assert step(scheduler) == {"online": STEP_TOKENS}
     assert step(scheduler)["online"] == 1000 - STEP_TOKENS
 
 
-def test_a_seat_is_free_for_an_online_request_though_rows_wait(make: Make) -> None:
-    scheduler = make(population_step_tokens=64)
+def test_a_seat_is_free_for_an_online_request_though_rows_wait(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "FIXED_S", 0.1)  # so that steps have room for more rows than seats
+    scheduler = make(online_wait_ms=200)
     add(scheduler, "first", 10, ONLINE)
     fill(scheduler, 3 * SEATS, tokens=4)
-    for _ in range(4):
+    for _ in range(20):
         step(scheduler)
     assert len(scheduler.running) == SEATS - SEATS // 8
     add(scheduler, "second", 10, ONLINE)
@@ -155,7 +192,7 @@ def test_a_seat_is_free_for_an_online_request_though_rows_wait(make: Make) -> No
 
 
 def test_rows_go_on_when_no_seat_is_free_for_the_online_request(make: Make) -> None:
-    scheduler = make(population_step_tokens=64)
+    scheduler = make()
     fill(scheduler, 2 * SEATS, tokens=4)
     step(scheduler)
     add(scheduler, "online", 10, ONLINE)
@@ -164,7 +201,7 @@ def test_rows_go_on_when_no_seat_is_free_for_the_online_request(make: Make) -> N
 
 
 def test_rows_go_on_when_the_kv_cache_has_no_room_for_the_online_request(make: Make) -> None:
-    scheduler = make(blocks=16, population_step_tokens=64)
+    scheduler = make(blocks=16)
     fill(scheduler, 2)
     step(scheduler)
     add(scheduler, "online", 300, ONLINE)
@@ -175,18 +212,10 @@ def test_rows_go_on_when_the_kv_cache_has_no_room_for_the_online_request(make: M
 def test_a_health_probe_does_not_shorten_steps(make: Make) -> None:
     from serve_app.settings import PROBE_PRIORITY
 
-    scheduler = make(population_step_tokens=64)
+    scheduler = make()
     fill(scheduler, 10)
     add(scheduler, "probe", 1, PROBE_PRIORITY, max_tokens=1)
     assert sum(step(scheduler).values()) == STEP_TOKENS
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The scheduler's clock: its only entry is the time."""
-    now = [100.0]
-    monkeypatch.setattr("serve_app.engine.scheduler.time.monotonic", lambda: now[0])
-    return now
 
 
 @pytest.mark.parametrize("ms_per_token", [0.01, 2.0, 15.0, 200.0])
@@ -202,9 +231,7 @@ def test_a_step_takes_about_its_bound_whatever_the_machines_speed(
         clock[0] += taken[-1] * ms_per_token / 1000
         finish(scheduler, planned)
     assert taken[0] == 64  # nothing is known yet
-    least = 8
-    right = min(STEP_TOKENS, max(least, int(1000 / ms_per_token)))
-    assert taken[-1] == pytest.approx(right, rel=0.25)
+    assert taken[-1] == pytest.approx(min(STEP_TOKENS, max(LEAST_TOKENS, int(1000 / ms_per_token))), rel=0.25)
 
 
 def test_a_step_that_was_held_up_shortens_the_next_ones_for_a_while_only(make: Make, clock: list[float]) -> None:
@@ -257,16 +284,16 @@ def test_the_engine_uses_it_unless_it_was_given_another_one(policy: str) -> None
     config = AsyncEngineArgs(model=str(prepare()), scheduling_policy=policy).create_engine_config()
     for ahead, name in ((False, "OnlineFirstScheduler"), (True, "OnlineFirstAsyncScheduler")):
         config.scheduler_config.scheduler_cls, config.scheduler_config.async_scheduling = None, ahead
-        use_our_scheduler(config, SharingSettings(population_step_tokens=7))
+        use_our_scheduler(config, SharingSettings(online_wait_ms=7))
         assert config.scheduler_config.scheduler_cls == f"serve_app.engine.scheduler.{name}"
-        assert config.additional_config[SHARING_KEY]["population_step_tokens"] == 7
+        assert config.additional_config[SHARING_KEY]["online_wait_ms"] == 7
     config.scheduler_config.scheduler_cls = "somebody.elses"
     use_our_scheduler(config, SharingSettings())
     assert config.scheduler_config.scheduler_cls == "somebody.elses"
 
 
 def test_without_priorities_the_order_is_vllms_own(make: Make) -> None:
-    scheduler = make(policy="fcfs", population_step_tokens=64)
+    scheduler = make(policy="fcfs")
     fill(scheduler, 1, tokens=2000)
     step(scheduler)
     add(scheduler, "online", 300, ONLINE)

@@ -87,7 +87,12 @@ MISTAKES: list[tuple[str, Any, str]] = [
     # our settings
     (f"{REPLICAS}.args.engin", {}, "did you mean 'engine'"),
     (f"{REPLICAS}.args.max_model_len", 4096, "belongs in 'engine'"),
-    (f"{REPLICAS}.args.sharing.population_step_token", 24, "did you mean 'population_step_tokens'"),
+    (f"{REPLICAS}.args.sharing", {"online_wait": 50}, "did you mean 'online_wait_ms'"),
+    (
+        f"{REPLICAS}.args.sharing",
+        {"standby_step_tokens": 256},
+        "any more; .* set online_wait_ms",
+    ),
     (f"{REPLICAS}.args.access", {"key_file": ["k.yaml"]}, "did you mean 'key_files'"),
     (f"{DRIVER}.args.chunk_rows", "many", "must be a whole number, not 'many'"),
     (f"{DRIVER}.args.max_attempts", 0, "must be a whole number of at least 1"),
