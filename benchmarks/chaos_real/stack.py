@@ -24,8 +24,9 @@ from benchmarks.chaos_real.processes import DRIVER, Processes
 from serve_app.client.populations import PopulationClient
 from serve_app.engine.processes.lifeline import die_with_parent
 from serve_app.errors import ServerUnavailable
+from serve_app.serving.haproxy.environment import INGRESS, variables
 from serve_app.serving.launch.config import set_store
-from serve_app.serving.launch.local import RUN_MARKER, SETTLE_S, replicas_ready, serve_environment
+from serve_app.serving.launch.local import RUN_MARKER, SETTLE_S, replicas_ready
 
 REPLICAS = 2
 HOST = "127.0.0.1"
@@ -50,7 +51,8 @@ class Stack:
         self.processes = Processes(marker)
         self._dashboard = unused_port()
         self._environment = {
-            **serve_environment(),
+            # HAProxy on the head would ask replicas at their nodes' addresses, where none listens on this host.
+            **variables({INGRESS: "0"}),
             "RAY_gcs_rpc_server_reconnect_timeout_s": RECONNECT_S,
             RUN_MARKER: marker,
             # Where Ray notes which cluster `ray.init()` joins: not for other users of this machine.

@@ -13,7 +13,7 @@ from serve_app.k8s.ray_cluster import environment as ray_environment
 from serve_app.k8s.values import Values
 from serve_app.serving import backpressure
 from serve_app.serving.backpressure import BACKPRESSURE, Edge, Paced, middlewares
-from serve_app.serving.launch.local import serve_environment
+from serve_app.serving.haproxy.environment import variables
 from tests.conftest import ROOT, served
 
 MIB = 1 << 20
@@ -235,5 +235,5 @@ def test_a_file_and_its_answer_pass_over_sockets() -> None:
 
 def test_our_own_starts_and_manifests_load_it() -> None:
     values = Values.load(ROOT / "k8s" / "values.yaml")
-    for environment in (serve_environment(), ray_environment(values)):
+    for environment in (variables({}), ray_environment(values)):
         assert BACKPRESSURE.items() <= environment.items()

@@ -5,13 +5,8 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,72 +17,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from serve_app.client.populations import PopulationClient
-from serve_app.serving.launch.local import local_server, marked_processes
+from serve_app.serving.launch.local import local_server
 from serve_app.spec import JobSpec, JobStatus, Message
 from serve_app.workloads.ctr.asking.frames import NO, YES
 from tests.conftest import served, unused_port
+from tests.system.simulated import CONFIG, Simulated, people, replicas, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 CHAT = "/v1/chat/completions"
-CONFIG: dict[str, Any] = {
-    "proxy_location": "HeadOnly",
-    "http_options": {"host": "127.0.0.1"},
-    "applications": [
-        {
-            "name": "replicas",
-            "route_prefix": "/",
-            "import_path": "serve_app.serving.apps:replicas",
-            "args": {
-                "engine": {"served_model_name": "sim", "tensor_parallel_size": 2},
-                "simulated": {"step_ms": 5, "prefill_ms_per_token": 0.05},
-            },
-            "deployments": [
-                {
-                    "name": "Replica",
-                    "ray_actor_options": {"num_cpus": 0},
-                    "autoscaling_config": {
-                        "min_replicas": 0,
-                        "max_replicas": 2,
-                        "target_ongoing_requests": 64,
-                        "upscale_delay_s": 1,
-                        "downscale_delay_s": 4,
-                        "policy": {"policy_function": "serve_app.serving.autoscaling:BacklogPolicy"},
-                    },
-                }
-            ],
-        },
-        {
-            "name": "populations",
-            "route_prefix": "/v1/populations",
-            "import_path": "serve_app.serving.apps:populations",
-            "args": {"max_runners": 2, "rows_per_runner": 4000},
-            "deployments": [{"name": "Driver"}],
-        },
-    ],
-}
-
-
 # The external provider that the tests play: a job may be sent to this machine only where its operator says so.
 PROVIDER = f"http://127.0.0.1:{unused_port()}"
-
-
-@dataclass(frozen=True)
-class Simulated:
-    base_url: str
-    folder: Path
-    marker: str
-
-    def cli(self, *arguments: str, group: str = "population") -> str:
-        """What the command prints; raises if it fails."""
-        command = [str(Path(sys.executable).with_name("serve-app")), group, *arguments, "--base-url", self.base_url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=self.folder)
-        if done.returncode:
-            raise AssertionError(done.stderr)
-        return done.stdout
-
-    def processes(self, title: str) -> list[int]:
-        """Ray processes of this cluster with that in their titles."""
-        return [process.pid for process in marked_processes(self.marker) if title in " ".join(process.cmdline())]
 
 
 @pytest.fixture(scope="module")
@@ -99,24 +38,6 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated]:
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     with local_server(folder / "config.yaml", log=folder / "serve.log", on_wait=print) as server:
         yield Simulated(server.settings.base_url, folder, server.marker)
-
-
-def people(path: Path, count: int) -> str:
-    path.write_text("custom_id,name\n" + "".join(f"p{i},Person {i}\n" for i in range(count)))
-    return str(path)
-
-
-def replicas(cluster: Simulated) -> int:
-    answer = httpx.get(f"{cluster.base_url}/v1/populations/replicas", timeout=30)
-    assert answer.status_code == 200
-    return len(answer.json()["data"])
-
-
-def wait_until(condition: Any, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_a_file_goes_in_by_the_command_line_and_results_come_out_as_the_cluster_grows_from_zero(
