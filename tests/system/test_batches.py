@@ -16,8 +16,8 @@ from openai import OpenAI
 
 from serve_app.serving.launch.local import local_server
 from tests.conftest import unused_port
-from tests.system.simulated import CONFIG as POPULATIONS
-from tests.system.simulated import Simulated, replicas, wait_until
+from tests.system.kit import CONFIG as POPULATIONS
+from tests.system.kit import Simulated, replicas, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 CHAT = "/v1/chat/completions"

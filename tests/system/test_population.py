@@ -21,7 +21,7 @@ from serve_app.serving.launch.local import local_server
 from serve_app.spec import JobSpec, JobStatus, Message
 from serve_app.workloads.ctr.asking.frames import NO, YES
 from tests.conftest import served, unused_port
-from tests.system.simulated import CONFIG, Simulated, people, replicas, wait_until
+from tests.system.kit import CONFIG, Simulated, people, replicas, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 CHAT = "/v1/chat/completions"
