@@ -207,8 +207,8 @@ class DispatchSizes(Frozen):
     window_rows: int = Field(192, ge=1, description="open rows of a replica at the start")
     max_window_rows: int = Field(1024, ge=1, description="open rows of a replica at most")
     backlog_rows: int = Field(16_384, ge=1, description="rows of a job that are held in memory at once")
-    memory_bytes: int = Field(256 * 2**20, ge=1, description="prompts and answers that all jobs hold in memory at "
-                              "once; a job alone gets half, and a larger row passes alone")  # fmt: skip
+    memory_bytes: int = Field(256 * 2**20, ge=1, description="prompts and answers that all jobs of a process hold in "
+                              "memory at once; a job alone gets half, and a larger row passes alone")  # fmt: skip
     max_attempts: int = Field(
         5, ge=1, description="failures of a row before it is `failed`; losses of its replica do not count"
     )

@@ -102,7 +102,7 @@ class Provider(Frozen):
     model: str = Field(min_length=1)
     api_key_env: str = Field("", description="environment variable of the driver that holds the key")
     concurrency: int = Field(1, ge=1, le=MOST_OPEN, description="requests open at once; 1 is sequential")
-    batch_rows: int = Field(8, ge=1, le=MOST_OPEN, description="rows handed over, and committed, together")
+    batch_rows: int = Field(8, ge=1, le=MOST_OPEN, description="rows handed over together")
     requests_per_minute: float | None = Field(None, gt=0)
     tokens_per_minute: float | None = Field(None, gt=0)
     max_retries: int = Field(6, ge=0, le=1000, description="of one request, with backoff, or as Retry-After says")

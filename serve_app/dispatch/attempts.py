@@ -33,16 +33,15 @@ class Attempts:
     def finish(self, queue: RowQueue, rows: OpenRows, finished: Finished) -> None:
         """Take what finished out of a chunk's open `rows`."""
         done: dict[Sender, list[RowResult[Any]]] = defaultdict(list)
-        prompt_bytes: dict[Sender, int] = defaultdict(int)
         for place, completion in finished.completions.items():
             item = rows.pop(place)
             if completion.status == "failed":
                 self.retry(queue, [item], f"{finished.replica.replica_id}: {completion.error or 'unknown error'}")
             else:
+                item.answered = True
                 done[item.stream].append(RowResult(item.key, completion, finished.replica, item.attempts + 1))
-                prompt_bytes[item.stream] += len(item.prompt)
         for stream, results in done.items():
-            queue.learn_size(len(results), stream.report(results, prompt_bytes[stream]))
+            queue.learn_size(len(results), stream.report(results))
 
     def give_back(self, worker: Worker, queue: RowQueue, items: Sequence[QueuedRow], error: BaseException) -> None:
         """A call failed, with `items` unanswered."""
@@ -103,10 +102,22 @@ class Attempts:
 
     def _fail(self, item: QueuedRow, *reasons: str) -> None:
         failed = Completion(status="failed", error="; ".join((*item.errors, *reasons)))
-        item.stream.report([RowResult(item.key, failed, None, item.attempts)], len(item.prompt))
+        item.answered = True
+        item.stream.report([RowResult(item.key, failed, None, item.attempts)])
 
     def requeue(self, queue: RowQueue, items: Sequence[QueuedRow]) -> None:
         queue.requeue([item for item in items if item.stream in self._streams])
+
+
+def free_prompts(items: Sequence[QueuedRow]) -> None:
+    """Prompts of answered rows are freed with their chunk: until then the call holds it whole."""
+    sizes: dict[Sender, int] = defaultdict(int)
+    for item in items:
+        if item.answered:
+            item.answered = False  # it may have been in two chunks
+            sizes[item.stream] += len(item.prompt)
+    for stream, size in sizes.items():
+        stream.prompts.change(-size)
 
 
 def check(finished: Finished | None, rows: OpenRows) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from serve_app.dispatch.attempts import Attempts, check
+from serve_app.dispatch.attempts import Attempts, check, free_prompts
 from serve_app.dispatch.membership import update_workers
 from serve_app.dispatch.memory import Memory
 from serve_app.dispatch.pool import DispatchSettings, ReplicaPool, ServedModel
@@ -156,6 +156,14 @@ class Dispatcher:
             if not sum([self._give(worker) for worker in ready]):
                 return
 
+    def _refill(self, worker: Worker) -> None:
+        """Give chunks to the one that has room now: many rows finish, at many replicas."""
+        if any(queue.suspects for queue in self._queues.values()):
+            self.pump()
+            return
+        while not self._closed and worker.has_room(time.monotonic()) and self._give(worker):
+            pass
+
     def _give(self, worker: Worker) -> bool:
         for kind, queue in sorted(self._queues.items(), key=lambda entry: entry[1].template.priority):
             if not (queue.rows or queue.suspects) or not self._shares.may_use(queue, worker):
@@ -175,17 +183,21 @@ class Dispatcher:
         rows = dict(enumerate(items))
         call = asyncio.create_task(self._call(worker, queue, rows, probing=worker.lost), context=contextvars.Context())
         worker.calls[call] = rows
-        call.add_done_callback(lambda done: self._on_done(worker, queue, done))
+        call.add_done_callback(lambda done: self._on_done(worker, queue, items, done))
 
-    def _on_done(self, worker: Worker, queue: RowQueue, call: asyncio.Task[None]) -> None:
+    def _on_done(self, worker: Worker, queue: RowQueue, items: list[QueuedRow], call: asyncio.Task[None]) -> None:
         rows = worker.calls.pop(call)
+        free_prompts(items)
         worker.open_rows -= len(rows)
         queue.open_rows -= len(rows)
         worker.alone = False
         if not call.cancelled() and (error := call.exception()) is not None:
             logger.error("defect in dispatch", exc_info=error)
             self._fail_all(EngineFailed(f"defect in dispatch: {error!r}"))
-        self.pump()
+        if rows:
+            self.pump()
+        else:
+            self._refill(worker)
 
     async def _call(self, worker: Worker, queue: RowQueue, rows: OpenRows, *, probing: bool) -> None:
         self._chunk_id += 1
@@ -216,7 +228,8 @@ class Dispatcher:
         worker.open_rows -= count
         queue.open_rows -= count
         self._attempts.finish(queue, rows, finished)
-        self.pump()
+        if rows:  # else the call is about to end
+            self._refill(worker)
 
     async def _supervise(self) -> None:
         """Refresh the replica list. Fail the streams after too long without replicas."""

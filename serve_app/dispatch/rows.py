@@ -45,11 +45,11 @@ class Sender(Protocol):
 
     limit: Callable[[int], int]
     finished: bool
-
+    prompts: Holding
     answers: Holding
 
-    def report(self, results: list[RowResult[Any]], prompt_bytes: int) -> int:
-        """Hand over results of rows whose prompts had `prompt_bytes`; returns the bytes of the answers."""
+    def report(self, results: list[RowResult[Any]]) -> int:
+        """Hand over results; returns the bytes of the answers."""
 
 
 class QueuedRow(msgspec.Struct, eq=False):
@@ -68,6 +68,7 @@ class QueuedRow(msgspec.Struct, eq=False):
     shared_failures: int = 0
     errors: tuple[str, ...] = ()
     deaths: tuple[Death, ...] = ()
+    answered: bool = False
 
     @property
     def suspected(self) -> bool:

@@ -29,7 +29,8 @@ class Stream(Generic[K]):
         self._dispatcher = dispatcher
         self.queue = queue
         self.limit = limit
-        self._results: asyncio.Queue[list[RowResult[K]] | Exception] = asyncio.Queue()
+        # With the bytes of the answers.
+        self._results: asyncio.Queue[tuple[list[RowResult[K]], int] | Exception] = asyncio.Queue()
         self._room = asyncio.Event()
         self.prompts, self.answers = Holding(dispatcher.memory), Holding(dispatcher.memory)
         self.finished = False
@@ -54,16 +55,15 @@ class Stream(Generic[K]):
 
     def finish(self) -> None:
         self.finished = True
-        self._results.put_nowait([])
+        self._results.put_nowait(([], 0))
 
     def _has_room(self, rows: int) -> bool:
         return not self.outstanding or self.outstanding + rows <= self._dispatcher.backlog_rows
 
-    def report(self, results: list[RowResult[Any]], prompt_bytes: int) -> int:
-        self._results.put_nowait(results)
-        size = _bytes(results)
+    def report(self, results: list[RowResult[Any]]) -> int:
+        size = sum([answer_bytes(result.completion) for result in results])
+        self._results.put_nowait((results, size))
         self.answers.change(size)
-        self.prompts.change(-prompt_bytes)
         return size
 
     def fail(self, error: Exception) -> None:
@@ -72,13 +72,14 @@ class Stream(Generic[K]):
     async def __aiter__(self) -> AsyncIterator[list[RowResult[K]]]:
         """Results as rows finish, until all are out. Raises EngineFailed if no replica can be had."""
         while not (self.finished and self.outstanding == 0):
-            results = await self._results.get()
-            if isinstance(results, Exception):
-                raise results
+            got = await self._results.get()
+            if isinstance(got, Exception):
+                raise got
+            results, size = got
             if results:
                 yield results
                 self.outstanding -= len(results)
-                self.answers.change(-_bytes(results))
+                self.answers.change(-size)
                 self._room.set()
 
     def close(self) -> list[RowResult[K]]:
@@ -88,10 +89,6 @@ class Stream(Generic[K]):
         self.answers.close()
         left: list[RowResult[K]] = []
         while not self._results.empty():
-            results = self._results.get_nowait()
-            left += [] if isinstance(results, Exception) else results
+            got = self._results.get_nowait()
+            left += [] if isinstance(got, Exception) else got[0]
         return left
-
-
-def _bytes(results: list[RowResult[Any]]) -> int:
-    return sum([answer_bytes(result.completion) for result in results])

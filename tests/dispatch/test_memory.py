@@ -14,6 +14,7 @@ from serve_app.dispatch.rows import RenderedRow
 from serve_app.dispatch.stream import Stream
 from serve_app.schema import Chunk, Completion, HttpResponse
 from tests.dispatch.kit import FAST, TEMPLATE, resized
+from tests.dispatch.told import Told, until
 from tests.fakes import FakePool
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -128,8 +129,22 @@ async def test_results_that_nobody_takes_stop_the_replicas_and_go_on_once_they_a
         # The replicas' first rows went before anybody knew how long answers are.
         assert 3 * MIB < held < 4 * MIB + 2 * sizes.window_rows * 65 * KIB
         keys = [result.key async for some in stream for result in some]
+        stream.close()
         assert dispatcher.memory.held == 0
     assert sorted(keys) == list(range(1000))
+
+
+async def test_a_straggler_holds_the_prompts_of_its_whole_chunk() -> None:
+    pool, size = Told(["a"]), 64 * KIB
+    async with Dispatcher(pool, resized(FAST, max_window_rows=8)) as dispatcher:
+        stream = dispatcher.stream(TEMPLATE)
+        asked = rows(40, size)
+        await stream.put(asked, last=True)
+        straggler = asked[0].prompt
+        await until(lambda: len(pool.answered) == 39, pool, held=[straggler])
+        await until(lambda: stream.prompts.held == FAST.chunk_rows * size)
+        await until(lambda: not pool.open_calls, pool)
+        await until(lambda: stream.prompts.held == 0)
 
 
 @settings(deadline=None, max_examples=40)
@@ -166,6 +181,7 @@ def test_every_row_passes_however_little_memory_there_is(
                 for stream in streams:
                     tasks.create_task(feed(stream))
             assert [sorted(keys.result()) for keys in reading] == [list(range(60))] * 2
+            await asyncio.sleep(0.001)  # the last calls end
             assert dispatcher.memory.held == 0
 
     asyncio.run(run())

@@ -28,6 +28,7 @@ from serve_app.workloads.ctr.asking.frames import NO, YES
 from tests.conftest import served, unused_port
 
 pytestmark = pytest.mark.timeout(300)
+CHAT = "/v1/chat/completions"
 CONFIG: dict[str, Any] = {
     "proxy_location": "HeadOnly",
     "http_options": {"host": "127.0.0.1"},
@@ -165,6 +166,42 @@ def test_events_stream_through_the_proxy_until_the_end(simulated: Simulated) -> 
     assert kinds[0] == "event: status"
     assert kinds[-1] == "event: end"
     assert client.status(job_id).state == "completed"
+
+
+def submit_uneven(simulated: Simulated, job_id: str) -> PopulationClient:
+    """5 rows of one token and 20 of ten seconds, in one chunk; returns when the 5 are committed."""
+    path = simulated.folder / f"{job_id}.jsonl"
+    short, long = {"max_tokens": 1}, {"max_tokens": 3000, "structured_outputs": {"choice": ["x" * 8000]}}
+    asked = {"model": "sim", "messages": [{"role": "user", "content": "Hi"}]}
+    lines = [
+        {"custom_id": f"r{i}", "method": "POST", "url": CHAT, "body": asked | (long if i % 5 else short)}
+        for i in range(25)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    client = PopulationClient(simulated.base_url)
+    client.submit(JobSpec(source=str(path), endpoint=CHAT, job_id=job_id))
+    wait_until(lambda: client.status(job_id).ok == 5, 60)
+    return client
+
+
+def test_short_rows_are_committed_before_the_long_ones_of_their_chunk_and_stay_after_a_cancel(
+    simulated: Simulated,
+) -> None:
+    client = submit_uneven(simulated, "uneven")
+    client.cancel("uneven")
+    status = client.wait("uneven")
+    assert (status.state, status.done, status.total) == ("cancelled", 5, 25)
+    assert sorted(outcome.custom_id for outcome in client.outcomes("uneven")) == ["r0", "r10", "r15", "r20", "r5"]
+
+
+@pytest.mark.chaos
+def test_a_killed_replica_repeats_only_the_rows_that_had_not_come_back(simulated: Simulated) -> None:
+    client = submit_uneven(simulated, "killed")
+    for pid in simulated.processes("replicas:Replica"):
+        os.kill(pid, signal.SIGKILL)
+    assert client.wait("killed").state == "completed"
+    attempts = {outcome.custom_id: outcome.attempts for outcome in client.outcomes("killed")}
+    assert attempts == {f"r{i}": 2 if i % 5 else 1 for i in range(25)}
 
 
 @pytest.mark.chaos

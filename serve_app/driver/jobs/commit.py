@@ -1,7 +1,7 @@
-"""Group commit: whatever finished while one segment was written goes into the next.
+"""Group commit: whatever finished while one segment was written waits for the next.
 
-So a slow store gets few large segments and a fast one many small ones, and neither stops the replicas. Long answers
-make a segment of few rows.
+So a slow store gets few large segments and a fast one smaller ones, and neither stops the replicas. Long answers make a
+segment of few rows.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ class Committer:
         """Hand outcomes over; returns before they are committed, and waits only while too many are not."""
         self.add(outcomes)
         if self._too_many():
-            self._full.set()
             async with self._written:
                 await self._written.wait_for(lambda: not self._too_many())
 
@@ -68,7 +67,10 @@ class Committer:
         self._pending.extend(zip(outcomes, sizes, strict=True))
         self._pending_bytes += sum(sizes)
         self._holding.change(sum(sizes))
-        if len(self._pending) >= self._rows or self._pending_bytes >= self._segment_bytes:
+        self._look()
+
+    def _look(self) -> None:
+        if len(self._pending) >= self._rows or self._pending_bytes >= self._segment_bytes or self._too_many():
             self._full.set()
 
     def _too_many(self) -> bool:
@@ -81,22 +83,28 @@ class Committer:
                 async with asyncio.timeout(self._seconds):  # not wait_for, which can swallow a cancel (cpython#86296)
                     await self._full.wait()
             self._full.clear()
-            await self.flush()
+            if self._pending:  # once: rows that come one by one are not to become segments of one row
+                await self._write_next()
+                self._look()
 
     async def flush(self) -> None:
         """Commit all that was put. A cancel leaves no writer behind that another write could cross: the write goes
         on, and whoever comes next waits for it. Raises again what a write has raised in the end."""
         while self._pending or self._writing is not None:
-            if self._broken is not None:
-                raise self._broken
-            if self._writing is None:
-                self._writing = asyncio.create_task(self._write_pending())
-            writing = self._writing
-            try:
-                await asyncio.shield(writing)
-            finally:
-                if writing.done() and self._writing is writing:
-                    self._writing = None
+            await self._write_next()
+
+    async def _write_next(self) -> None:
+        """Wait for the write that goes on, else for one of what was put."""
+        if self._broken is not None:
+            raise self._broken
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_pending())
+        writing = self._writing
+        try:
+            await asyncio.shield(writing)
+        finally:
+            if writing.done() and self._writing is writing:
+                self._writing = None
 
     async def _write_pending(self) -> None:
         outcomes: list[Outcome] = []

@@ -77,6 +77,7 @@ async def test_a_batch_that_is_not_done_when_its_window_ends_expires_with_what_i
     driver = await make(pool)
     batch_id = await driver.create(*many(100), completion_window="1h")
     await driver.reaches(batch_id, 8)
+    pool.hold_s = 60
     clock.now += 3599
     await asyncio.sleep(0.1)
     assert (await driver.batches.retrieve(batch_id))["status"] == "in_progress"

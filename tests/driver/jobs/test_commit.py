@@ -70,6 +70,26 @@ async def test_short_outcomes_that_wait_together_become_one_segment_and_long_one
     assert memory.held == 0
 
 
+async def test_rows_that_come_one_by_one_while_a_segment_is_written_wait_for_each_other() -> None:
+    loop, written = asyncio.get_running_loop(), asyncio.Event()
+    segments: list[int] = []
+
+    def write(outcomes: Sequence[Outcome]) -> None:
+        segments.append(len(outcomes))
+        loop.call_soon_threadsafe(committer.add, [outcome(1)])
+        loop.call_soon_threadsafe(written.set)
+
+    committer = Committer(write, Holding(Memory(128 * MIB)), rows=3, seconds=60)
+    running = asyncio.create_task(committer.run())
+    for expected in ([3], [3, 3], [3, 3, 3]):
+        await committer.put([outcome(i) for i in range(3 if len(expected) == 1 else 2)])
+        await asyncio.wait_for(written.wait(), 5)
+        written.clear()
+        await asyncio.sleep(0.05)
+        assert segments == expected
+    running.cancel()
+
+
 @pytest.mark.parametrize("alone", [True, False])
 async def test_whoever_brings_more_than_may_be_held_waits_until_it_is_written(alone: bool) -> None:
     writer, memory = Writer(), Memory(16 * MIB)

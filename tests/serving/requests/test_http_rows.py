@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -52,11 +54,13 @@ class FakeEngine:
         if not self.healthy:
             raise EngineFailed("the engine died")
 
-    async def answer(self, *bodies: dict[str, Any] | bytes, priority: int = 10) -> tuple[Completion, ...]:
+    def answers(self, *bodies: dict[str, Any] | bytes, priority: int = 10) -> AsyncGenerator[dict[int, Completion]]:
         prompts = tuple(body if isinstance(body, bytes) else json.dumps(body).encode() for body in bodies)
         chunk = Chunk(1, prompts, priority=priority, path=PATH)
-        answers = answer_requests(self.app, chunk, model="served", check_health=self.check_health)
-        return in_order([completions async for completions in answers])
+        return answer_requests(self.app, chunk, model="served", check_health=self.check_health)
+
+    async def answer(self, *bodies: dict[str, Any] | bytes, priority: int = 10) -> tuple[Completion, ...]:
+        return in_order([completions async for completions in self.answers(*bodies, priority=priority)])
 
 
 @pytest.fixture
@@ -134,11 +138,21 @@ async def test_an_application_that_raises_fails_only_that_row_while_the_engine_l
     assert "HTTP 500" in (failed.error or "")
 
 
-async def test_rows_that_fail_because_the_engine_died_lose_the_chunk(engine: FakeEngine) -> None:
+async def test_rows_that_fail_because_the_engine_died_are_lost_and_what_was_answered_is_not(engine: FakeEngine) -> None:
     engine.healthy = False
+    rows = engine.answers({"model": "m", "status": 500}, {"model": "m"}, {"model": "m", "hold": True})
+    assert [*await anext(rows)] == [1]
     with pytest.raises(EngineFailed, match="the engine died"):
-        await engine.answer({"model": "m", "status": 500}, {"model": "m"})
+        await anext(rows)
+    assert engine.aborted == 1
     assert (await engine.answer({"model": "m"}))[0].status == "ok"  # nobody asks for health without a failure
+
+
+async def test_a_row_is_there_before_a_slower_one(engine: FakeEngine) -> None:
+    async with aclosing(engine.answers({"model": "m", "hold": True}, {"model": "m"})) as rows:
+        assert [*await asyncio.wait_for(anext(rows), 5)] == [1]
+        engine.hold.set()
+        assert [*await asyncio.wait_for(anext(rows), 5)] == [0]
 
 
 async def test_an_engine_that_is_full_is_asked_again_for_a_while(
