@@ -24,8 +24,10 @@ from serve_app.schema import Chunk, Completion, ReplicaInfo
 from serve_app.serving import telemetry
 from serve_app.serving.gate import accounting
 from serve_app.serving.gate.middleware import Gate
+from serve_app.serving.haproxy.environment import direct_ingress
 from serve_app.serving.requests.asgi import Answer, HttpRequest, TokenCounts, call_app, forward
 from serve_app.serving.requests.http_rows import answer_requests
+from serve_app.serving.requests.sessions import FORWARD, SessionRelay
 from serve_app.serving.requests.sharding import COMPLETE, ListedPeers, Sharding
 from serve_app.serving.routes import add_routes, close_admin_routes
 from serve_app.settings import REPLICA_DEPLOYMENT, ReplicaSettings
@@ -56,6 +58,7 @@ class Replica:
         context = serve.get_replica_context()
         self._sharding = settings.sharding
         self._access = settings.access
+        self._affinity = settings.routing.session_affinity
         self._replica_id = context.replica_id.unique_id
         assigned = ray.get_runtime_context().get_assigned_resources()
         settings = settings.model_copy(update={"engine": telemetry.configure(settings.engine, self._replica_id)})
@@ -66,6 +69,7 @@ class Replica:
         methods = {
             ROWS: Method(Chunk, self._peer_rows),
             COMPLETE: Method(HttpRequest, self._peer_complete),
+            FORWARD: Method(HttpRequest, self._peer_forward),
             DESCRIBE: Method(type(None), self._peer_describe),
         }
         self._server = Server(methods, ray.util.get_node_ip_address())
@@ -75,6 +79,7 @@ class Replica:
         context = serve.get_replica_context()
         handle = serve.get_deployment_handle(context.deployment, context.app_name)
         peers = ListedPeers(Listing(handle, context.app_name))
+        self._relay = SessionRelay(peers, self._replica_id, self._peer_forward)
         app: Any = self._engine.app()
         add_routes(app, NodeMetrics().scrape)
         close_admin_routes(app, self._admin_routes)
@@ -92,8 +97,11 @@ class Replica:
         gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
         return ReplicaInfo(self._replica_id, context.get_node_id(), os.getpid(), gpus, self._engine.info)
 
-    async def forward(self, request: HttpRequest) -> AsyncIterator[list[Message]]:
-        async with aclosing(forward(self._asgi, request)) as answer:  # closing aborts at once
+    async def forward(self, request: HttpRequest, session: str = "") -> AsyncIterator[list[Message]]:
+        """For a model of several. Serve's own proxy has its handles choose the session's replica."""
+        relayed = session and self._affinity and direct_ingress(os.environ)
+        here = self._relay.forward(request, session) if relayed else self._peer_forward(request)
+        async with aclosing(here) as answer:  # closing aborts at once
             async for messages in answer:
                 yield messages
 
@@ -119,6 +127,11 @@ class Replica:
     def _answer(self, chunk: Chunk) -> AsyncGenerator[dict[int, Completion]]:
         engine = self._engine
         return answer_requests(engine.app(), chunk, model=engine.info.model, check_health=engine.check_health)
+
+    async def _peer_forward(self, request: HttpRequest) -> AsyncGenerator[list[Message]]:
+        async with aclosing(forward(self._asgi, request)) as answer:
+            async for messages in answer:
+                yield messages
 
     async def _peer_complete(self, request: HttpRequest) -> AsyncGenerator[Answer]:
         """Part of a peer's request (`requests/sharding.py`)."""

@@ -7,7 +7,8 @@ Bytes pass unchanged. Knows the engines' HTTP applications only.
 
 Each engine has its own route prefix, a base URL without this hop. With one model it is not used. `model` may be the
 last field, so bodies are read whole; answers stream. For a slow client `forward` stops the application after
-MAX_UNSENT_MESSAGES, but Serve's proxy buffers up to one whole answer. Behind HAProxy a handle knows no sessions.
+MAX_UNSENT_MESSAGES, but Serve's proxy buffers up to one whole answer. Behind HAProxy handles know no sessions: the
+replica that gets a request has the session's answer it (`requests/sessions.py`).
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ class HandleServed:
 
     async def forward(self, request: HttpRequest, session: str) -> AsyncGenerator[list[Message], None]:
         handle = await self._found()
-        response = handle.options(stream=True, session_id=session).forward.remote(request)
+        response = handle.options(stream=True, session_id=session).forward.remote(request, session)
         try:
             async for messages in response:
                 yield messages

@@ -25,6 +25,7 @@ from serve_app.errors import ReplicaLost
 from serve_app.openai.errors import unavailable
 from serve_app.peers.calls import call
 from serve_app.peers.listing import Listing, outside_request
+from serve_app.peers.peer import Peer
 from serve_app.serving.gate import accounting
 from serve_app.serving.requests.asgi import Answer, HttpRequest, call_app
 from serve_app.serving.requests.disconnect import until_disconnect
@@ -217,9 +218,11 @@ class ListedPeers:
             logger.warning("cannot ask for the other replicas: %r", error)
             return [], FAILED_S
 
+    def peer(self, replica_id: str) -> Peer | None:
+        return self._listing.known.get(replica_id)
+
     async def complete(self, replica_id: str, part: HttpRequest) -> Answer:
-        peer = self._listing.known.get(replica_id)
-        if peer is None:
+        if (peer := self.peer(replica_id)) is None:
             raise ReplicaLost(f"{replica_id} does not answer any more")
         return await call(peer, COMPLETE, part, Answer)
 

@@ -28,7 +28,7 @@ from tests.conftest import unused_port
 
 WRAPPER = Path(sys.executable).with_name("serve-app-haproxy")
 SERVERS = 3
-HANGS = "/hangs"
+HANGS, STREAM = "/hangs", "/stream"
 
 
 class Server:
@@ -37,16 +37,29 @@ class Server:
     def __init__(self, number: int) -> None:
         self.number, self.port = number, unused_port()
         self.released = asyncio.Event()
-        self.open = 0
+        self.open = self.sent_bytes = 0
+        self.left = False
         app = web.Application()
+        app.router.add_get(STREAM, self._stream)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, shutdown_timeout=0)
+        self._runner = web.AppRunner(app, shutdown_timeout=0, handler_cancellation=True)
 
     async def _answer(self, request: web.Request) -> web.Response:
         if request.path == HANGS:
             self.open += 1
             await self.released.wait()
         return web.Response(text=str(self.number))
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        """Without end, as fast as it is read."""
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(bytes(100_000))
+                self.sent_bytes += 100_000
+        finally:
+            self.left = True
 
     async def start(self) -> None:
         await self._runner.setup()
@@ -221,6 +234,25 @@ async def test_a_file_that_is_completed_is_left_as_it_is(tmp_path: Path) -> None
     once = config.read_text()
     complete(config)
     assert config.read_text() == once
+
+
+async def test_a_client_that_does_not_read_holds_the_replica_back_and_one_that_leaves_is_seen_at_once(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, count=1) as (ingress, client):
+        (server,) = ingress.servers
+        async with client.stream("GET", STREAM) as answer:
+            assert answer.status_code == 200
+            while not server.sent_bytes:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(1)
+            held = server.sent_bytes
+            await asyncio.sleep(1)
+            assert server.sent_bytes == held < 30_000_000
+            assert not server.left
+        async with asyncio.timeout(2):
+            while not server.left:
+                await asyncio.sleep(0.01)
 
 
 async def test_where_no_replica_answers_clients_get_openais_error_that_asks_to_come_again(tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ class FakeHandle:
     def forward(self) -> FakeHandle:
         return self
 
-    def remote(self, request: HttpRequest) -> FakeResponse:
+    def remote(self, request: HttpRequest, session: str) -> FakeResponse:
+        assert session == self.sessions[-1]
         replica = self.fault or (lambda request: forward(self.engines[0].app, request))
         self.calls.append(FakeResponse(replica, pickle.dumps(request)))
         return self.calls[-1]
