@@ -9,10 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import grpc  # type: ignore[import-untyped]
 import httpx
 import psutil
 import pytest
@@ -97,10 +99,22 @@ def test_nobody_beyond_this_machine_reaches_a_port(closed: Closed) -> None:
         with suppress(psutil.Error):
             for one in process.net_connections(kind="inet"):
                 if one.status == psutil.CONN_LISTEN:
-                    listening[one.laddr] = " ".join(process.cmdline())[:100]
+                    listening[one.laddr] = " ".join(process.cmdline())[:100].strip()
     assert int(closed.base_url.rpartition(":")[2]) in {address.port for address in listening}
     assert len(listening) > 5
-    assert {address: what for address, what in listening.items() if not address.ip.startswith("127.")} == {}
+    wide = {address: what for address, what in listening.items() if not _is_loopback(address.ip)}
+    # Ray 2.60 has each replica's own gRPC server on all addresses, and asks for the cluster's token there.
+    assert {what for what in wide.values() if not what.startswith("ray::ServeReplica:")} == set()
+    for address in wide:
+        with grpc.insecure_channel(f"127.0.0.1:{address.port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=10)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def _is_loopback(ip: str) -> bool:
+    return ip_address(ip.removeprefix("::ffff:")).is_loopback
 
 
 def _is_serve_run(process: psutil.Process, folder: str) -> bool:
