@@ -33,7 +33,7 @@ def serve(config: Config = None) -> None:
         f"`serve-app check` tells when. Ctrl-C stops.",
         markup=False,
     )
-    os.environ.update(serve_environment())
+    os.environ.update(serve_environment() | settings.ingress)
     os.execv(Path(sys.executable).with_name("serve"), ["serve", "run", str(path)])
 
 

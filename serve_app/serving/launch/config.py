@@ -28,7 +28,7 @@ from serve_app.models.catalog import (
 )
 from serve_app.serving.gate.keys import read_keys
 from serve_app.serving.launch.applications import document_mistakes
-from serve_app.serving.launch.certificate import Certificate
+from serve_app.serving.launch.certificate import HAPROXY_ENV, Certificate
 from serve_app.serving.launch.document import Document
 from serve_app.serving.launch.wiring import EngineConfig, Wiring, missing_applications
 from serve_app.settings import AccessSettings, DriverSettings
@@ -68,6 +68,11 @@ class ServeConfig:
     def trusted(self) -> ssl.SSLContext | bool:
         """`verify` of httpx, for our own clients on this machine."""
         return self.certificate.context if self.certificate else True
+
+    @property
+    def ingress(self) -> dict[str, str]:
+        """Variables of `serve run` that the file decides: Serve's own proxy has TLS, Ray's HAProxy none."""
+        return {HAPROXY_ENV: "0"} if self.certificate else {}
 
     @classmethod
     def load(cls, path: Path) -> ServeConfig:

@@ -85,6 +85,7 @@ def local_server(
             env={
                 **os.environ,
                 **serve_environment(),
+                **settings.ingress,
                 **(env or {}),
                 RUN_MARKER: marker,
                 timeline.TIMELINE_ENV: str(stages),

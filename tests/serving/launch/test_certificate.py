@@ -32,6 +32,8 @@ def test_with_one_it_speaks_https(tmp_path: Path) -> None:
     certificate, key = self_signed(tmp_path)
     found = config(tmp_path, ssl_certfile=certificate, ssl_keyfile=key)
     found.check()
+    assert found.ingress == {"RAY_SERVE_ENABLE_HA_PROXY": "0"}, "whatever the default is"
+    assert config(tmp_path).ingress == {}
     assert found.base_url.startswith("https://")
     assert httpx.Client(verify=found.trusted)
 
