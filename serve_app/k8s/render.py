@@ -91,6 +91,8 @@ def installation(values: Values) -> dict[str, str]:
 
     Raises BadSettings as `render` does, and for missing references and blocked network paths.
     """
+    if values.alerts and not values.monitoring:
+        raise BadSettings("alerts: needs monitoring: true, which has the rules that raise them")
     parts: dict[str, list[Manifest]] = {"base": base(values)} if values.base else {}
     parts |= {way: build(values, way, preset) for way, preset in values.run.items()}
     if values.base and values.has_ray_service:

@@ -160,7 +160,7 @@ class Values(Frozen):
     ingress: Ingress
     tls: Tls
     external_secrets: ExternalSecrets | None = Field(None, description="null: somebody makes the Secrets")
-    quota: Quota | None = Field(None, description="of the namespace")
+    quota: Quota | None = Field(None, description="of all pods of the namespace")
     alerts: Alerts | None = Field(None, description="a receiver of Alertmanager; needs `monitoring`")
     logs: bool = Field(False, description="a container beside Ray prints the session's log files, as JSON lines")
     run: dict[Way, str] = Field(description="ways to run, each with its preset, that `render --out` makes")
@@ -196,10 +196,6 @@ class Values(Frozen):
     def _options_fit(self) -> Values:
         if self.tls.pods and self.ingress.kind == "gateway":
             raise ValueError("tls.pods: goes with ingress.kind alb or none; a Gateway here does not verify pods")
-        if self.alerts and not self.monitoring:
-            raise ValueError("alerts: needs monitoring: true, which has the rules that raise them")
-        if self.quota and not self.create_namespace:
-            raise ValueError("quota: is of a namespace that is ours; create_namespace is false")
         return self
 
     @classmethod

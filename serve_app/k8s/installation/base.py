@@ -41,8 +41,12 @@ def base(values: Values) -> list[Manifest]:
         names.append("redis")
     if values.storage.claim is None:
         names += ["claim", "folders"] if values.storage.prepare else ["claim"]
-    options = [*quota(values), *external_secrets(values), *certificate(values)]
-    return [*(manifest for name in names for manifest in from_template(values, name)), *options]
+    return [*(manifest for name in names for manifest in from_template(values, name)), *options(values)]
+
+
+def options(values: Values) -> list[Manifest]:
+    """Objects that the values ask for; there are none by default."""
+    return [*quota(values), *external_secrets(values), *certificate(values)]
 
 
 def way_in(values: Values) -> list[Manifest]:

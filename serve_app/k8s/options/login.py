@@ -48,7 +48,7 @@ def _of_group(values: Values, ingress: Manifest, order: int, name: str) -> Manif
     found = copy.deepcopy(ingress)
     found["metadata"]["name"] = values.named(name) if name else values.name
     found["metadata"]["annotations"] |= {
-        f"{PREFIX}/group.name": f"{values.namespace}.{values.name}",
+        f"{PREFIX}/group.name": values.cluster_named("alb"),
         f"{PREFIX}/group.order": str(order),
     }
     return found

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.errors import BadSettings
+from serve_app.serving.haproxy.environment import INGRESS
 from serve_app.serving.launch.document import Document
 
-HAPROXY_ENV = "RAY_SERVE_ENABLE_HA_PROXY"
 CERTIFICATE, KEY = "ssl_certfile", "ssl_keyfile"
 
 
@@ -40,9 +40,9 @@ class Certificate:
 
     def check(self, document: Document) -> None:
         """Raises BadSettings for files that cannot be read or do not belong together, and beside HAProxy."""
-        if os.environ.get(HAPROXY_ENV) == "1":
+        if os.environ.get(INGRESS) == "1":
             self._refuse(
-                document, CERTIFICATE, f"Ray's HAProxy has no TLS, and would answer in the clear: unset {HAPROXY_ENV}"
+                document, CERTIFICATE, f"Ray's HAProxy has no TLS, and would answer in the clear: unset {INGRESS}"
             )
         for field, file in ((CERTIFICATE, self.file), (KEY, self.key)):
             try:

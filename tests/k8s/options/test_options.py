@@ -51,10 +51,6 @@ def test_by_default_there_is_none() -> None:
             {"quota": {"pods": 100, "cpus": 500, "memory_gib": 2000, "gpus": 16}},
             r"requests\.nvidia\.com/gpu is 16, and all that may run at once asks for 32",
         ),
-        (
-            {"quota": {"pods": 9, "cpus": 9, "memory_gib": 9, "gpus": 9}, "create_namespace": False},
-            "quota: is of a namespace that is ours",
-        ),
         ({"alerts": {"kind": "webhook"}}, "alerts: needs monitoring: true"),
         ({"monitoring": True, "alerts": {"kind": "slack"}}, "alerts: channel: Slack needs one"),
         ({"monitoring": True, "alerts": {"kind": "webhook", "channel": "#a"}}, "alerts: channel: Slack needs one"),

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from serve_app.errors import BadSettings
+from serve_app.serving.haproxy.environment import INGRESS
 from serve_app.serving.launch.config import ServeConfig
+from serve_app.serving.launch.local import serve_environment
 from tests.conftest import own_document
 from tests.serving.certificates import self_signed
 
@@ -32,6 +34,7 @@ def test_with_one_it_speaks_https(tmp_path: Path) -> None:
     certificate, key = self_signed(tmp_path)
     found = config(tmp_path, ssl_certfile=certificate, ssl_keyfile=key)
     found.check()
+    assert serve_environment(found, {})[INGRESS] == "0"
     assert found.base_url.startswith("https://")
     assert httpx.Client(verify=found.trusted)
 
