@@ -147,7 +147,7 @@ class Values(Frozen):
     operator_namespace: str = Field(min_length=1, description="where KubeRay's operator is")
     monitoring_namespace: str = Field(min_length=1, description="where Prometheus is")
     private_cidrs: tuple[IPv4Network, ...] = Field(description="of nodes, load balancers and the API server")
-    monitoring: bool = Field(False, description="PodMonitors of Prometheus' operator, whose CRDs are there")
+    monitoring: bool = Field(False, description="PodMonitors and rules, for Prometheus' operator")
     images: Images
     storage: Storage
     redis: Redis

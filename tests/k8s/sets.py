@@ -60,7 +60,7 @@ def _ground() -> list[Manifest]:
 
 def cluster_files() -> list[Path]:
     """Manifests that cluster/ applies; helm's values are none."""
-    return sorted(path for path in CLUSTER.rglob("*.yaml") if "helm" not in path.parts)
+    return sorted(path for path in CLUSTER.rglob("*.yaml") if "helm" not in path.relative_to(CLUSTER).parts)
 
 
 def written(folder: Path, mine: dict[str, Any]) -> Path:

@@ -78,6 +78,9 @@ def _fields(values: Values) -> dict[str, str]:
         "gateway_class": values.ingress.gateway_class,
         "issuer": values.ingress.issuer,
         "drain_s": str(values.drain_s),
+        # Of PromQL: the installation's series, and its pods among kube-state-metrics'.
+        "ours": f'namespace="{values.namespace}", installation="{values.name}"',
+        "pods": f'namespace="{values.namespace}", pod=~"{values.name}-.*"',
     }
 
 
