@@ -30,13 +30,18 @@ CLUSTER_WIDE = ("Namespace", "PriorityClass")
 
 
 def base(values: Values) -> list[Manifest]:
+    return [manifest for name in base_parts(values) for manifest in from_template(values, name)]
+
+
+def base_parts(values: Values) -> list[str]:
+    """Names of templates."""
     names = ["namespace"] if values.create_namespace else []
     names += ["priorities", "accounts", "network"]
     if values.has_ray_service and values.redis.address is None:
         names.append("redis")
     if values.storage.claim is None:
         names += ["claim", "folders"] if values.storage.prepare else ["claim"]
-    return [manifest for name in names for manifest in from_template(values, name)]
+    return names
 
 
 def way_in(values: Values) -> list[Manifest]:
