@@ -6,7 +6,7 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast test-long chaos contract abuse journeys k8s-check lint serve bench docs lock clean
+.PHONY: help setup demo test test-fast test-long chaos contract abuse journeys k8s-check k8s-lab lint serve bench docs lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ journeys: .venv/ready ## what people do at a terminal, end to end, on simulated 
 k8s-check: .venv/ready ## manifests, scripts, Dockerfile and alerts, without a cluster
 	@cluster/tools.sh
 	@$(BIN)/python -m tests.k8s
+
+k8s-lab: .venv/ready ## applies, an upgrade, an eviction and a deletion on a kind cluster of its own (docker, kind, helm)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cluster/lab.sh
 
 lint: .venv/ready ## ruff, who may import whom, sizes of files and folders, and strict typing
 	@$(BIN)/ruff check .
