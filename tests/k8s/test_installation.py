@@ -104,6 +104,23 @@ def test_the_folder_can_be_applied_as_it_stands(tmp_path: Path, mine: dict[str, 
     assert len(found) == len(made(tmp_path, mine))
 
 
+def test_what_the_docs_show_of_gitops_tools_is_what_these_take(tmp_path: Path) -> None:
+    page = (checks.ROOT / "docs/how-to/kubernetes.md").read_text()
+    blocks = {name: text for name, text in re.findall(r"<!-- file: (\S+) -->\n```yaml\n(.*?)```", page, re.DOTALL)}
+    mine = yaml.safe_load(blocks.pop("mine.yaml"))
+    argo_cd, flux = (yaml.safe_load(blocks[name]) for name in ("argocd.yaml", "flux.yaml"))
+    for document in (argo_cd, flux):
+        assert checks.has_schema(document)
+        assert [str(refusal) for refusal in checks.custom([document])] == []
+    assert argo_cd["spec"]["destination"]["namespace"] == mine["namespace"]
+    assert argo_cd["spec"]["syncPolicy"]["syncOptions"] == ["ServerSideApply=true"], "KubeRay's objects have owners"
+    assert argo_cd["spec"]["source"]["path"] == flux["spec"]["path"].removeprefix("./") == "deploy/llm"
+    assert "--out deploy/llm" in page
+    claim = [m for m in made(tmp_path, mine) if m["kind"] == "PersistentVolumeClaim"][0]["metadata"]["annotations"]
+    assert claim["kustomize.toolkit.fluxcd.io/prune"] == "disabled"
+    assert {"Prune=false", "Delete=false"} <= set(claim["argocd.argoproj.io/sync-options"].split(","))
+
+
 def test_rendering_again_changes_nothing(tmp_path: Path) -> None:
     path, out = written(tmp_path, {"run": EVERY_WAY}), tmp_path / "out"
     for word in ("written", "as it was"):
