@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from serve_app.k8s.serve_config import serve_config
+from serve_app.k8s.values import Values
+from serve_app.models import default
+from serve_app.serving.launch.config import ServeConfig
 from tests.k8s import sets
 from tests.k8s.checks import ROOT
 
@@ -120,3 +125,15 @@ def test_the_cluster_can_be_kept(tmp_path: Path) -> None:
 def test_no_key_is_in_an_argument(good: tuple[dict[str, Any], list[str], str]) -> None:
     _, calls, _ = good
     assert not [call for call in calls if "sk-" in call]
+
+
+def test_the_labs_engine_has_a_tokenizer_that_is_in_the_image(tmp_path: Path) -> None:
+    for name in ("server", "population"):
+        values = Values.load(ROOT / f"cluster/lab/{name}.yaml")
+        (preset,) = values.run.values()
+        document = serve_config(values, values.preset(preset))
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(document))
+        (engine,) = ServeConfig.load(path).engines
+        assert engine.settings.simulated is not None
+        assert engine.settings.engine["model"] == default.NAME
