@@ -116,9 +116,10 @@ def test_what_the_docs_show_of_gitops_tools_is_what_these_take(tmp_path: Path) -
     assert argo_cd["spec"]["syncPolicy"]["syncOptions"] == ["ServerSideApply=true"], "KubeRay's objects have owners"
     assert argo_cd["spec"]["source"]["path"] == flux["spec"]["path"].removeprefix("./") == "deploy/llm"
     assert "--out deploy/llm" in page
-    claim = [m for m in made(tmp_path, mine) if m["kind"] == "PersistentVolumeClaim"][0]["metadata"]["annotations"]
-    assert claim["kustomize.toolkit.fluxcd.io/prune"] == "disabled"
-    assert {"Prune=false", "Delete=false"} <= set(claim["argocd.argoproj.io/sync-options"].split(","))
+    (claim,) = [m for m in made(tmp_path, mine) if m["kind"] == "PersistentVolumeClaim"]
+    annotations = claim["metadata"]["annotations"]
+    assert annotations["kustomize.toolkit.fluxcd.io/prune"] == "disabled"
+    assert {"Prune=false", "Delete=false"} <= set(annotations["argocd.argoproj.io/sync-options"].split(","))
 
 
 def test_rendering_again_changes_nothing(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ FREE: dict[str, tuple[str, ...]] = {
     "redis": ("address",),
     "ingress": ("kind", "host", "gateway_class", "issuer"),
 }  # fmt: skip
-# Their default is the release's.
-OF_RELEASE = ("name", "namespace")
+# Without a value they are the release's, and what the values file runs: Helm would lay a default under a user's own ways.
+UNSET = ("name", "namespace", "run")
 TEXT = r"^[^\s\"'\\{}]+$"
 # Nothing else is mounted, and the folder is made by name.
 STORE = r"^(/data/[^\s\"'\\{}/]+(/[^\s\"'\\{}/]+)*|[a-z0-9]+://[^\s\"'\\{}]+[^\s\"'\\{}/])$"
@@ -57,43 +57,37 @@ def chart(values: Values) -> dict[Path, str]:
 def values_file(values: Values, described: dict[str, Any]) -> str:
     """The defaults, with what each field is."""
     properties = described["properties"]
-    document = {**values.model_dump(mode="json"), "create_namespace": False, "run": {}}
+    document = {**values.model_dump(mode="json"), "create_namespace": False}
     lines = ["# Made by `serve-app k8s chart`. Presets, GPU types and populations are those of its values file."]
     for name, fields in FREE.items():
-        if name in OF_RELEASE:
-            lines += ["", f"# {properties[name].get('description', name)}; by default the release's", f"# {name}:"]
+        text = properties[name].get("description", name)
+        if name in UNSET:
+            default = json.dumps(values.run) if name == "run" else "the release's"
+            lines += ["", f"# {text}; by default {default}", f"# {name}:"]
             continue
-        lines += ["", f"# {_description(name, properties[name], values)}"]
         value = {field: document[name][field] for field in fields} if fields else document[name]
-        lines += _yaml({name: value}).splitlines()
+        lines += ["", f"# {text}", *_yaml({name: value}).splitlines()]
     return "\n".join(lines) + "\n"
-
-
-def _description(name: str, described: dict[str, Any], values: Values) -> str:
-    text = described.get("description", name)
-    default = f"; by default {json.dumps(values.run)}" if name == "run" else ""
-    return f"{text}{default}"
 
 
 def schema(runs: Runs) -> dict[str, Any]:
     """JSON schema of the chart's values: of a values file's, with fewer fields and without texts that break YAML."""
     whole: dict[str, Any] = json.loads(json_schema())
-    found = {**whole, "properties": {name: whole["properties"][name] for name in FREE}}
-    kept = {}
+    definitions = whole.pop("$defs")
+    properties = {name: _safe(whole["properties"][name]) for name, fields in FREE.items() if not fields}
     for name, fields in FREE.items():
         if fields:
-            definition = whole["$defs"][name.capitalize()]
-            properties = {field: _safe(definition["properties"][field]) for field in fields}
-            found["properties"][name] = {**definition, "properties": properties}
-        else:
-            kept[name] = _safe(whole["properties"][name])
-    found["properties"] |= kept
-    found["properties"]["run"] = _runs(runs, whole["properties"]["run"]["description"])
+            known = definitions[name.capitalize()]
+            properties[name] = {**known, "properties": {field: _safe(known["properties"][field]) for field in fields}}
     for name in ("store", "population_store"):
-        found["properties"][name]["pattern"] = STORE
-    found["properties"]["global"] = {"type": "object"}  # Helm's, for charts within charts
-    found.pop("$defs", None)
-    return found
+        properties[name]["pattern"] = STORE
+    ways = {way: {"enum": presets} for way, presets in runs.items()}
+    properties["run"] = {
+        "type": "object", "description": whole["properties"]["run"]["description"],
+        "properties": ways, "additionalProperties": False,
+    }  # fmt: skip
+    properties["global"] = {"type": "object"}  # Helm's, for charts within charts
+    return {**whole, "properties": properties}
 
 
 def _safe(field: dict[str, Any]) -> dict[str, Any]:
@@ -103,11 +97,6 @@ def _safe(field: dict[str, Any]) -> dict[str, Any]:
     if field.get("type") == "array":
         return {**field, "items": _safe(field["items"])}
     return {"pattern": TEXT, **field} if field.get("type") == "string" and "enum" not in field else field
-
-
-def _runs(runs: Runs, description: str) -> dict[str, Any]:
-    ways = {way: {"enum": presets} for way, presets in runs.items()}
-    return {"type": "object", "description": description, "properties": ways, "additionalProperties": False}
 
 
 def _yaml(document: Any) -> str:

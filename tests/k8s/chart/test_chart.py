@@ -43,6 +43,7 @@ FILES: dict[str, dict[str, Any]] = {
     },
     "claim": {"storage": {"claim": "theirs", "storage_class": None}, "drain_s": 3540, "deadline_s": 12345678},
     "beside": {"base": False, "run": {"population": "8b-l4"}, "population_store": "/data/deep/er"},
+    "nothing": {"run": {}},
     "weights": {"run": {"download": "70b-tp8"}, "operator_namespace": "ops", "monitoring_namespace": "watch"},
 }  # fmt: skip
 
@@ -190,7 +191,7 @@ def test_a_value_of_which_the_chart_can_say_nothing_is_no_chart() -> None:
 
 def test_every_value_of_the_chart_has_its_default(folder: Path) -> None:
     document = yaml.safe_load((folder / "values.yaml").read_text())
-    assert set(document) == set(FREE) - {"name", "namespace"}
+    assert set(document) == set(FREE) - {"name", "namespace", "run"}
     assert all(set(document[name]) == set(fields) for name, fields in FREE.items() if fields)
 
 
@@ -198,6 +199,15 @@ def test_the_notes_name_the_secrets_of_the_release(folder: Path) -> None:
     said = helm("install", "llm", folder, "--namespace", "prod", "--dry-run=client").stdout.partition("NOTES:")[2]
     assert "create secret generic llm-keys" in said
     assert "kubectl label namespace prod pod-security.kubernetes.io/enforce=baseline" in said
+
+
+def test_a_template_of_another_chart_is_not_left_beside_ours(tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/old.yaml").write_text("kind: Secret\n")
+    result = CliRunner().invoke(app, ["k8s", "chart", "--out", str(tmp_path)])
+    assert result.exit_code != 0
+    assert "old.yaml: not of this chart" in str(result.exception or result.output)
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["old.yaml"]
 
 
 def test_the_command_writes_the_chart(tmp_path: Path, folder: Path) -> None:

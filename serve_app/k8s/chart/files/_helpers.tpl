@@ -21,7 +21,9 @@
 {{/* (root, way): the way's preset, or nothing. */}}
 {{- define "serve-app.preset" -}}
 {{- $root := index . 0 -}}
-{{- get ($root.Values.run | default ($root.Files.Get "run.json" | fromJson)) (index . 1) -}}
+{{- $runs := $root.Files.Get "run.json" | fromJson -}}
+{{- if hasKey $root.Values "run" -}}{{- $runs = $root.Values.run -}}{{- end -}}
+{{- get $runs (index . 1) -}}
 {{- end -}}
 
 {{/* (root, cpu or cuda): the serving image. Without tag and digest it is the chart's version of it. */}}
