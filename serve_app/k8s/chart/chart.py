@@ -23,7 +23,7 @@ FREE: dict[str, tuple[str, ...]] = {
     "redis": ("address",),
     "ingress": ("kind", "host", "gateway_class", "issuer"),
 }  # fmt: skip
-# Without a value they are the release's, and what the values file runs: Helm would lay a default under a user's own ways.
+# Without a value: the release's, and what the values file runs. Helm would lay a default under a user's own ways.
 UNSET = ("name", "namespace", "run")
 TEXT = r"^[^\s\"'\\{}]+$"
 # Nothing else is mounted, and the folder is made by name.
