@@ -14,14 +14,14 @@ from serve_app.k8s.chart import fields
 from serve_app.k8s.chart.choices import Choice, Combination, choice, chosen, combinations, overlay
 from serve_app.k8s.chart.fields import FIELDS
 from serve_app.k8s.chart.objects import Part, file, part
-from serve_app.k8s.installation.base import base_parts, from_template, way_in
+from serve_app.k8s.installation.base import base_part, base_parts, way_in
 from serve_app.k8s.pods import Manifest
 from serve_app.k8s.render import build, monitors
 from serve_app.k8s.values import Values, Way
 
 Runs = dict[Way, list[str]]  # the presets that a way can run
 Build = Callable[[Values], list[Manifest]]
-# Of installation/templates. One that is not here has no choices but the values file's.
+# Of the installation's base. One that is not here has no choices but the values file's.
 BASE: dict[str, tuple[Choice, ...]] = {
     "namespace": (fields.NAMESPACE, fields.LEVEL),
     "priorities": (),
@@ -91,7 +91,7 @@ def server_kind(values: Values, runs: Runs) -> Choice:
 
 
 def _base(name: str, values: Values) -> list[Manifest]:
-    return from_template(values, name) if name in base_parts(values) else []
+    return base_part(values, name) if name in base_parts(values) else []
 
 
 def _way(way: Way, values: Values) -> list[Manifest]:

@@ -30,11 +30,11 @@ CLUSTER_WIDE = ("Namespace", "PriorityClass")
 
 
 def base(values: Values) -> list[Manifest]:
-    return [manifest for name in base_parts(values) for manifest in from_template(values, name)]
+    return [manifest for name in base_parts(values) for manifest in base_part(values, name)]
 
 
 def base_parts(values: Values) -> list[str]:
-    """Names of templates."""
+    """Names for `base_part`."""
     names = ["namespace"] if values.create_namespace else []
     names += ["priorities", "accounts", "network"]
     if values.has_ray_service and values.redis.address is None:
@@ -42,6 +42,10 @@ def base_parts(values: Values) -> list[str]:
     if values.storage.claim is None:
         names += ["claim", "folders"] if values.storage.prepare else ["claim"]
     return names
+
+
+def base_part(values: Values, name: str) -> list[Manifest]:
+    return from_template(values, name)
 
 
 def way_in(values: Values) -> list[Manifest]:
