@@ -21,16 +21,16 @@ from serve_app.k8s.values import Values, Way
 
 Runs = dict[Way, list[str]]  # the presets that a way can run
 Build = Callable[[Values], list[Manifest]]
-# Of the installation's base. One that is not here has no choices but the values file's.
+# Of the installation's base. One that is not here depends on the server at most.
 BASE: dict[str, tuple[Choice, ...]] = {
     "namespace": (fields.NAMESPACE, fields.LEVEL),
     "priorities": (),
     "accounts": (fields.NAMESPACE, fields.LEVEL, fields.CLAIM, fields.CLASS, fields.PULL),
     "network": (fields.NAMESPACE, fields.MANAGED_REDIS),
-    "redis": (fields.MANAGED_REDIS, fields.PULL),
     "claim": (fields.CLAIM, fields.CLASS, fields.ACCESS),
     "folders": (fields.CLAIM, fields.PREPARE, fields.PULL, fields.STORE, fields.POPULATION_STORE),
 }
+REDIS = (fields.MANAGED_REDIS, fields.PULL)
 WAYS: dict[Way, tuple[Choice, ...]] = {
     "server": (fields.LEVEL, fields.ACCESS, fields.MANAGED_REDIS, fields.CLAIM, fields.PULL),
     "download": (fields.LEVEL, fields.CLAIM, fields.PULL),
@@ -46,8 +46,8 @@ def templates(values: Values, runs: Runs) -> dict[str, str]:
     """Files of the chart's templates/, by name."""
     document, server = placeholders(values), server_kind(values, runs)
     base = [
-        _part(document, (server, *choices) if name == "redis" else choices, partial(_base, name), name)
-        for name, choices in {**dict.fromkeys(base_parts(values), ()), **BASE}.items()
+        _part(document, choices, partial(_base, name), name)
+        for name, choices in {**dict.fromkeys(base_parts(values), (server,)), **BASE, "redis": (server, *REDIS)}.items()
     ]
     found = {"base.yaml": file("$.Values.base", *base)}
     for way, presets in runs.items():
@@ -64,13 +64,20 @@ def placeholders(values: Values) -> dict[str, Any]:
     """The values with placeholders for what is set at install time, and nothing to run."""
     document = values.model_dump(mode="json")
     overlay(document, FIELDS)
-    return {**document, "run": {}, "base": True, "monitoring": False, "pod_security": "privileged"}
+    return {**document, "run": {}, "base": True, "pod_security": "privileged"}
 
 
 def possible_runs(values: Values) -> Runs:
-    document = Values.model_validate(placeholders(values))
+    try:
+        document = Values.model_validate(placeholders(values))
+    except ValidationError as error:
+        raise BadSettings(f"no chart can be made of these values: {_reason(error)}") from error
     found: Runs = {way: [name for name in values.presets if _goes(document, way, name)] for way in WAYS}
     return {way: presets for way, presets in found.items() if presets}
+
+
+def _reason(error: ValidationError) -> str:
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def _goes(values: Values, way: Way, preset: str) -> bool:
@@ -112,5 +119,5 @@ def _part(document: dict[str, Any], choices: tuple[Choice, ...], build: Build, n
         except BadSettings as error:
             refused[combination] = str(error)
         except ValidationError as error:
-            refused[combination] = error.errors()[0]["msg"].removeprefix("Value error, ")
+            refused[combination] = _reason(error)
     return part(choices, made, refused, name)
