@@ -15,6 +15,7 @@ import yaml
 from serve_app.k8s.serve_config import serve_config
 from serve_app.k8s.values import Values
 from serve_app.models import default
+from serve_app.serving.gate.keys import hash_key, read_keys
 from serve_app.serving.launch.config import ServeConfig
 from tests.k8s import sets
 from tests.k8s.checks import ROOT
@@ -108,6 +109,12 @@ def test_what_goes_wrong_ends_the_lab_at_its_step(tmp_path: Path, fault: str, st
     assert list(last["seconds"]) == STEPS[: STEPS.index(step)]
     assert said in errors
     assert calls[-1] == "kind delete cluster --name serve-app-lab"
+
+
+def test_the_key_that_is_asked_with_is_one_of_the_servers(tmp_path: Path) -> None:
+    lab(tmp_path)
+    (known,) = read_keys(tmp_path / "build/keys.yaml")
+    assert known.sha256 == hash_key((tmp_path / "build/key").read_text().removesuffix("\n"))
 
 
 def test_a_cluster_that_is_there_is_left_alone(tmp_path: Path) -> None:
