@@ -6,15 +6,11 @@ kubectl puts together.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 FOLDER, FAULT = Path(os.environ["FAKE"]), os.environ.get("FAULT", "")
 STATE = FOLDER / "state.json"
@@ -124,6 +120,8 @@ def _cluster(state: State) -> str:
     """Another one for each other pod template."""
     (service,) = [one["document"] for one in state["objects"].values() if one["document"]["kind"] == "RayService"]
     assert service["spec"]["upgradeStrategy"]["type"] == "NewCluster"
+    import hashlib
+
     return "lab-" + hashlib.sha256(json.dumps(service["spec"]["rayClusterConfig"]).encode()).hexdigest()[:5]
 
 
@@ -139,6 +137,10 @@ def _job(state: State, field: str) -> str:
 
 
 def _documents(arguments: list[str]) -> list[dict[str, Any]]:
+    import subprocess
+
+    import yaml
+
     flag = "-k" if "-k" in arguments else "-f"
     path = arguments[arguments.index(flag) + 1]
     if flag == "-k":
@@ -146,7 +148,7 @@ def _documents(arguments: list[str]) -> list[dict[str, Any]]:
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     else:
         text = sys.stdin.read() if path == "-" else Path(path).read_text()
-    return [document for document in yaml.safe_load_all(text) if document]
+    return [document for document in yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if document]
 
 
 def _key(document: dict[str, Any]) -> str:
