@@ -33,6 +33,15 @@ exit 0
 """
 
 
+# Renders each values file once, for all tests.
+SERVE_APP = f"""#!/bin/sh
+[ "$2" = render ] || exec {sys.executable} -m serve_app.cli "$@"
+made="$(dirname "$FAKE")/made-$(sha256sum <"$4" | cut -c-16)"
+[ -d "$made" ] || {sys.executable} -m serve_app.cli k8s render --values "$4" --out "$made" || exit
+mkdir -p "$6" && cp "$made"/* "$6"
+"""
+
+
 def lab(folder: Path, *arguments: str, **environment: str) -> tuple[dict[str, Any], list[str], str]:
     """(its last line, the calls of tools, what it said of errors)."""
     tools = folder / "tools"
@@ -40,7 +49,7 @@ def lab(folder: Path, *arguments: str, **environment: str) -> tuple[dict[str, An
     python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
     scripts = {
         "kubectl": python.replace('"$@"', f'{Path(__file__).with_name("fake_kubectl.py")} "$@"'),
-        "serve-app": python.replace('"$@"', '-m serve_app.cli "$@"'),
+        "serve-app": SERVE_APP,
         "kind": KIND,
         **{name: f'#!/bin/sh\necho "{name} $*" >>"$FAKE/calls"\n' for name in ("docker", "helm")},
     }
