@@ -6,7 +6,7 @@ N ?= 1000
 AD ?= New smartphone launch
 CONFIG ?= config.yaml
 
-.PHONY: help setup demo test test-fast test-long chaos chaos-real contract abuse journeys soak overload k8s-check audit lint serve bench docs lock clean
+.PHONY: help setup demo test test-fast test-long chaos chaos-real contract abuse journeys soak overload k8s-check k8s-lab audit lint serve bench docs lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ overload: .venv/ready ## ten times what the server can do, alone and beside a po
 k8s-check: .venv/ready ## manifests, scripts, Dockerfile and alerts, without a cluster
 	@cluster/tools.sh
 	@$(BIN)/python -m tests.k8s
+
+k8s-lab: .venv/ready ## applies, an upgrade, an eviction and a deletion on a kind cluster of its own (docker, kind, helm)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cluster/lab.sh
 
 audit: .venv/ready ## known vulnerabilities of the pinned packages (asks pypi.org)
 	@$(BIN)/python cluster/audit.py

@@ -188,7 +188,7 @@ deploy() {
   say "server, preset $PRESET"
   # Server-side: each field has an owner, so that an apply takes nothing from the operator or the autoscalers.
   run kubectl apply --server-side -k "$BUILD"
-  run kubectl apply --server-side -k "$ROOT/k8s/monitoring"
+  run kubectl -n monitoring apply --server-side -k "$ROOT/k8s/monitoring/dashboards"
   run kubectl -n "$NAMESPACE" wait "rayservice/$NAME" --for=condition=Ready --timeout=60m
   say "up; now cluster/verify.sh"
 }
@@ -206,6 +206,7 @@ ingress: { host: $HOST }
 run: { server: $PRESET }
 store: s3://$BUCKET/runs
 population_store: s3://$BUCKET/populations
+monitoring: true
 YAML
   fi
 }

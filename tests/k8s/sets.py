@@ -93,8 +93,8 @@ def _ground() -> list[Manifest]:
 
 
 def cluster_files() -> list[Path]:
-    """Manifests that cluster/ applies; helm's values are none."""
-    return sorted(path for path in CLUSTER.rglob("*.yaml") if "helm" not in path.parts)
+    """Manifests that cluster/ applies; values of charts and of the lab are none."""
+    return sorted(path for path in CLUSTER.rglob("*.yaml") if path.relative_to(CLUSTER).parts[0] not in ("helm", "lab"))
 
 
 def written(folder: Path, mine: dict[str, Any]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,21 @@ def test_no_name_of_the_defaults_is_left(tmp_path: Path, mine: dict[str, Any]) -
         assert namespace == ("" if kind in ("Namespace", "PriorityClass") else mine["namespace"])
 
 
+@pytest.mark.parametrize("ingress", ["alb", "gateway"])
+def test_no_text_has_a_name_or_namespace_of_the_defaults(tmp_path: Path, ingress: str) -> None:
+    mine = {
+        "name": "prod", "namespace": "llm", "operator_namespace": "ops", "monitoring_namespace": "watch",
+        "images": {"cpu": "mine", "cuda": "mine"}, "storage": {"storage_class": "fast"}, "run": EVERY_WAY,
+        "ingress": {"kind": ingress, "host": "llm.example.com", "issuer": "ours"}, "monitoring": True,
+    }  # fmt: skip
+    everything = made(tmp_path, mine)
+    assert "PrometheusRule" in {m["kind"] for m in everything}
+    # Keys of labels and annotations, paths in the image, commands.
+    ours = r"serve-app/[-a-z]+|/[-\w./]*serve-app[-\w./]*|serve-app population|serve-app\W+kernels|part-of\W+serve-app"
+    text = re.sub(ours, "", json.dumps(everything))
+    assert re.findall(r"[^ ]*(?:serve-app|kuberay-operator|monitoring(?!\.coreos))[^ ]*", text) == []
+
+
 @pytest.mark.parametrize(("one", "other"), list(combinations(NEIGHBOURS, 2)))
 def test_two_installations_share_no_object(tmp_path: Path, one: dict[str, Any], other: dict[str, Any]) -> None:
     assert {identity(m) for m in made(tmp_path, one)} & {identity(m) for m in made(tmp_path, other)} == set()
@@ -86,6 +102,24 @@ def test_the_folder_can_be_applied_as_it_stands(tmp_path: Path, mine: dict[str, 
     found = checks.load(sets.kustomize(out))
     assert [str(refusal) for refusal in checks.refusals(found)] == []
     assert len(found) == len(made(tmp_path, mine))
+
+
+def test_what_the_docs_show_of_gitops_tools_is_what_these_take(tmp_path: Path) -> None:
+    page = (checks.ROOT / "docs/how-to/kubernetes.md").read_text()
+    blocks = {name: text for name, text in re.findall(r"<!-- file: (\S+) -->\n```yaml\n(.*?)```", page, re.DOTALL)}
+    mine = yaml.safe_load(blocks.pop("mine.yaml"))
+    argo_cd, flux = (yaml.safe_load(blocks[name]) for name in ("argocd.yaml", "flux.yaml"))
+    for document in (argo_cd, flux):
+        assert checks.has_schema(document)
+        assert [str(refusal) for refusal in checks.custom([document])] == []
+    assert argo_cd["spec"]["destination"]["namespace"] == mine["namespace"]
+    assert argo_cd["spec"]["syncPolicy"]["syncOptions"] == ["ServerSideApply=true"], "KubeRay's objects have owners"
+    assert argo_cd["spec"]["source"]["path"] == flux["spec"]["path"].removeprefix("./") == "deploy/llm"
+    assert "--out deploy/llm" in page
+    (claim,) = [m for m in made(tmp_path, mine) if m["kind"] == "PersistentVolumeClaim"]
+    annotations = claim["metadata"]["annotations"]
+    assert annotations["kustomize.toolkit.fluxcd.io/prune"] == "disabled"
+    assert {"Prune=false", "Delete=false"} <= set(annotations["argocd.argoproj.io/sync-options"].split(","))
 
 
 def test_rendering_again_changes_nothing(tmp_path: Path) -> None:

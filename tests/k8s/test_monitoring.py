@@ -31,7 +31,11 @@ def queries() -> list[str]:
     asked = [target["expr"] for panel in panels for target in panel["targets"]]
     # Grafana's variables, as Grafana would put them.
     filled = [
-        q.replace("$__rate_interval", "1m").replace("$usd_per_gpu_hour", "1").replace("$namespace", "n") for q in asked
+        q.replace("$__rate_interval", "1m")
+        .replace("$usd_per_gpu_hour", "1")
+        .replace("$namespace", "n")
+        .replace("$installation", "i")
+        for q in asked
     ]
     return [rule["expr"] for rule in RULES] + filled
 

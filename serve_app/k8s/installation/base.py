@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from string import Template
 
@@ -32,21 +33,31 @@ from serve_app.k8s.values import DATA, MODELS, Values, digest
 
 TEMPLATES = Path(__file__).with_name("templates")
 CLUSTER_WIDE = ("Namespace", "PriorityClass")
+# Objects that the values ask for; there are none by default.
+OPTIONS: dict[str, Callable[[Values], list[Manifest]]] = {
+    "quota": quota,
+    "external_secrets": external_secrets,
+    "certificate": certificate,
+}
 
 
 def base(values: Values) -> list[Manifest]:
+    return [manifest for name in base_parts(values) for manifest in base_part(values, name)]
+
+
+def base_parts(values: Values) -> list[str]:
+    """Names for `base_part`."""
     names = ["namespace"] if values.create_namespace else []
     names += ["priorities", "accounts", "network"]
     if values.has_ray_service and values.redis.address is None:
         names.append("redis")
     if values.storage.claim is None:
         names += ["claim", "folders"] if values.storage.prepare else ["claim"]
-    return [*(manifest for name in names for manifest in from_template(values, name)), *options(values)]
+    return [*names, *OPTIONS]
 
 
-def options(values: Values) -> list[Manifest]:
-    """Objects that the values ask for; there are none by default."""
-    return [*quota(values), *external_secrets(values), *certificate(values)]
+def base_part(values: Values, name: str) -> list[Manifest]:
+    return OPTIONS[name](values) if name in OPTIONS else from_template(values, name)
 
 
 def way_in(values: Values) -> list[Manifest]:
@@ -93,6 +104,9 @@ def _fields(values: Values) -> dict[str, str]:
         "gateway_class": values.ingress.gateway_class,
         "issuer": values.ingress.issuer,
         "drain_s": str(values.drain_s),
+        # Of PromQL: the installation's series, and its pods among kube-state-metrics'.
+        "ours": f'namespace="{values.namespace}", installation="{values.name}"',
+        "pods": f'namespace="{values.namespace}", pod=~"{values.name}-.*"',
     }
 
 

@@ -1,9 +1,10 @@
 """Schemas of the custom resources that we write, as strict JSON schema: a field that they do not know is an error.
 
 `crds.json.xz` has KubeRay 1.7.0, Karpenter 1.14.1, the Prometheus operator (its AlertmanagerConfig of 0.83.0), Gateway
-API 1.4.1, cert-manager 1.19.4, External Secrets 2.9.0 and eksctl's ClusterConfig, without their descriptions (all
-Apache-2.0). `python -m tests.k8s.schemas FOLDER` makes it anew from a folder of CRDs and eksctl-schema.json. CEL rules
-(x-kubernetes-validations) are not evaluated.
+API 1.4.1, cert-manager 1.19.4, External Secrets 2.9.0 and eksctl's ClusterConfig, `gitops.json.xz` Argo CD 3.5.1's
+Application and the Kustomization of Flux' kustomize-controller 1.9.4, without their descriptions (all Apache-2.0).
+`python -m tests.k8s.schemas FOLDER [FILE]` makes one anew from a folder of CRDs and, if it is there,
+eksctl-schema.json. CEL rules (x-kubernetes-validations) are not evaluated.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from pathlib import Path
 from typing import Any
 
 Schema = dict[str, Any]
-FILE = Path(__file__).with_name("crds.json.xz")
+FOLDER = Path(__file__).parent
 EKSCTL = "eksctl.io/v1alpha5", "ClusterConfig"
 
 
 @cache
 def schemas() -> dict[tuple[str, str], Schema]:
     """By apiVersion and kind."""
-    found = json.loads(lzma.decompress(FILE.read_bytes()))
+    found: dict[str, Schema] = {}
+    for path in sorted(FOLDER.glob("*.json.xz")):
+        found |= json.loads(lzma.decompress(path.read_bytes()))
     return {(name.rpartition("/")[0], name.rpartition("/")[2]): schema for name, schema in found.items()}
 
 
 def pack(folder: Path) -> bytes:
-    """The file, from CRDs as they are published and eksctl's schema."""
+    """A file, from CRDs as they are published and eksctl's schema."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -41,7 +44,8 @@ def pack(folder: Path) -> bytes:
                 for version in crd["spec"]["versions"]:
                     name = f"{crd['spec']['group']}/{version['name']}/{crd['spec']['names']['kind']}"
                     found[name] = of_crd(version["schema"]["openAPIV3Schema"])
-    found["/".join(EKSCTL)] = _plain(json.loads((folder / "eksctl-schema.json").read_text()))
+    if (eksctl := folder / "eksctl-schema.json").exists():
+        found["/".join(EKSCTL)] = _plain(json.loads(eksctl.read_text()))
     return lzma.compress(json.dumps(found, separators=(",", ":"), sort_keys=True).encode(), preset=9)
 
 
