@@ -25,6 +25,7 @@ from serve_app.serving import telemetry
 from serve_app.serving.gate import accounting
 from serve_app.serving.gate.middleware import Gate
 from serve_app.serving.haproxy.environment import direct_ingress
+from serve_app.serving.logs import keep_serves_log
 from serve_app.serving.requests.asgi import Answer, HttpRequest, TokenCounts, call_app, forward
 from serve_app.serving.requests.http_rows import answer_requests
 from serve_app.serving.requests.sessions import FORWARD, SessionRelay
@@ -65,7 +66,8 @@ class Replica:
         self._admin_routes = settings.admin_routes
         self._metrics = ChunkMetrics()
         self._engine = build_engine(settings, assigned_cpus=assigned.get("CPU", 1), replicas=context.world_size)
-        await self._engine.start()
+        with keep_serves_log():
+            await self._engine.start()
         methods = {
             ROWS: Method(Chunk, self._peer_rows),
             COMPLETE: Method(HttpRequest, self._peer_complete),
