@@ -113,7 +113,9 @@ class Room:
     def _retry_s(self) -> float:
         """When those that wait now will have been begun."""
         each_s = self.drain.seconds_a_request()
-        return UNKNOWN_WAIT_S if each_s is None else min(self.waiting * each_s, MOST_WAIT_S)
+        if each_s is None:
+            return UNKNOWN_WAIT_S
+        return MOST_WAIT_S if each_s == math.inf else min(self.waiting * each_s, MOST_WAIT_S)
 
     @property
     def waiting(self) -> int:

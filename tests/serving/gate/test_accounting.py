@@ -40,7 +40,7 @@ class FakeEngine:
     def __init__(self, steps: list[Any], rest: Any = None, hold: bool = False) -> None:
         self.steps, self.rest, self.hold = steps, rest, hold
         self.aborted = 0
-        self.output_processor = SimpleNamespace(process_outputs=lambda outputs: None)
+        self.output_processor: Any = SimpleNamespace(process_outputs=lambda outputs: None)
 
     async def add_request(self, request_id: str, prompt: Any, params: Any, **options: Any) -> RequestOutputCollector:
         return RequestOutputCollector(params.output_kind if params else FINAL, request_id)

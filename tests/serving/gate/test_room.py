@@ -210,3 +210,20 @@ def test_a_place_that_was_left_waits_for_nothing_more() -> None:
     place.started()
     place.asked()
     assert room.waiting == 0
+
+
+def test_a_full_replica_whose_engine_hung_and_has_nothing_left_still_says_when_to_come_back() -> None:
+    engine = Engine(1, max_inflight_requests=DEEP + 1, max_queue_s=None)
+    for _ in range(DEEP):
+        engine.offer()
+    engine.now += LEAST_SEEN_S
+    for _, place in engine.queue:
+        place.started(0)
+        place.leave()
+    for _ in range(DEEP + 1):
+        answering = engine.room.enter("", 0)
+        assert isinstance(answering, Place)
+        answering.asked(0)
+    refusal = engine.room.enter("", 0)
+    assert isinstance(refusal, Refusal)
+    assert retry_after_s(refusal) == 60
