@@ -102,6 +102,7 @@ def environment(values: Values) -> dict[str, str]:
         "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "3",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
         "RAY_worker_niceness": "0",
         # Otherwise the replacement of a hung engine waits a whole drain for its GPUs.
