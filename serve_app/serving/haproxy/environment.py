@@ -24,6 +24,8 @@ BOTH = {
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # At Ray's 0.1 s the idle controller takes 7 % of a slow core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # A dead proxy is replaced after three checks; Ray's 10 s make that half a minute without an answer.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "3",
     # Each process wakes ten times a second otherwise, for numbers that are read every ten.
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
     # One message may be a whole answer.

@@ -38,7 +38,7 @@ RUN_MARKER = "SERVE_APP_RUN"
 DRIVER_ROUTE = "/v1/populations"
 STOP_TIMEOUT_S = 45.0
 # A stop waits for it, and nothing but HAProxy is in front.
-DRAINING_S = "8"
+DRAINING_S = "4"
 # Tied processes (engine/processes/lifeline.py) end just after their parent.
 SETTLE_S = 10.0
 
