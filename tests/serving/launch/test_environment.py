@@ -56,6 +56,11 @@ def test_serves_proxy_stays_where_haproxy_cannot_do_what_is_asked(options: dict[
     assert variables({INGRESS: "1"}, options)[INGRESS] == "1", "the user's word counts"
 
 
+def test_the_page_on_plain_serve_run_lists_what_haproxy_needs() -> None:
+    page = (ROOT / "docs" / "how-to" / "operate.md").read_text()
+    assert not [name for name, value in HAPROXY.items() if f"\n{name}={value}\n" not in page]
+
+
 def test_what_the_user_has_set_stays(config: ServeConfig) -> None:
     given = {"RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "7", "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "2"}
     assert serve_environment(config, given).items() >= given.items()
