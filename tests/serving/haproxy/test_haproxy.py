@@ -255,6 +255,23 @@ async def test_a_client_that_does_not_read_holds_the_replica_back_and_one_that_l
                 await asyncio.sleep(0.01)
 
 
+async def test_a_replica_that_closes_after_an_answer_as_it_stops_loses_no_request_that_follows(tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (await reader.readuntil(b"\r\n")).strip():
+            pass
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+        await asyncio.sleep(0.01)  # the next request comes meanwhile
+        writer.close()
+
+    ingress = Ingress(tmp_path, [Server(0)])
+    ingress.last = start(ingress.config, {})
+    async with await asyncio.start_server(answer, "127.0.0.1", ingress.servers[0].port):
+        with killed_at_the_end(ingress.last):
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ingress.port}", trust_env=False) as client:
+                await answers(client, tmp_path)
+                assert [(await client.get("/")).status_code for _ in range(30)] == [200] * 30
+
+
 async def test_where_no_replica_answers_clients_get_openais_error_that_asks_to_come_again(tmp_path: Path) -> None:
     async with running(tmp_path, count=1) as (ingress, client):
         await ingress.servers[0].stop()
