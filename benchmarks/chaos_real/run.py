@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,7 +14,7 @@ from typing import Any
 import psutil
 
 from benchmarks.chaos.exactly_once import Logprobs, compare, count_committed, logprobs_of, read_results
-from benchmarks.chaos_real.faults import Fault, Place
+from benchmarks.chaos_real.faults import Fault, Place, Undo
 from benchmarks.chaos_real.online import Online
 from benchmarks.chaos_real.stack import REPLICAS, Stack
 from serve_app.errors import ServeAppError
@@ -157,12 +158,10 @@ def _disturb(
     online.take()
     stack.processes.orphans()  # knows the shared memory of those who may end now
     undo, began = fault.begin(place), time.monotonic()
-    undone, state, whole_since = False, JobState.RUNNING, None
-    while not (undone and whole_since is not None and not state.active):
+    undone = _later(fault.lasts_s, undo)  # in time, whoever is asked below and does not answer
+    state, whole_since = JobState.RUNNING, None
+    while not (undone.done() and whole_since is not None and not state.active):
         now = time.monotonic()
-        if not undone and now - began >= fault.lasts_s:
-            undo()
-            undone = True
         with suppress(ServeAppError):
             status = stack.client.status(job_id)
             if state.active and not status.state.active:
@@ -173,11 +172,28 @@ def _disturb(
             raise TimeoutError(f"{commits.rows} of {rows} rows, job {state}, {'all' if whole_since else 'not all'} "
                                f"replicas at work after {TIMEOUT_S:g} s")  # fmt: skip
         time.sleep(LOOK_S)
+    undone.result()
     recovery_s = commits.recovery_s(began)
     record.recovery_s = None if recovery_s is None else round(recovery_s, 1)
     record.restored_s = round(max(0.0, whole_since - began), 1)
     record.ended = state is JobState.COMPLETED
     record.message = "" if record.ended else f"the job is {state}: {status.message}"
+
+
+def _later(seconds: float, undo: Undo) -> Future[None]:
+    """Done once `undo` was called, in so many seconds, and failed if that failed."""
+    done: Future[None] = Future()
+
+    def call() -> None:
+        try:
+            undo()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Timer(seconds, call).start()
+    return done
 
 
 def whole(stack: Stack) -> bool:

@@ -46,7 +46,7 @@ class Stack:
         self.port = unused_port()
         self.document["http_options"] = {"host": HOST, "port": self.port}
         self.base_url = f"http://{HOST}:{self.port}"
-        self.client = PopulationClient(self.base_url, timeout_s=20.0)
+        self.client = PopulationClient(self.base_url, timeout_s=5.0)
         marker = uuid.uuid4().hex
         self.processes = Processes(marker)
         self._dashboard = unused_port()
