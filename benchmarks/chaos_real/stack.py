@@ -66,6 +66,14 @@ class Stack:
         self._before: dict[str, str] = {}
 
     def __enter__(self) -> Stack:
+        try:
+            self._start()
+        except Exception as error:  # a busy machine: Ray waits 30 s for its control store
+            print(f"once more: {error}", file=sys.stderr)
+            self._start()
+        return self
+
+    def _start(self) -> None:
         self._before = dict(os.environ)
         redis_port = unused_port()
         with open(self.folder / "redis.log", "wb") as log:
@@ -91,7 +99,6 @@ class Stack:
         except BaseException:
             self.__exit__()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Stop all; `left` is what did not end with its owner."""
