@@ -74,8 +74,14 @@ class Online:
         except httpx.HTTPError as error:
             return type(error).__name__
         if not response.is_success:
-            return str(response.status_code)
+            return f"{response.status_code} {_message(response)}".strip()
         with suppress(ValueError, LookupError):
             if response.json()["choices"][0]["finish_reason"]:
                 return ""
         return "no answer in a 200"
+
+
+def _message(response: httpx.Response) -> str:
+    with suppress(ValueError, LookupError, TypeError):
+        return str(response.json()["error"]["message"])[:60]
+    return ""

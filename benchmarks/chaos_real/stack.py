@@ -88,6 +88,7 @@ class Stack:
         head = {
             "num_cpus": 0,
             "node_ip_address": NODES.format(1),
+            "gcs_server_port": unused_port(),  # the same after a restart
             "include_dashboard": True,
             "dashboard_host": HOST,
             "dashboard_port": self._dashboard,

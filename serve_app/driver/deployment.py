@@ -197,6 +197,9 @@ async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[dict[str, str]]:
     name=DRIVER_DEPLOYMENT,
     max_ongoing_requests=256,
     ray_actor_options={"num_cpus": 0},
+    # Serve replaces a frozen driver after three of these, and populations stand still until then (Serve: 30).
+    health_check_period_s=5,
+    health_check_timeout_s=15,
     logging_config={"enable_access_log": False},  # clients poll
 )
 @serve.ingress()

@@ -152,14 +152,14 @@ def test_online_requests_without_an_answer_are_counted_by_kind(monkeypatch: pyte
     def chat() -> Any:
         answers["all"] += 1
         if answers["all"] % 3 == 0:
-            return JSONResponse({}, 503)
+            return JSONResponse({"error": {"message": "busy"}}, 503)
         return {"choices": [{"finish_reason": "stop"}]} if answers["all"] % 3 == 1 else {}
 
     with served(app) as base_url, Online(base_url, "sim") as online:
         while answers["all"] < 12:
             time.sleep(0.01)
         found = online.take()
-    assert found.errors.keys() == {"503", "no answer in a 200"}
+    assert found.errors.keys() == {"503 busy", "no answer in a 200"}
     assert 0 < found.errors.total() < found.requests <= 13
     with Online(base_url, "sim") as online:
         while not (taken := online.take()).requests:
