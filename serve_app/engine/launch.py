@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 from serve_app.engine.options import known_options
@@ -76,8 +77,15 @@ async def build_app(engine: Any, options: Mapping[str, Any]) -> Any:
     tasks = await engine.get_supported_tasks()
     app = build_vllm_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
-    app.state.server = None  # vLLM's error handler stops uvicorn through it; Serve restarts the replica
+    outlive_engine(app)
     return app
+
+
+def outlive_engine(app: Any) -> None:
+    """Have requests to a dead engine answered with 500. vLLM's handler then tells its server to exit, which here is
+    Serve's affair: without a server it fails itself, and that was taken for the client's fault.
+    """
+    app.state.server = SimpleNamespace(should_exit=False)
 
 
 def use_our_scheduler(config: Any, sharing: SharingSettings) -> None:
