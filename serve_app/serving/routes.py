@@ -135,9 +135,12 @@ def _blame_the_client(app: FastAPI) -> None:
         return _error(400, str(error) or f"The model has no {request.url.path}.")
 
 
-def _in_endpoint(error: Exception) -> bool:
-    """Whether the error came after reading the request."""
-    return any(frame.name == run_endpoint_function.__name__ for frame in traceback.extract_tb(error.__traceback__))
+def _in_endpoint(error: BaseException | None) -> bool:
+    """Whether the error, or the one that it came in handling, came after reading the request."""
+    if error is None:
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.name == run_endpoint_function.__name__ for frame in frames) or _in_endpoint(error.__context__)
 
 
 def _add_model(app: FastAPI) -> None:

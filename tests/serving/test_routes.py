@@ -226,6 +226,25 @@ def test_a_fault_while_the_request_is_read_is_the_clients_and_afterwards_the_ser
         assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
 
 
+def test_a_handler_that_fails_over_the_servers_fault_does_not_make_it_the_clients() -> None:
+    class Broken(Exception):
+        pass
+
+    app = FastAPI()
+
+    @app.exception_handler(Broken)
+    async def on_broken(request: Request, error: Broken) -> None:
+        raise AttributeError("handler")
+
+    @app.post("/read")
+    async def read() -> None:
+        raise Broken
+
+    add_routes(app, scrape)
+    answer = TestClient(app, raise_server_exceptions=False).post("/read")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+
+
 def test_what_the_model_cannot_do_is_the_clients_error(app: FastAPI) -> None:
     @app.get("/cannot")
     async def cannot() -> None:
