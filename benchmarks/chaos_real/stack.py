@@ -94,7 +94,8 @@ class Stack:
             "dashboard_port": self._dashboard,
         }
         try:
-            self.cluster = Cluster(initialize_head=True, head_node_args=head)
+            # Ray's own handlers of signals could not be set where a node is replaced: in a thread.
+            self.cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
             for _ in range(REPLICAS):
                 self.add_node()
         except BaseException:
