@@ -76,7 +76,23 @@ class Peer(Protocol):
         """Leave nothing running. May be called twice, and before `start`."""
 
 
-class Child:
+class Freezable:
+    """A side that runs as a session of processes, whose leader is `_process` once it was started."""
+
+    _process: subprocess.Popen[Any] | None = None
+
+    def thaw(self) -> None:
+        """Go on after `freeze`."""
+        if self._process is not None:
+            signal_session(self._process.pid, signal.SIGCONT)
+
+    def freeze(self) -> None:
+        """Take no core until `thaw`."""
+        if self._process is not None:
+            signal_session(self._process.pid, signal.SIGSTOP)
+
+
+class Child(Freezable):
     """A peer in a process of its own: `python -m MODULE …`, spoken to in JSON lines (`serve_lines` is its side).
 
     What it prints goes to `log`. Between passes it and all that it started are frozen; it dies with the thread that
@@ -107,16 +123,6 @@ class Child:
             )
         self.call(msgspec.to_builtins(self._case))
         self.freeze()
-
-    def thaw(self) -> None:
-        """Go on after `freeze`."""
-        if self._process is not None:
-            signal_session(self._process.pid, signal.SIGCONT)
-
-    def freeze(self) -> None:
-        """Take no core until `thaw`."""
-        if self._process is not None:
-            signal_session(self._process.pid, signal.SIGSTOP)
 
     @property
     def session(self) -> int:

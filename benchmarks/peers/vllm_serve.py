@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.peers import ROOT, SETTLE_S, STOCK, STOP_TIMEOUT_S, Case, signal_session
+from benchmarks.peers import ROOT, SETTLE_S, STOCK, STOP_TIMEOUT_S, Case, Freezable, signal_session
 from benchmarks.peers.run_batch import command_line
 from serve_app.engine.host.cpu import available_cores, binding
 from serve_app.engine.processes.lifeline import die_with_parent
@@ -30,7 +30,7 @@ REQUEST_TIMEOUT_S = 60.0
 POLL_S = 1.0
 
 
-class HttpServer:
+class HttpServer(Freezable):
     """A command that serves `model` on `port` of this machine. What it prints goes to `log`.
 
     It has a session of its own, all of which is frozen by `freeze` (see benchmarks/peers/__init__.py), and dies with
@@ -76,16 +76,6 @@ class HttpServer:
         if self._process is None:
             raise ServerUnavailable(f"{self.base_url}: it was not started")
         return self._process.pid
-
-    def thaw(self) -> None:
-        """Go on after `freeze`."""
-        if self._process is not None:
-            signal_session(self._process.pid, signal.SIGCONT)
-
-    def freeze(self) -> None:
-        """Take no core until `thaw`."""
-        if self._process is not None:
-            signal_session(self._process.pid, signal.SIGSTOP)
 
     def stop(self) -> None:
         """Leave nothing running. May be called twice, and before `start`."""
